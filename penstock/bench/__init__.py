@@ -1,0 +1,1 @@
+"""Benchmarks that keep their raw figures."""

@@ -1,0 +1,1 @@
+"""The route model as Envoy resources (pure), and Envoy as a process."""

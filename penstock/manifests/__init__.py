@@ -1,0 +1,1 @@
+"""What users write: typed kinds, loading with file and line, validation."""

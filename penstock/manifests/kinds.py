@@ -1,0 +1,357 @@
+"""The kinds that Penstock acts on, as typed values.
+
+Each class mirrors the published schema of its kind, cut to the fields that this version enforces;
+field names follow the API in snake case and are camelCase on the wire. A value of these types is
+what one document *says*: defaults of the API are filled in (a file has no API server to do it),
+references are not resolved.
+
+Sources: Kubernetes API v1.31 (Service, Node, EndpointSlice), Cilium 1.20 (CiliumNetworkPolicy),
+Gateway API v1.6 (HTTPRoute), Istio security/v1 (PeerAuthentication), and ../README.md (Workload).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+
+class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True):
+    """Base of every typed part of a manifest: closed (unknown fields are errors) and immutable."""
+
+
+Labels = dict[str, str]
+
+
+class ObjectMeta(Kind, frozen=True):
+    """metadata. Fields that an API server writes are accepted and ignored."""
+
+    name: str
+    namespace: str = "default"
+    labels: Labels = {}
+    annotations: Labels = {}
+    creation_timestamp: str | None = None
+    deletion_timestamp: str | None = None
+    deletion_grace_period_seconds: int | None = None
+    finalizers: list[str] = []
+    generate_name: str | None = None
+    generation: int | None = None
+    managed_fields: list[Any] = []
+    owner_references: list[Any] = []
+    resource_version: str | None = None
+    self_link: str | None = None
+    uid: str | None = None
+
+
+# --- selectors -----------------------------------------------------------------------------------
+
+
+class LabelSelectorRequirement(Kind, frozen=True):
+    key: str
+    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
+    values: list[str] = []
+
+
+class LabelSelector(Kind, frozen=True):
+    """matchLabels and matchExpressions, ANDed. The empty selector selects everything."""
+
+    match_labels: Labels = {}
+    match_expressions: list[LabelSelectorRequirement] = []
+
+
+# --- penstock.dev/v1alpha1 Workload ------------------------------------------------------------------
+
+
+class ContainerPort(Kind, frozen=True):
+    container_port: int
+    name: str = ""
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+
+
+class WorkloadSpec(Kind, frozen=True):
+    service_account_name: str = "default"
+    node: str | None = None
+    netns: str | None = None
+    container: str | None = None
+    interface: str | None = None
+    addresses: list[str] = []
+    ports: list[ContainerPort] = []
+
+
+class Workload(Kind, frozen=True):
+    api_version: str
+    kind: Literal["Workload"]
+    metadata: ObjectMeta
+    spec: WorkloadSpec = WorkloadSpec()
+    status: Any = None
+
+
+# --- v1 Node, v1 Service, discovery.k8s.io/v1 EndpointSlice --------------------------------------------
+
+
+class NodeAddress(Kind, frozen=True):
+    type: str
+    address: str
+
+
+class NodeSpec(Kind, frozen=True):
+    pod_cidr: str | None = msgspec.field(default=None, name="podCIDR")
+    pod_cidrs: list[str] = msgspec.field(default_factory=list, name="podCIDRs")
+    provider_id: str | None = msgspec.field(default=None, name="providerID")
+    taints: list[Any] = []
+    unschedulable: bool = False
+
+
+class NodeStatus(Kind, frozen=True, forbid_unknown_fields=False):
+    addresses: list[NodeAddress] = []
+
+
+class Node(Kind, frozen=True):
+    api_version: str
+    kind: Literal["Node"]
+    metadata: ObjectMeta
+    spec: NodeSpec = NodeSpec()
+    status: NodeStatus = NodeStatus()
+
+
+class ServicePort(Kind, frozen=True):
+    port: int
+    name: str = ""
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+    target_port: int | str | None = None
+    app_protocol: str | None = None
+    node_port: int | None = None
+
+
+class ServiceSpec(Kind, frozen=True):
+    ports: list[ServicePort] = []
+    selector: Labels | None = None
+    cluster_ip: str | None = msgspec.field(default=None, name="clusterIP")
+    cluster_ips: list[str] = msgspec.field(default_factory=list, name="clusterIPs")
+    ip_families: list[Literal["IPv4", "IPv6"]] = []
+    ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = None
+    type: Literal["ClusterIP"] = "ClusterIP"
+    session_affinity: Literal["None"] = "None"
+    publish_not_ready_addresses: bool = False
+
+
+class Service(Kind, frozen=True):
+    api_version: str
+    kind: Literal["Service"]
+    metadata: ObjectMeta
+    spec: ServiceSpec = ServiceSpec()
+    status: Any = None
+
+
+class EndpointConditions(Kind, frozen=True):
+    ready: bool | None = None
+    serving: bool | None = None
+    terminating: bool | None = None
+
+
+class SliceEndpoint(Kind, frozen=True):
+    addresses: list[str]
+    conditions: EndpointConditions = EndpointConditions()
+    hostname: str | None = None
+    node_name: str | None = None
+    target_ref: Any = None
+    zone: str | None = None
+    hints: Any = None
+    deprecated_topology: Any = None
+
+
+class SlicePort(Kind, frozen=True):
+    port: int | None = None
+    name: str = ""
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+    app_protocol: str | None = None
+
+
+class EndpointSlice(Kind, frozen=True):
+    api_version: str
+    kind: Literal["EndpointSlice"]
+    metadata: ObjectMeta
+    address_type: Literal["IPv4", "IPv6"]
+    endpoints: list[SliceEndpoint] = []
+    ports: list[SlicePort] = []
+
+
+# --- cilium.io/v2 CiliumNetworkPolicy ----------------------------------------------------------------
+
+Entity = Literal[
+    "all", "world", "cluster", "host", "remote-node", "ingress", "health", "init", "unmanaged", "none"
+]
+
+
+class PortHTTP(Kind, frozen=True):
+    """One entry of rules.http: fields AND; method, path and host are regular expressions (RE2, full match)."""
+
+    method: str = ""
+    path: str = ""
+    host: str = ""
+    headers: list[str] = []
+
+
+class L7Rules(Kind, frozen=True):
+    http: list[PortHTTP] = []
+
+
+class PortProtocol(Kind, frozen=True):
+    port: str | int = "0"
+    end_port: int | None = None
+    protocol: Literal["TCP", "UDP", "ANY"] = "ANY"
+
+
+class PortRule(Kind, frozen=True):
+    ports: list[PortProtocol] = []
+    rules: L7Rules | None = None
+
+
+class PortDenyRule(Kind, frozen=True):
+    ports: list[PortProtocol] = []
+
+
+class IngressRule(Kind, frozen=True):
+    from_endpoints: list[LabelSelector] | None = None
+    from_entities: list[Entity] | None = None
+    to_ports: list[PortRule] | None = None
+
+
+class IngressDenyRule(Kind, frozen=True):
+    from_endpoints: list[LabelSelector] | None = None
+    from_entities: list[Entity] | None = None
+    to_ports: list[PortDenyRule] | None = None
+
+
+class EgressRule(Kind, frozen=True):
+    to_endpoints: list[LabelSelector] | None = None
+    to_entities: list[Entity] | None = None
+    to_ports: list[PortRule] | None = None
+
+
+class EgressDenyRule(Kind, frozen=True):
+    to_endpoints: list[LabelSelector] | None = None
+    to_entities: list[Entity] | None = None
+    to_ports: list[PortDenyRule] | None = None
+
+
+class EnableDefaultDeny(Kind, frozen=True):
+    ingress: bool | None = None
+    egress: bool | None = None
+
+
+class PolicyRule(Kind, frozen=True):
+    """One `spec` of a CiliumNetworkPolicy. None (absent) and [] mean different things: see policy/."""
+
+    endpoint_selector: LabelSelector | None = None
+    ingress: list[IngressRule] | None = None
+    ingress_deny: list[IngressDenyRule] | None = None
+    egress: list[EgressRule] | None = None
+    egress_deny: list[EgressDenyRule] | None = None
+    enable_default_deny: EnableDefaultDeny = EnableDefaultDeny()
+    description: str = ""
+    labels: list[Any] = []
+
+
+class CiliumNetworkPolicy(Kind, frozen=True):
+    api_version: str
+    kind: Literal["CiliumNetworkPolicy"]
+    metadata: ObjectMeta
+    spec: PolicyRule | None = None
+    specs: list[PolicyRule] | None = None
+    status: Any = None
+
+
+# --- gateway.networking.k8s.io/v1 HTTPRoute, as far as a mesh (GAMMA) route needs it -----------------------
+
+
+class ParentReference(Kind, frozen=True):
+    name: str
+    group: str = "gateway.networking.k8s.io"
+    kind: str = "Gateway"
+    namespace: str | None = None
+    section_name: str | None = None
+    port: int | None = None
+
+
+class HTTPPathMatch(Kind, frozen=True):
+    type: Literal["Exact", "PathPrefix", "RegularExpression"] = "PathPrefix"
+    value: str = "/"
+
+
+class HTTPHeaderMatch(Kind, frozen=True):
+    name: str
+    value: str
+    type: Literal["Exact", "RegularExpression"] = "Exact"
+
+
+class HTTPQueryParamMatch(Kind, frozen=True):
+    name: str
+    value: str
+    type: Literal["Exact", "RegularExpression"] = "Exact"
+
+
+HTTPMethod = Literal["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
+
+
+class HTTPRouteMatch(Kind, frozen=True):
+    path: HTTPPathMatch = HTTPPathMatch()
+    headers: list[HTTPHeaderMatch] = []
+    query_params: list[HTTPQueryParamMatch] = []
+    method: HTTPMethod | None = None
+
+
+class HTTPBackendRef(Kind, frozen=True):
+    name: str
+    group: str = ""
+    kind: str = "Service"
+    namespace: str | None = None
+    port: int | None = None
+    weight: int = 1
+
+
+class HTTPRouteRule(Kind, frozen=True):
+    name: str | None = None
+    matches: list[HTTPRouteMatch] = msgspec.field(default_factory=lambda: [HTTPRouteMatch()])
+    backend_refs: list[HTTPBackendRef] = []
+
+
+class HTTPRouteSpec(Kind, frozen=True):
+    parent_refs: list[ParentReference] = []
+    hostnames: list[str] = []
+    rules: list[HTTPRouteRule] = msgspec.field(default_factory=lambda: [HTTPRouteRule()])
+
+
+class HTTPRoute(Kind, frozen=True):
+    api_version: str
+    kind: Literal["HTTPRoute"]
+    metadata: ObjectMeta
+    spec: HTTPRouteSpec
+    status: Any = None
+
+
+# --- security.istio.io/v1 PeerAuthentication ------------------------------------------------------------
+
+
+class MutualTLS(Kind, frozen=True):
+    mode: Literal["UNSET", "DISABLE", "PERMISSIVE", "STRICT"] = "UNSET"
+
+
+class WorkloadSelector(Kind, frozen=True):
+    match_labels: Labels = {}
+
+
+class PeerAuthenticationSpec(Kind, frozen=True):
+    selector: WorkloadSelector | None = None
+    mtls: MutualTLS | None = None
+
+
+class PeerAuthentication(Kind, frozen=True):
+    api_version: str
+    kind: Literal["PeerAuthentication"]
+    metadata: ObjectMeta
+    spec: PeerAuthenticationSpec = PeerAuthenticationSpec()
+    status: Any = None
+
+
+AnyKind = Workload | Node | Service | EndpointSlice | CiliumNetworkPolicy | HTTPRoute | PeerAuthentication

@@ -1,0 +1,1 @@
+"""The certificate authority, SVIDs, and the secrets that Envoy asks for."""

@@ -1,0 +1,1 @@
+"""Flows from the kernel and requests from Envoy."""

@@ -1,0 +1,154 @@
+"""The Plan: what the kernel, Envoy and the CA must hold. Made by `compiler`, made real by the appliers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+
+from penstock.manifests.document import ObjectKey, Origin
+from penstock.routing.model import ListenerKind, ProxyModel
+from penstock.world import Address, Network, WorkloadName
+
+
+class Direction(IntEnum):
+    INGRESS = 0
+    EGRESS = 1
+
+
+class Verdict(IntEnum):
+    """What a policy entry says. At equal precedence the higher number wins."""
+
+    ALLOW = 1
+    REDIRECT = 2
+    DENY = 3
+
+
+class MeshMode(IntEnum):
+    """How a workload wants TCP from other nodes (PeerAuthentication)."""
+
+    OFF = 0
+    PERMISSIVE = 1
+    STRICT = 2
+
+
+@dataclass(frozen=True, slots=True)
+class EndpointEntry:
+    """A local workload's address. `subject` names its set of policy entries."""
+
+    identity: int
+    subject: int
+    ifindex: int
+    mac: bytes
+    host_mac: bytes
+    mode: MeshMode
+
+
+@dataclass(frozen=True, slots=True)
+class IpcacheEntry:
+    """Who an address is. `mesh` is true for workloads of other mesh nodes, whose TLS we can verify."""
+
+    identity: int
+    source_class: int
+    mesh: bool = False
+    mode: MeshMode = MeshMode.OFF
+    local: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class PolicyKey:
+    """`identity` 0 is any peer, `protocol` 0 any protocol; the port counts in its first `port_bits` bits."""
+
+    subject: int
+    direction: Direction
+    identity: int
+    protocol: int = 0
+    port: int = 0
+    port_bits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyEntry:
+    verdict: Verdict
+    origins: tuple[tuple[ObjectKey, Origin], ...] = ()
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ServiceKey:
+    address: Address
+    port: int
+    protocol: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceEntry:
+    """`http` is set when a route applies: the packets keep the virtual address and go to a listener."""
+
+    service_id: int
+    name: str
+    backends: tuple[tuple[Address, int], ...]
+    http: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class ListenerKey:
+    source_class: int
+    kind: ListenerKind
+    destination: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KernelTables:
+    endpoints: Mapping[Address, EndpointEntry] = field(default_factory=dict)
+    ipcache: Mapping[Network, IpcacheEntry] = field(default_factory=dict)
+    policy: Mapping[PolicyKey, PolicyEntry] = field(default_factory=dict)
+    services: Mapping[ServiceKey, ServiceEntry] = field(default_factory=dict)
+    listeners: Mapping[ListenerKey, int] = field(default_factory=dict)
+    """Port of the listener that stands for (source class, kind, destination)."""
+    netns: Mapping[int, int] = field(default_factory=dict)
+    """Network namespace cookie → identity, for the connect hooks."""
+    attach: Mapping[int, WorkloadName] = field(default_factory=dict)
+    """Host-side interface index → workload."""
+    routes: Mapping[Network, Address] = field(default_factory=dict)
+    """Ranges of other nodes → the node's address."""
+
+
+@dataclass(frozen=True, slots=True)
+class SecretWanted:
+    """The certificate of a local workload, named by its address (design §6)."""
+
+    name: str
+    spiffe_id: str
+    workload: WorkloadName
+
+
+@dataclass(frozen=True, slots=True)
+class Condition:
+    """A Kubernetes status condition without its times."""
+
+    type: str
+    status: bool
+    reason: str
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectStatus:
+    """What compile has to say about one document.
+
+    `conditions` fill the kind's own status; `pending` names what it waits for outside Penstock
+    (empty when nothing); `warnings` do not stop it.
+    """
+
+    conditions: tuple[Condition, ...] = ()
+    pending: str = ""
+    warnings: tuple[tuple[Origin, str], ...] = ()
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    kernel: KernelTables = field(default_factory=KernelTables)
+    proxy: ProxyModel = field(default_factory=ProxyModel)
+    secrets: tuple[SecretWanted, ...] = ()
+    statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)

@@ -1,0 +1,1 @@
+"""Selectors, identities, and policy compiled to kernel entries and L7 rights. Pure."""

@@ -1,0 +1,1 @@
+"""The kernel side: libbpf binding, maps, attachment, routes and rules."""

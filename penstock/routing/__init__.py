@@ -1,0 +1,1 @@
+"""Services and routes compiled to one neutral route model. Pure."""

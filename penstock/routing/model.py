@@ -1,0 +1,156 @@
+"""The neutral route model: what a proxy must do, said without a word of Envoy.
+
+Inputs (mesh routes today, Gateway and Ingress later) compile to these values; `penstock.envoy`
+turns them into Envoy resources. Names stand for what a thing is, never for its position or
+content, so that an edit changes a resource in place.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Literal
+
+from penstock.world import Address
+
+
+class ListenerKind(IntEnum):
+    """What a listener does with the connections that the kernel steers to it.
+
+    The numbers are shared with the kernel (bpf/penstock.h) and never change meaning.
+    """
+
+    HTTP_SERVICE = 1
+    """HTTP to a Service's virtual address: routed by that Service's routes."""
+    HTTP_WORKLOAD = 2
+    """HTTP to a workload's own address: goes to just that workload."""
+    TLS_HTTP = 3
+    """Mesh TLS from another node to a local workload; inside is HTTP that an L7 rule judges."""
+    TLS_TCP = 4
+    """Mesh TLS from another node to a local workload; inside is anything, judged at L4 by the kernel."""
+    TCP_MTLS = 5
+    """Plain TCP of a local workload to a workload of another node that requires mesh TLS."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyListener:
+    """One listener: (kind, source class) and, for TCP_MTLS, the destination's identity.
+
+    `peer_id` is the SPIFFE id of the source class' members; TLS kinds accept no other client.
+    `server_id` is the SPIFFE id that a TCP_MTLS listener demands of the server.
+    """
+
+    name: str
+    kind: ListenerKind
+    source_class: int
+    port: int
+    peer_id: str | None = None
+    destination: int = 0
+    server_id: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class StringMatch:
+    """`prefix` is Gateway API's PathPrefix: whole path segments, a trailing slash ignored."""
+
+    kind: Literal["exact", "prefix", "regex"]
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class RouteMatch:
+    path: StringMatch
+    method: str | None = None
+    headers: tuple[tuple[str, StringMatch], ...] = ()
+    query: tuple[tuple[str, StringMatch], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RouteBackend:
+    """A share of a rule's requests. `cluster` None answers 500 (the reference cannot be used)."""
+
+    cluster: str | None
+    weight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One match of one rule. `name` is namespace/route/rule/match and only labels logs."""
+
+    name: str
+    match: RouteMatch
+    backends: tuple[RouteBackend, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class RequestMatch:
+    """One entry of a policy's rules.http: regular expressions (RE2, full match); None matches all.
+
+    `headers` are (name, value); value None demands presence only.
+    """
+
+    method: str | None = None
+    path: str | None = None
+    host: str | None = None
+    headers: tuple[tuple[str, str | None], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Rights:
+    """Members of `sources` may send `requests` to endpoints of `destinations`. Absent rights deny.
+
+    `sources` None is every source class. A request must match at least one of the alternatives in
+    *each* group of `requests` (the sender's egress and the receiver's ingress are two groups); no groups
+    allow every request. `destinations` are policy classes of endpoints.
+    """
+
+    sources: tuple[int, ...] | None
+    destinations: tuple[str, ...]
+    requests: tuple[tuple[RequestMatch, ...], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ServiceTable:
+    """The routes of one virtual address and port. `routes` stand in the order in which they are tried."""
+
+    name: str
+    address: Address
+    port: int
+    routes: tuple[Route, ...]
+    rights: tuple[Rights, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyEndpoint:
+    """A backend. `server_id` is the SPIFFE id to demand over mesh TLS; None is plain text."""
+
+    address: Address
+    port: int
+    policy_class: str
+    server_id: str | None = None
+    weight: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyCluster:
+    """Endpoints of one address family that serve the same thing, spread by weighted least request."""
+
+    name: str
+    family: Literal[4, 6]
+    endpoints: tuple[ProxyEndpoint, ...]
+    http2: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ProxyModel:
+    """All that the node's proxy must hold.
+
+    `workloads` are what HTTP_WORKLOAD and TLS_HTTP listeners may reach at its own address (each
+    request goes to exactly the address that was dialled, or nowhere), judged by `workload_rights`.
+    """
+
+    listeners: tuple[ProxyListener, ...] = ()
+    services: tuple[ServiceTable, ...] = ()
+    clusters: tuple[ProxyCluster, ...] = ()
+    workloads: tuple[ProxyEndpoint, ...] = ()
+    workload_rights: tuple[Rights, ...] = ()

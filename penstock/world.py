@@ -1,0 +1,92 @@
+"""The facts: what the manifests say and what this machine looks like now, as one immutable value.
+
+`compile` is a pure function of a World. What must be remembered between two Worlds (numbers that
+were given out) is in `Allocations`, which is part of the World, so that compile needs no memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from typing import TypeVar
+
+from penstock.manifests.document import Document, ObjectKey
+
+Address = IPv4Address | IPv6Address
+Network = IPv4Network | IPv6Network
+WorkloadName = tuple[str, str]
+"""(namespace, name) of a workload."""
+
+K = TypeVar("K")
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """How a local workload hangs on this node, as the kernel tells it.
+
+    `ifindex` and `host_mac` belong to the host side of its veth, `mac` to the workload's own side;
+    `cookie` is the network namespace's cookie (SO_NETNS_COOKIE), which the connect hooks see.
+    """
+
+    ifindex: int
+    host_mac: bytes
+    mac: bytes
+    cookie: int
+    addresses: tuple[Address, ...]
+    interface: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What an operator may choose for a node."""
+
+    trust_domain: str = "penstock.local"
+    host_access: bool = True
+    """The node's own processes may reach local workloads whatever the policy (health checks)."""
+    service_ranges: tuple[Network, ...] = (
+        IPv4Network("10.96.0.0/16"),
+        IPv6Network("fd00:10:96::/112"),
+    )
+    proxy_listen_ports: tuple[int, int] = (15001, 19999)
+    """Listeners of Envoy. Disjoint from every range that sockets pick from by themselves."""
+    proxy_source_ports: tuple[int, int] = (20000, 31999)
+    """Source ports of Envoy's upstream connections; the same on every node (mesh TLS is told by it)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allocations:
+    """Numbers given out, kept in the state directory, never reused for something else while in use."""
+
+    identities: Mapping[str, int] = field(default_factory=dict)
+    """Canonical text of (namespace, service account, labels) → number ≥ 256."""
+    vips: Mapping[str, str] = field(default_factory=dict)
+    """``namespace/name/family`` of a Service → address."""
+    listener_ports: Mapping[str, int] = field(default_factory=dict)
+    """Name of an Envoy listener → its port."""
+    service_ids: Mapping[str, int] = field(default_factory=dict)
+    """``namespace/name:port/protocol/family`` → number in the kernel's service table."""
+
+
+@dataclass(frozen=True)
+class World:
+    node: str
+    documents: Mapping[ObjectKey, Document]
+    attachments: Mapping[WorkloadName, Attachment] = field(default_factory=dict)
+    node_addresses: tuple[Address, ...] = ()
+    allocations: Allocations = field(default_factory=Allocations)
+    settings: Settings = field(default_factory=Settings)
+
+    @cached_property
+    def _by_kind(self) -> Mapping[str, tuple[Document, ...]]:
+        found: dict[str, list[Document]] = {}
+        for key in sorted(self.documents):
+            found.setdefault(key.kind, []).append(self.documents[key])
+        return {kind: tuple(documents) for kind, documents in found.items()}
+
+    def of_kind(self, kind: type[K]) -> Iterator[tuple[Document, K]]:
+        """Every document of one kind with its value, ordered by namespace and name."""
+        for document in self._by_kind.get(kind.__name__, ()):
+            assert isinstance(document.value, kind)
+            yield document, document.value

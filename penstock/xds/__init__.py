@@ -1,0 +1,1 @@
+"""The xDS server: a sans-IO session core, make-before-break order, and a thin gRPC shell."""
