@@ -1,0 +1,165 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Service translation where a socket names its peer (cgroup v2 root): once per connection, and no packet is
+ * rewritten. Only network namespaces that we know are touched. A Service with a route is left alone for
+ * workloads: its packets must still carry the virtual address. The node's own processes are translated
+ * always, since no tc hook sees what they send.
+ */
+#include "maps.h"
+
+#include <linux/in.h>
+
+/* The decision itself, apart from its hooks, so that a test can run it (cgroup hooks have no test run). */
+static __always_inline int translate(__u64 cookie, __u32 random, const struct service_key *service,
+				     struct backend_value *to)
+{
+	struct netns_value *ns = bpf_map_lookup_elem(&netns, &cookie);
+	struct backend_value *backend;
+	struct service_value *s;
+	struct backend_key key;
+
+	if (!ns)
+		return 0;
+	s = bpf_map_lookup_elem(&services, service);
+	if (!s)
+		return 0;
+	if (s->flags & SERVICE_HTTP && !(ns->flags & NETNS_HOST))
+		return 0;
+	if (!s->backends)
+		return -1;
+	key.service = s->id;
+	key.slot = random % s->backends;
+	backend = bpf_map_lookup_elem(&backends, &key);
+	if (!backend)
+		return -1;
+	*to = *backend;
+	return 1;
+}
+
+static __always_inline void count_one(__u32 reason)
+{
+	struct counter *c = bpf_map_lookup_elem(&counters, &reason);
+
+	if (c)
+		c->packets++;
+}
+
+static __always_inline int go(struct bpf_sock_addr *ctx, struct service_key *service, struct backend_value *to)
+{
+	struct translated_key key = {};
+	struct translated_value was = {};
+	int result;
+
+	service->port = (__be16)ctx->user_port;
+	service->protocol = ctx->protocol;
+	result = translate(bpf_get_netns_cookie(ctx), bpf_get_prandom_u32(), service, to);
+	if (result < 0) {
+		count_one(NO_BACKEND);
+		return -1;
+	}
+	if (!result)
+		return 0;
+	key.cookie = bpf_get_socket_cookie(ctx);
+	key.addr = to->addr;
+	key.port = to->port;
+	was.addr = service->addr;
+	was.port = service->port;
+	bpf_map_update_elem(&translated, &key, &was, BPF_ANY);
+	ctx->user_port = to->port;
+	count_one(TRANSLATED);
+	return 1;
+}
+
+static __always_inline int forward4(struct bpf_sock_addr *ctx)
+{
+	struct service_key service = {};
+	struct backend_value to;
+	int result;
+
+	service.addr.w[2] = bpf_htonl(0xffff);
+	service.addr.w[3] = ctx->user_ip4;
+	result = go(ctx, &service, &to);
+	if (result > 0)
+		ctx->user_ip4 = to.addr.w[3];
+	return result >= 0;
+}
+
+static __always_inline int forward6(struct bpf_sock_addr *ctx)
+{
+	struct service_key service = {};
+	struct backend_value to;
+	int result;
+
+	service.addr.w[0] = ctx->user_ip6[0];
+	service.addr.w[1] = ctx->user_ip6[1];
+	service.addr.w[2] = ctx->user_ip6[2];
+	service.addr.w[3] = ctx->user_ip6[3];
+	result = go(ctx, &service, &to);
+	if (result > 0) {
+		ctx->user_ip6[0] = to.addr.w[0];
+		ctx->user_ip6[1] = to.addr.w[1];
+		ctx->user_ip6[2] = to.addr.w[2];
+		ctx->user_ip6[3] = to.addr.w[3];
+	}
+	return result >= 0;
+}
+
+/* What the application believes it speaks to. */
+static __always_inline struct translated_value *believed(struct bpf_sock_addr *ctx, struct translated_key *key)
+{
+	key->cookie = bpf_get_socket_cookie(ctx);
+	key->port = (__be16)ctx->user_port;
+	return bpf_map_lookup_elem(&translated, key);
+}
+
+static __always_inline int back4(struct bpf_sock_addr *ctx)
+{
+	struct translated_key key = {};
+	struct translated_value *was;
+
+	key.addr.w[2] = bpf_htonl(0xffff);
+	key.addr.w[3] = ctx->user_ip4;
+	was = believed(ctx, &key);
+	if (was) {
+		ctx->user_ip4 = was->addr.w[3];
+		ctx->user_port = was->port;
+	}
+	return 1;
+}
+
+static __always_inline int back6(struct bpf_sock_addr *ctx)
+{
+	struct translated_key key = {};
+	struct translated_value *was;
+
+	key.addr.w[0] = ctx->user_ip6[0];
+	key.addr.w[1] = ctx->user_ip6[1];
+	key.addr.w[2] = ctx->user_ip6[2];
+	key.addr.w[3] = ctx->user_ip6[3];
+	was = believed(ctx, &key);
+	if (was) {
+		ctx->user_ip6[0] = was->addr.w[0];
+		ctx->user_ip6[1] = was->addr.w[1];
+		ctx->user_ip6[2] = was->addr.w[2];
+		ctx->user_ip6[3] = was->addr.w[3];
+		ctx->user_port = was->port;
+	}
+	return 1;
+}
+
+#define CGROUP_PROGRAM(NAME, SECTION, DOES)                  \
+	SEC(SECTION) int NAME(struct bpf_sock_addr *ctx)      \
+	{                                                     \
+		return DOES(ctx);                             \
+	}
+
+CGROUP_PROGRAM(connect4, "cgroup/connect4", forward4)
+CGROUP_PROGRAM(connect6, "cgroup/connect6", forward6)
+CGROUP_PROGRAM(sendmsg4, "cgroup/sendmsg4", forward4)
+CGROUP_PROGRAM(sendmsg6, "cgroup/sendmsg6", forward6)
+CGROUP_PROGRAM(recvmsg4, "cgroup/recvmsg4", back4)
+CGROUP_PROGRAM(recvmsg6, "cgroup/recvmsg6", back6)
+CGROUP_PROGRAM(getpeername4, "cgroup/getpeername4", back4)
+CGROUP_PROGRAM(getpeername6, "cgroup/getpeername6", back6)
+
+char _license[] SEC("license") = "Dual BSD/GPL";

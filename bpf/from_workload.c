@@ -1,0 +1,31 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* tcx ingress, host side of a workload's veth: everything that a workload says passes here first. */
+#include "flow.h"
+
+SEC("tc")
+int from_workload(struct __sk_buff *skb)
+{
+	struct config *c;
+	struct packet p;
+	__u32 zero = 0;
+	int parsed = parse(skb, &p);
+
+	if (parsed)
+		return unparsed(&p, parsed, HOOK_FROM_WORKLOAD);
+	c = bpf_map_lookup_elem(&config, &zero);
+	if (!c)
+		return TC_ACT_SHOT;
+
+	/* The answer of a backend to the proxy, which borrowed the client's address. */
+	if (p.t.protocol == IPPROTO_TCP && in_proxy_range(c, p.t.dport)) {
+		struct endpoint *src = bpf_map_lookup_elem(&endpoints, &p.t.src);
+
+		if (src && src->ifindex == skb->ifindex && !assign_own(skb, &p)) {
+			count(PROXY_RETURN, p.length);
+			return TC_ACT_OK;
+		}
+	}
+	return ingress_hook(skb, &p, c, HOOK_FROM_WORKLOAD);
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";

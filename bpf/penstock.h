@@ -1,0 +1,266 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * What the kernel side and the Python side must agree on: numbers, flags, and the layout of every map.
+ * penstock/redirect/layout.py holds the same; tests/bpf/test_layout.py compares them with this file's BTF.
+ */
+#ifndef PENSTOCK_H
+#define PENSTOCK_H
+
+#include <linux/bpf.h>
+#include <linux/types.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+
+/* skb->mark, nibble 0xf00. TO_PROXY is what `ip rule` sends to the local table. */
+#define MARK_MASK 0xf00
+#define MARK_TO_PROXY 0x200
+#define MARK_JUDGED 0x400
+#define MARK_PROXY_DOWNSTREAM 0xa00
+#define MARK_PROXY_UPSTREAM 0xb00
+
+/* Reserved identities, with Cilium's meaning. */
+#define IDENTITY_HOST 1
+#define IDENTITY_WORLD 2
+
+/* Values are shared with penstock.plan.Verdict: at equal rank the higher wins. */
+enum verdict {
+	VERDICT_NONE = 0,
+	VERDICT_ALLOW = 1,
+	VERDICT_REDIRECT = 2,
+	VERDICT_DENY = 3,
+};
+
+/* penstock.routing.model.ListenerKind */
+enum listener_kind {
+	LISTENER_HTTP_SERVICE = 1,
+	LISTENER_HTTP_WORKLOAD = 2,
+	LISTENER_TLS_HTTP = 3,
+	LISTENER_TLS_TCP = 4,
+	LISTENER_TCP_MTLS = 5,
+};
+
+/* penstock.plan.MeshMode */
+enum mesh_mode {
+	MESH_OFF = 0,
+	MESH_PERMISSIVE = 1,
+	MESH_STRICT = 2,
+};
+
+enum direction {
+	INGRESS = 0,
+	EGRESS = 1,
+};
+
+/* Append only: numbers are for ever. penstock/observe/reasons.py holds the same with a sentence for each. */
+enum reason {
+	REASON_NONE = 0,
+	FORWARDED_LOCAL = 1,
+	FORWARDED_STACK = 2,
+	REDIRECTED = 3,
+	PROXY_RETURN = 4,
+	FROM_PROXY = 5,
+	NOT_IP = 6,
+	TRANSLATED = 7,
+	POLICY_DENIED_EGRESS = 32,
+	POLICY_DENIED_INGRESS = 33,
+	SPOOFED_SOURCE = 34,
+	PROXY_NOT_READY = 35,
+	PLAINTEXT_TO_STRICT = 36,
+	MALFORMED = 37,
+	UNKNOWN_PROTOCOL = 38,
+	FRAGMENT_WITHOUT_FIRST = 39,
+	UNRELATED_ICMP_ERROR = 40,
+	UNTRANSLATED_SERVICE = 41,
+	NO_BACKEND = 42,
+	POLICY_CHANGED = 43,
+	REASON_MAX = 64,
+};
+
+/* IPv4 addresses are kept as IPv4-mapped IPv6 (RFC 4291, 2.5.5.2): one code path, one map. */
+union addr {
+	__u32 w[4];
+	__u64 d[2];
+};
+
+/* A local workload, by its address. */
+struct endpoint {
+	__u32 ifindex;
+	__u32 identity;
+	__u32 subject;
+	__u32 source_class;
+	__u8 mode;
+	__u8 pad[3];
+};
+
+/* Who an address is. LPM. */
+struct ipcache_key {
+	__u32 prefixlen;
+	union addr addr;
+};
+
+#define IPCACHE_MESH 1
+#define IPCACHE_LOCAL 2
+
+struct ipcache_value {
+	__u32 identity;
+	__u32 source_class;
+	__u8 flags;
+	__u8 mode;
+	__u8 pad[2];
+};
+
+/* LPM: what is wild stands last. identity 0 is "any peer"; two look-ups, the better verdict wins. */
+struct policy_key {
+	__u32 prefixlen;
+	__u32 subject;
+	__u32 identity;
+	__u8 direction;
+	__u8 protocol;
+	__be16 port;
+};
+#define POLICY_FIXED_BITS (32 + 32 + 8)
+#define POLICY_FULL_BITS (POLICY_FIXED_BITS + 8 + 16)
+
+struct policy_value {
+	__u8 verdict;
+	__u8 pad[3];
+	/* The entry's number, by which the daemon finds the rules that it came from. */
+	__u32 rule;
+};
+
+struct listener_key {
+	__u32 source_class;
+	__u32 kind;
+	__u32 destination;
+};
+
+struct listener_value {
+	__be16 port;
+	__u8 pad[2];
+};
+
+struct service_key {
+	union addr addr;
+	__be16 port;
+	__u8 protocol;
+	__u8 pad;
+};
+
+#define SERVICE_HTTP 1
+
+struct service_value {
+	__u32 id;
+	__u32 backends;
+	__u32 flags;
+};
+
+struct backend_key {
+	__u32 service;
+	__u32 slot;
+};
+
+struct backend_value {
+	union addr addr;
+	__be16 port;
+	__u8 pad[2];
+};
+
+/* Which socket spoke to which backend instead of which service: for getpeername and recvmsg. */
+struct translated_key {
+	__u64 cookie;
+	union addr addr;
+	__be16 port;
+	__u8 pad[6];
+};
+
+struct translated_value {
+	union addr addr;
+	__be16 port;
+	__u8 pad[2];
+};
+
+/* Both directions of a flow find the same entry: a is the smaller (address, port). */
+struct ct_key {
+	union addr a;
+	union addr b;
+	__be16 port_a;
+	__be16 port_b;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+/*
+ * A verdict, good as long as `epoch` is the present one. `ifindex` is per side (0: a): where that side's
+ * packets come from, and where packets to it go (0: not a local workload).
+ */
+struct ct_value {
+	__u64 seen;
+	__u32 epoch;
+	__u32 ifindex[2];
+	__u8 initiator;
+	__u8 verdict;
+	__be16 proxy_port;
+};
+
+/* The ports of a datagram whose first fragment was seen. */
+struct fragment_key {
+	union addr src;
+	union addr dst;
+	__u32 id;
+	__u32 protocol;
+};
+
+struct fragment_value {
+	__be16 sport;
+	__be16 dport;
+};
+
+struct counter {
+	__u64 packets;
+	__u64 bytes;
+};
+
+struct config {
+	__u32 epoch;
+	/* Host byte order, inclusive. */
+	__u16 proxy_source_min;
+	__u16 proxy_source_max;
+	__u32 flags;
+};
+
+/* The node's own processes reach local workloads whatever the policy says. */
+#define CONFIG_HOST_ACCESS 1
+
+#define NETNS_HOST 1
+
+struct netns_value {
+	__u32 identity;
+	__u32 flags;
+};
+
+struct event {
+	__u64 time;
+	union addr src;
+	union addr dst;
+	__be16 sport;
+	__be16 dport;
+	__u8 protocol;
+	__u8 verdict;
+	__u8 reason;
+	__u8 tcp_flags;
+	__u32 src_identity;
+	__u32 dst_identity;
+	__u32 rule;
+	__u32 length;
+	__be16 proxy_port;
+	__u8 hook;
+	__u8 pad[5];
+};
+
+enum hook {
+	HOOK_FROM_WORKLOAD = 1,
+	HOOK_TO_WORKLOAD = 2,
+	HOOK_FROM_NETDEV = 3,
+};
+
+#endif

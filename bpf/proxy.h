@@ -1,0 +1,85 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/* Handing a packet to one of the proxy's sockets: its own established one, or the listener of its class. */
+#ifndef PENSTOCK_PROXY_H
+#define PENSTOCK_PROXY_H
+
+#include "events.h"
+
+#define TCP_STATE_TIME_WAIT 6
+#define TCP_STATE_LISTEN 10
+
+static __always_inline struct bpf_sock *lookup_tcp(struct __sk_buff *skb, const struct packet *p, const struct tuple *t)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	if (p->ipv6) {
+		tuple.ipv6.saddr[0] = t->src.w[0];
+		tuple.ipv6.saddr[1] = t->src.w[1];
+		tuple.ipv6.saddr[2] = t->src.w[2];
+		tuple.ipv6.saddr[3] = t->src.w[3];
+		tuple.ipv6.daddr[0] = t->dst.w[0];
+		tuple.ipv6.daddr[1] = t->dst.w[1];
+		tuple.ipv6.daddr[2] = t->dst.w[2];
+		tuple.ipv6.daddr[3] = t->dst.w[3];
+		tuple.ipv6.sport = t->sport;
+		tuple.ipv6.dport = t->dport;
+		return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	tuple.ipv4.saddr = t->src.w[3];
+	tuple.ipv4.daddr = t->dst.w[3];
+	tuple.ipv4.sport = t->sport;
+	tuple.ipv4.dport = t->dport;
+	return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+}
+
+/* 0 when the packet now belongs to the proxy's socket for exactly this connection. */
+static __always_inline int assign_own(struct __sk_buff *skb, const struct packet *p)
+{
+	struct bpf_sock *sk = lookup_tcp(skb, p, &p->t);
+	int err = -1;
+
+	if (!sk)
+		return -1;
+	if (sk->state != TCP_STATE_LISTEN && sk->state != TCP_STATE_TIME_WAIT)
+		err = bpf_sk_assign(skb, sk, 0);
+	bpf_sk_release(sk);
+	if (!err)
+		skb->mark = (skb->mark & ~MARK_MASK) | MARK_TO_PROXY;
+	return err;
+}
+
+/*
+ * 0 when the packet now belongs to the listener on the loopback port. The kernel chooses again among
+ * the listener's reuseport sockets by the packet's own hash (since 6.6). A segment in mid-connection that
+ * no socket owns meets the listener too, which answers with a reset: how a direct connection ends that
+ * a rule now names.
+ */
+static __always_inline int assign_listener(struct __sk_buff *skb, const struct packet *p, __be16 port)
+{
+	struct tuple t = {.dport = port, .protocol = IPPROTO_TCP};
+	struct bpf_sock *sk;
+	int err = -1;
+
+	if (p->ipv6)
+		t.dst.w[3] = bpf_htonl(1);
+	else
+		t.dst.w[3] = bpf_htonl(0x7f000001);
+	sk = lookup_tcp(skb, p, &t);
+	if (!sk)
+		return -1;
+	if (sk->state == TCP_STATE_LISTEN)
+		err = bpf_sk_assign(skb, sk, 0);
+	bpf_sk_release(sk);
+	if (!err)
+		skb->mark = (skb->mark & ~MARK_MASK) | MARK_TO_PROXY;
+	return err;
+}
+
+static __always_inline int in_proxy_range(const struct config *c, __be16 port)
+{
+	__u16 p = bpf_ntohs(port);
+
+	return p >= c->proxy_source_min && p <= c->proxy_source_max;
+}
+
+#endif

@@ -1,0 +1,69 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * tcx egress, host side of a workload's veth: what neither from_workload nor from_netdev has judged. That is
+ * the node's own processes, and packets from devices that carry no program. Nothing can be redirected here.
+ */
+#include "flow.h"
+
+SEC("tc")
+int to_workload(struct __sk_buff *skb)
+{
+	__u32 mark = skb->mark & MARK_MASK;
+	struct ct_value *ct, fresh = {};
+	struct judgement j;
+	struct config *c;
+	struct ct_key key;
+	struct packet p;
+	__u32 zero = 0;
+	__u64 now;
+	__u8 side;
+	int parsed;
+
+	if (mark == MARK_PROXY_DOWNSTREAM || mark == MARK_PROXY_UPSTREAM) {
+		count(FROM_PROXY, skb->len);
+		return TC_ACT_OK;
+	}
+	if (mark == MARK_JUDGED)
+		return TC_ACT_OK;
+	parsed = parse(skb, &p);
+	if (parsed)
+		return unparsed(&p, parsed, HOOK_TO_WORKLOAD);
+	c = bpf_map_lookup_elem(&config, &zero);
+	if (!c)
+		return TC_ACT_SHOT;
+
+	now = bpf_ktime_get_coarse_ns();
+	side = ct_make_key(&key, &p.t);
+	ct = bpf_map_lookup_elem(&conntrack, &key);
+	if (ct && !begins(&p) && !ct_idle(ct, p.t.protocol, now) && ct->verdict == VERDICT_ALLOW &&
+	    (ct->epoch == c->epoch || ct->initiator != side)) {
+		ct_touch(ct, now);
+		count(FORWARDED_STACK, p.length);
+		return TC_ACT_OK;
+	}
+	if (p.icmp_error)
+		return icmp_error(skb, &p, HOOK_TO_WORKLOAD);
+
+	judge(&p.t, p.policy_port, c, &j);
+	if (j.dst_ifindex != skb->ifindex)
+		return drop(&p, &j.d, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
+	if (j.d.verdict == VERDICT_REDIRECT)
+		return drop(&p, &j.d, PROXY_NOT_READY, HOOK_TO_WORKLOAD);
+	if (j.d.verdict != VERDICT_ALLOW)
+		return drop(&p, &j.d, j.d.reason, HOOK_TO_WORKLOAD);
+
+	tell(&p, &j.d, HOOK_TO_WORKLOAD);
+	fresh.seen = now;
+	fresh.epoch = c->epoch;
+	fresh.initiator = side;
+	fresh.verdict = VERDICT_ALLOW;
+	if (side)
+		fresh.ifindex[0] = j.dst_ifindex;
+	else
+		fresh.ifindex[1] = j.dst_ifindex;
+	bpf_map_update_elem(&conntrack, &key, &fresh, BPF_ANY);
+	count(FORWARDED_STACK, p.length);
+	return TC_ACT_OK;
+}
+
+char _license[] SEC("license") = "Dual BSD/GPL";
