@@ -253,7 +253,7 @@ class RingBuffer:
 
 
 def test_run(program: int, packet: bytes, context: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Run a program once on `packet` (BPF_PROG_TEST_RUN): its return value, the packet, and the context after."""
+    """Run a program once (BPF_PROG_TEST_RUN): its return value, the packet and the context after."""
     out = ctypes.create_string_buffer(len(packet) + 256)
     data = ctypes.create_string_buffer(packet, len(packet))
     ctx_in = ctypes.create_string_buffer(context, len(context)) if context else None

@@ -1,0 +1,124 @@
+"""Rules → kernel entries of one subject: the second and third pure stage.
+
+The kernel looks a packet up twice, for its peer and for any peer, takes the longest prefix of each, and
+lets the stronger verdict win. So only entries of the *same* peer can hide each other: a narrow port under
+a wide one. Each entry therefore carries the strongest verdict of all rules of its peer that cover it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from penstock.manifests.document import ObjectKey, Origin
+from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
+from penstock.policy.identities import Member, Members
+from penstock.policy.rules import PROTOCOLS, TCP, PolicySpec, Port, Rule
+
+ANY = 0
+"""The identity that stands for every peer."""
+
+_NAMES = {numbers[0]: name for name, numbers in PROTOCOLS.items() if len(numbers) == 1}
+
+
+@dataclass(frozen=True, slots=True)
+class Stance:
+    """What one subject's policies say in one direction."""
+
+    rules: tuple[Rule, ...]
+    default_deny: bool
+
+
+def stance(specs: Iterable[PolicySpec], member: Member, direction: Direction) -> Stance:
+    selecting = [s for s in specs if s.selects(member.labels)]
+    rules = tuple(r for s in selecting for r in s.rules if r.direction is direction)
+    return Stance(rules, any(direction in s.default_deny for s in selecting))
+
+
+def port_prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:
+    """The least set of (port, bits) prefixes that covers `first`..`last`; (0, 0) is every port."""
+    while first <= last:
+        size = first & -first if first else 65536
+        while first + size - 1 > last:
+            size //= 2
+        yield first, 17 - size.bit_length()
+        first += size
+
+
+def resolve(port: Port, named: Iterable[Member]) -> list[tuple[int, int, int]]:
+    """(protocol, first, last) of a port; a name is looked up on `named`, and may mean several numbers."""
+    if not port.name:
+        return [(port.protocol, port.first, port.last)]
+    protocol = _NAMES[port.protocol]
+    numbers = {m.port_named(port.name, protocol) for m in named}
+    return [(port.protocol, n, n) for n in sorted(n for n in numbers if n is not None)]
+
+
+def peers_of(rule: Rule, members: Members) -> list[int]:
+    if rule.peers is None:
+        return [ANY]
+    return [i for i, labels in sorted(members.labels.items()) if rule.peers.selects(i, labels)]
+
+
+@dataclass(frozen=True, slots=True)
+class _Grant:
+    protocol: int
+    first: int
+    last: int
+    verdict: Verdict
+    policy: ObjectKey
+    origin: Origin
+
+    def covers(self, protocol: int, first: int, last: int) -> bool:
+        return self.protocol in (0, protocol) and self.first <= first and last <= self.last
+
+
+def _grants(
+    what: Stance, member: Member, direction: Direction, members: Members, by_identity: dict[int, list[Member]]
+) -> dict[int, list[_Grant]]:
+    found: dict[int, list[_Grant]] = {}
+    for rule in what.rules:
+        verdict = Verdict.DENY if rule.deny else Verdict.REDIRECT if rule.http is not None else Verdict.ALLOW
+        for peer in peers_of(rule, members):
+            named = [member] if direction is Direction.INGRESS else by_identity.get(peer, [])
+            for port in rule.ports or (Port(0),):
+                for protocol, first, last in resolve(port, named):
+                    found.setdefault(peer, []).append(
+                        _Grant(protocol, first, last, verdict, rule.policy, rule.origin)
+                    )
+    return found
+
+
+def entries(
+    what: Stance, member: Member, direction: Direction, members: Members, by_identity: dict[int, list[Member]]
+) -> dict[PolicyKey, PolicyEntry]:
+    """The kernel's entries for `member`'s subject in one direction.
+
+    Without default deny the rest is allowed by an entry for any peer, which every rule is stronger than or
+    equal to; with it the rest has no entry, and what has no entry is denied.
+    """
+    result: dict[PolicyKey, PolicyEntry] = {}
+    grants = _grants(what, member, direction, members, by_identity)
+    for peer, listed in grants.items():
+        for grant in listed:
+            for port, bits in port_prefixes(grant.first, grant.last):
+                # The trie cannot hold "any protocol, this port": a wild protocol has wild ports.
+                key = PolicyKey(member.subject, direction, peer, grant.protocol, port, bits)
+                if key in result:
+                    continue
+                last = port + (1 << (16 - bits)) - 1
+                over = [g for g in listed if g.covers(grant.protocol, port, last)]
+                verdict = max(g.verdict for g in over)
+                origins = tuple((g.policy, g.origin) for g in over if g.verdict is verdict)
+                result[key] = PolicyEntry(verdict, origins)
+    if not what.default_deny:
+        wild = PolicyKey(member.subject, direction, ANY)
+        result.setdefault(wild, PolicyEntry(Verdict.ALLOW))
+    return result
+
+
+def redirected_ports(table: dict[PolicyKey, PolicyEntry], peer: int) -> Iterator[tuple[int, int]]:
+    """(first, last) TCP ports on which the proxy stands between a subject and `peer`."""
+    for key, entry in table.items():
+        if entry.verdict is Verdict.REDIRECT and key.protocol == TCP and key.identity in (ANY, peer):
+            yield key.port, key.port + (1 << (16 - key.port_bits)) - 1

@@ -1,0 +1,120 @@
+"""Who there is: the workloads of the World with their identities.
+
+An identity is a number for a distinct (namespace, service account, labels). The numbers are given out
+by `penstock.allocate` and come in with the World; this module only reads them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+
+from penstock.manifests.document import Document
+from penstock.manifests.kinds import Node, Workload
+from penstock.policy.labels import RESERVED, reserved_labels, workload_labels
+from penstock.world import Address, Attachment, World
+
+MESH_ANNOTATION = "penstock.dev/mesh"
+
+
+def identity_text(document: Document, workload: Workload) -> str:
+    """The canonical text of a workload's identity; equal texts are the same identity."""
+    labels = sorted(workload.metadata.labels.items())
+    return json.dumps([document.key.namespace, workload.spec.service_account_name, labels])
+
+
+@dataclass(frozen=True, slots=True)
+class Member:
+    """A workload as policy and routing see it.
+
+    `subject` names its policy entries: identity and named ports together, since a port name is
+    resolved on the workload. `attachment` is None for a remote workload and for a local one whose
+    network namespace is not there.
+    """
+
+    document: Document
+    identity: int
+    subject: int
+    labels: Mapping[str, str]
+    service_account: str
+    local: bool
+    mesh: bool
+    addresses: tuple[Address, ...]
+    ports: tuple[tuple[str, int, str], ...]
+    attachment: Attachment | None
+
+    @property
+    def namespace(self) -> str:
+        return self.document.key.namespace
+
+    @property
+    def present(self) -> bool:
+        return self.attachment is not None if self.local else bool(self.addresses)
+
+    def port_named(self, name: str, protocol: str) -> int | None:
+        for port_name, number, port_protocol in self.ports:
+            if port_name == name and port_protocol == protocol:
+                return number
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Members:
+    """All workloads, and the labels of every identity (reserved ones included)."""
+
+    all: tuple[Member, ...]
+    labels: Mapping[int, Mapping[str, str]]
+
+    def local(self) -> tuple[Member, ...]:
+        return tuple(m for m in self.all if m.local and m.attachment is not None)
+
+
+def members(world: World) -> Members:
+    """Resolve every Workload; those whose identity has no number yet are left out."""
+    meshed = {
+        d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
+    }
+    labels: dict[int, Mapping[str, str]] = {number: reserved_labels(number) for number in RESERVED}
+    port_sets: dict[int, list[tuple[tuple[str, int, str], ...]]] = {}
+    found: list[tuple[Document, Workload, int, tuple[tuple[str, int, str], ...]]] = []
+    for document, workload in world.of_kind(Workload):
+        identity = world.allocations.identities.get(identity_text(document, workload))
+        if identity is None:
+            continue
+        named = [(p.name, p.container_port, str(p.protocol)) for p in workload.spec.ports]
+        ports = tuple(sorted(named))
+        sets = port_sets.setdefault(identity, [])
+        if ports not in sets:
+            sets.append(ports)
+            sets.sort()
+        found.append((document, workload, identity, ports))
+
+    result = []
+    for document, workload, identity, ports in found:
+        own = workload_labels(
+            document.key.namespace, workload.spec.service_account_name, workload.metadata.labels
+        )
+        labels[identity] = own
+        local = workload.spec.node in (None, world.node) and bool(
+            workload.spec.netns or workload.spec.container
+        )
+        name = (document.key.namespace, document.key.name)
+        attachment = world.attachments.get(name) if local else None
+        addresses = tuple(ip_address(a) for a in workload.spec.addresses)
+        result.append(
+            Member(
+                document=document,
+                identity=identity,
+                subject=identity * 256 + port_sets[identity].index(ports) % 256,
+                labels=own,
+                service_account=workload.spec.service_account_name,
+                local=local,
+                mesh=not local and workload.spec.node in meshed,
+                addresses=addresses or (attachment.addresses if attachment else ()),
+                ports=ports,
+                attachment=attachment,
+            )
+        )
+    return Members(tuple(result), labels)
