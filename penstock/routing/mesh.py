@@ -1,0 +1,182 @@
+"""HTTPRoutes attached to a Service (GAMMA) → route tables.
+
+A request to a Service's virtual address and port takes the first route that matches, whatever its Host
+says; with a route attached nothing else answers (404). Rules of all routes of one Service stand in
+one order: the API's precedence, then the oldest, then the name.
+
+Source: Gateway API v1.6, HTTPRouteRule (precedence) and GEP-1426 (mesh).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.kinds import HTTPBackendRef, HTTPRoute, HTTPRouteMatch, ParentReference
+from penstock.plan import Condition, ObjectStatus
+from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
+from penstock.routing.services import ServedPort
+from penstock.world import World
+
+CONTROLLER = "penstock.dev/gateway-controller"
+
+
+@dataclass(frozen=True, slots=True)
+class RouteTable:
+    """The routes of one Service port in one family, in the order in which they are tried."""
+
+    served: ServedPort
+    routes: tuple[Route, ...]
+    clusters: tuple[ServedPort, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class MeshRoutes:
+    tables: tuple[RouteTable, ...]
+    statuses: Mapping[ObjectKey, ObjectStatus]
+
+
+def _string(kind: str, value: str) -> StringMatch:
+    return StringMatch("regex" if kind == "RegularExpression" else "exact", value)
+
+
+def _match(match: HTTPRouteMatch) -> RouteMatch:
+    kinds = {"Exact": "exact", "PathPrefix": "prefix", "RegularExpression": "regex"}
+    return RouteMatch(
+        path=StringMatch(kinds[match.path.type], match.path.value),  # type: ignore[arg-type]
+        method=match.method,
+        headers=tuple((h.name.lower(), _string(h.type, h.value)) for h in match.headers),
+        query=tuple((q.name, _string(q.type, q.value)) for q in match.query_params),
+    )
+
+
+def _precedence(document: Document, match: RouteMatch, position: tuple[int, int]) -> tuple[object, ...]:
+    """Sorts ascending: exact, longest prefix, regular expression; method; headers; query; age; name; place."""
+    rank = {"exact": 0, "prefix": 1, "regex": 2}[match.path.kind]
+    return (
+        rank,
+        -len(match.path.value),
+        match.method is None,
+        -len(match.headers),
+        -len(match.query),
+        document.since,
+        document.key,
+        position,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Services:
+    ports: Mapping[tuple[str, str], tuple[ServedPort, ...]]
+
+    def find(self, namespace: str, name: str, port: int | None, family: int | None) -> list[ServedPort]:
+        return [
+            s
+            for s in self.ports.get((namespace, name), ())
+            if (port is None or s.port.port == port) and (family is None or s.family == family)
+        ]
+
+
+def _backend(
+    document: Document, ref: HTTPBackendRef, family: int, services: _Services
+) -> tuple[ServedPort | None, Condition | None]:
+    """The Service port that a reference means, or why it means none."""
+    namespace = ref.namespace or document.key.namespace
+    what = f"{namespace}/{ref.name}"
+    if ref.kind != "Service" or ref.group != "":
+        return None, Condition("ResolvedRefs", False, "InvalidKind", f"backend {what} is a {ref.kind}")
+    if namespace != document.key.namespace:
+        return None, Condition(
+            "ResolvedRefs", False, "RefNotPermitted", f"Service {what} is in another namespace"
+        )
+    found = services.find(namespace, ref.name, ref.port, family)
+    if not found:
+        if services.find(namespace, ref.name, ref.port, None):
+            return None, None
+        return None, Condition("ResolvedRefs", False, "BackendNotFound", f"no Service {what} port {ref.port}")
+    return found[0], None
+
+
+def _attached(
+    document: Document, route: HTTPRoute, parent: ParentReference, services: _Services
+) -> tuple[list[ServedPort], Condition]:
+    namespace = parent.namespace or document.key.namespace
+    if parent.kind != "Service" or parent.group not in ("", "core"):
+        return [], Condition(
+            "Accepted", False, "NoMatchingParent", f"{parent.kind} is not served by this version"
+        )
+    if namespace != document.key.namespace:
+        return [], Condition(
+            "Accepted", False, "NotAllowedByListeners", "consumer routes are not served by this version"
+        )
+    found = [s for s in services.find(namespace, parent.name, parent.port, None) if s.port.protocol == "TCP"]
+    if not found:
+        port = f" port {parent.port}" if parent.port else ""
+        return [], Condition(
+            "Accepted", False, "NoMatchingParent", f"no Service {namespace}/{parent.name}{port}"
+        )
+    return found, Condition("Accepted", True, "Accepted")
+
+
+def _routes(
+    document: Document, route: HTTPRoute, family: int, services: _Services
+) -> tuple[list[tuple[tuple[object, ...], Route]], list[ServedPort], list[Condition]]:
+    routes, clusters, problems = [], [], []
+    for index, rule in enumerate(route.spec.rules):
+        backends = []
+        for ref in rule.backend_refs:
+            target, problem = _backend(document, ref, family, services)
+            if problem is not None:
+                problems.append(problem)
+            if target is not None:
+                clusters.append(target)
+            backends.append(RouteBackend(target.name if target else None, ref.weight))
+        for place, item in enumerate(rule.matches):
+            match = _match(item)
+            name = f"{document.key.namespace}/{document.key.name}/{rule.name or index}/{place}"
+            routes.append((_precedence(document, match, (index, place)), Route(name, match, tuple(backends))))
+    return routes, clusters, problems
+
+
+def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
+    """Every Service port with a route, and the status of every HTTPRoute."""
+    grouped: dict[tuple[str, str], list[ServedPort]] = {}
+    for s in served:
+        grouped.setdefault((s.document.key.namespace, s.document.key.name), []).append(s)
+    services = _Services({key: tuple(ports) for key, ports in grouped.items()})
+
+    collected: dict[str, list[tuple[tuple[object, ...], Route]]] = {}
+    owners: dict[str, ServedPort] = {}
+    clusters: dict[str, dict[str, ServedPort]] = {}
+    statuses: dict[ObjectKey, ObjectStatus] = {}
+    for document, route in world.of_kind(HTTPRoute):
+        parents = []
+        pending = ""
+        for parent in route.spec.parent_refs:
+            attached, accepted = _attached(document, route, parent, services)
+            problems: list[Condition] = []
+            for target in attached:
+                routes, used, found = _routes(document, route, target.family, services)
+                problems += found
+                if target.vip is None:
+                    continue
+                owners[target.name] = target
+                collected.setdefault(target.name, []).extend(routes)
+                clusters.setdefault(target.name, {}).update({c.name: c for c in used})
+            resolved = problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
+            parents.append((parent, (accepted, resolved)))
+            for condition in (accepted, resolved):
+                if not condition.status and not pending:
+                    pending = condition.message
+        statuses[document.key] = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
+
+    tables = tuple(
+        RouteTable(
+            owners[name],
+            tuple(route for _, route in sorted(routes, key=lambda pair: pair[0])),
+            tuple(clusters[name][c] for c in sorted(clusters[name])),
+        )
+        for name, routes in sorted(collected.items())
+    )
+    return MeshRoutes(tables, statuses)

@@ -1,0 +1,167 @@
+"""Services and their endpoints: who stands behind a name and a port.
+
+A Service with a selector takes the workloads of its namespace that match; one without takes its
+EndpointSlices. Virtual addresses come with the World (given by the manifest or allocated).
+
+Source: Kubernetes v1 Service, discovery.k8s.io/v1 EndpointSlice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Literal
+
+from penstock.manifests.document import Document
+from penstock.manifests.kinds import EndpointSlice, Service, ServicePort
+from penstock.policy.identities import Member, Members
+from penstock.policy.rules import PROTOCOLS
+from penstock.world import Address, World
+
+Family = Literal[4, 6]
+SLICE_LABEL = "kubernetes.io/service-name"
+H2_PROTOCOLS = ("kubernetes.io/h2c", "grpc")
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """An endpoint of a Service port. `member` is None where the address is no workload of ours."""
+
+    address: Address
+    port: int
+    member: Member | None
+
+
+@dataclass(frozen=True, slots=True)
+class ServedPort:
+    """One port of a Service in one address family."""
+
+    document: Document
+    port: ServicePort
+    family: Family
+    vip: Address | None
+    backends: tuple[Backend, ...]
+
+    @property
+    def name(self) -> str:
+        """``namespace/service:port/family``: what clusters and route tables are called after."""
+        return f"{self.document.key.namespace}/{self.document.key.name}:{self.port.port}/{self.family}"
+
+    @property
+    def protocol(self) -> int:
+        return PROTOCOLS[self.port.protocol][0]
+
+    @property
+    def http2(self) -> bool:
+        return self.port.app_protocol in H2_PROTOCOLS
+
+
+def families(service: Service) -> tuple[Family, ...]:
+    """The address families of a Service: as said, by its addresses, or by its policy; IPv4 by default."""
+    given = service.spec.cluster_ips or [a for a in (service.spec.cluster_ip,) if a]
+    fixed = [a for a in given if a != "None"]
+    found: list[Family] = [4 if f == "IPv4" else 6 for f in service.spec.ip_families]
+    if not found:
+        found = [4 if ip_address(a).version == 4 else 6 for a in fixed] or [4]
+    if service.spec.ip_family_policy in ("PreferDualStack", "RequireDualStack"):
+        found += [f for f in (4, 6) if f not in found]
+    return tuple(dict.fromkeys(found))
+
+
+def headless(service: Service) -> bool:
+    return service.spec.cluster_ip == "None" or "None" in service.spec.cluster_ips
+
+
+def fixed_vip(service: Service, family: Family) -> str | None:
+    """The address that the manifest gives, if any."""
+    for text in (*service.spec.cluster_ips, service.spec.cluster_ip):
+        if text and text != "None" and ip_address(text).version == family:
+            return text
+    return None
+
+
+def wanted_vips(world: World) -> Mapping[str, str | None]:
+    """``namespace/name/family`` → the address given by the manifest, or None to have one allocated."""
+    return {
+        f"{document.key.namespace}/{document.key.name}/{family}": fixed_vip(service, family)
+        for document, service in world.of_kind(Service)
+        if not headless(service)
+        for family in families(service)
+    }
+
+
+def selected(document: Document, service: Service, members: Members) -> list[Member]:
+    selector = service.spec.selector
+    if not selector:
+        return []
+    return [
+        m
+        for m in members.all
+        if m.namespace == document.key.namespace
+        and all(m.document.metadata.labels.get(k) == v for k, v in selector.items())
+    ]
+
+
+def _target(port: ServicePort, member: Member) -> int | None:
+    if port.target_port is None:
+        return port.port
+    text = str(port.target_port)
+    return int(text) if text.isdigit() else member.port_named(text, port.protocol)
+
+
+def _from_selector(port: ServicePort, family: Family, chosen: list[Member]) -> Iterator[Backend]:
+    for member in chosen:
+        number = _target(port, member)
+        if number is None or not member.present:
+            continue
+        for address in member.addresses:
+            if address.version == family:
+                yield Backend(address, number, member)
+
+
+def _from_slices(
+    document: Document,
+    port: ServicePort,
+    family: Family,
+    slices: list[EndpointSlice],
+    by_address: Mapping[Address, Member],
+) -> Iterator[Backend]:
+    for piece in slices:
+        if piece.address_type != f"IPv{family}":
+            continue
+        numbers = [p.port for p in piece.ports if p.name == port.name and p.protocol == port.protocol]
+        for endpoint in piece.endpoints:
+            if endpoint.conditions.ready is False:
+                continue
+            for text in endpoint.addresses:
+                address = ip_address(text)
+                for number in numbers:
+                    if number is not None:
+                        yield Backend(address, number, by_address.get(address))
+
+
+def served_ports(world: World, members: Members) -> tuple[ServedPort, ...]:
+    """Every port of every Service, once for each address family, in the order of names."""
+    slices: dict[tuple[str, str], list[EndpointSlice]] = {}
+    for document, piece in world.of_kind(EndpointSlice):
+        owner = piece.metadata.labels.get(SLICE_LABEL)
+        if owner:
+            slices.setdefault((document.key.namespace, owner), []).append(piece)
+    by_address = {a: m for m in members.all for a in m.addresses}
+
+    result = []
+    for document, service in world.of_kind(Service):
+        chosen = selected(document, service, members)
+        owned = slices.get((document.key.namespace, document.key.name), [])
+        for family in families(service):
+            text = world.allocations.vips.get(f"{document.key.namespace}/{document.key.name}/{family}")
+            vip = ip_address(text) if text and not headless(service) else None
+            for port in service.spec.ports:
+                if service.spec.selector:
+                    found = _from_selector(port, family, chosen)
+                else:
+                    found = _from_slices(document, port, family, owned, by_address)
+                backends = tuple(sorted(set(found), key=lambda b: (b.address, b.port)))
+                result.append(ServedPort(document, port, family, vip, backends))
+    return tuple(result)
