@@ -1,0 +1,165 @@
+"""Numbers and addresses that must stay what they are: what was given out, plus what is newly wanted.
+
+Pure: the same inputs give the same numbers. What it keeps true:
+
+- what a name holds it keeps, for as long as it is wanted and the settings allow it;
+- a number goes to another name as late as possible: first all that were never used, and only when
+  those are gone the numbers of vanished names. The kernel's tables, live connections and a draining
+  Envoy may still mean the old name by it;
+- when there is not enough, AllocationError is raised and nothing has changed.
+
+Virtual addresses need no such memory: they are looked for from a hash of the name, so a Service that
+comes back finds its own again, also on a node that never saw it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Network, ip_address
+
+from penstock.errors import PenstockError
+from penstock.world import Address, Allocations, Network, Settings
+
+IDENTITIES = (256, 65535)
+"""Below 256 stand the reserved identities (design §2)."""
+SERVICE_IDS = (1, 65535)
+
+
+class AllocationError(PenstockError):
+    """A range is too small for what is wanted of it."""
+
+
+def allocate(
+    previous: Allocations,
+    *,
+    identities: Iterable[str],
+    vips: Mapping[str, Address | None],
+    listener_names: Iterable[str],
+    service_names: Iterable[str],
+    settings: Settings,
+) -> Allocations:
+    """The allocations for these names. The keys are those of `Allocations`.
+
+    `vips` maps ``namespace/name/family``, where family ends in 4 or 6, to the address that the manifest
+    fixes, or to None. A fixed address is taken as given, even outside the ranges, and even where two
+    manifests fix the same (to refuse one is the compiler's part); an allocated one gives way to it.
+    Raises AllocationError.
+    """
+    low, high = settings.proxy_listen_ports
+    return Allocations(
+        identities=_numbers(previous.identities, identities, IDENTITIES, "identities"),
+        vips=_addresses(previous.vips, vips, settings.service_ranges),
+        listener_ports=_numbers(
+            previous.listener_ports, listener_names, (low, high), "listener ports (proxy_listen_ports)"
+        ),
+        service_ids=_numbers(previous.service_ids, service_names, SERVICE_IDS, "service numbers"),
+    )
+
+
+def _numbers(
+    previous: Mapping[str, int], wanted: Iterable[str], pool: tuple[int, int], what: str
+) -> dict[str, int]:
+    low, high = pool
+    names = set(wanted)
+    size = high - low + 1
+    if len(names) > size:
+        raise AllocationError(
+            f"{len(names)} {what} are wanted, and there are only {size} ({low}-{high})",
+            hint="widen the range, or have fewer of what needs them",
+        )
+    held: dict[str, int] = {}
+    used: set[int] = set()
+    for name in sorted(previous, key=lambda name: (name not in names, name)):
+        number = previous[name]
+        if low <= number <= high and number not in used:
+            held[name] = number
+            used.add(number)
+    new = sorted(names - held.keys())
+    excess = len(held) + len(new) - size
+    if excess > 0:
+        vanished = sorted((number, name) for name, number in held.items() if name not in names)
+        for number, name in vanished[:excess]:
+            del held[name]
+            used.discard(number)
+    free = (number for number in range(low, high + 1) if number not in used)
+    held.update(zip(new, free, strict=False))
+    return dict(sorted(held.items()))
+
+
+def _addresses(
+    previous: Mapping[str, str], wanted: Mapping[str, Address | None], ranges: tuple[Network, ...]
+) -> dict[str, str]:
+    given = {name: str(address) for name, address in wanted.items() if address is not None}
+    used = set(given.values())
+    pools = {version: _Pool(tuple(r for r in ranges if r.version == version)) for version in (4, 6)}
+    unplaced = []
+    for name in sorted(wanted.keys() - given.keys()):
+        before = previous.get(name)
+        if before is not None and before not in used and ip_address(before) in pools[_family(name)]:
+            given[name] = before
+            used.add(before)
+        else:
+            unplaced.append(name)
+    for name in unplaced:
+        given[name] = pools[_family(name)].first_free(name, used)
+        used.add(given[name])
+    return dict(sorted(given.items()))
+
+
+@dataclass(frozen=True, slots=True)
+class _Pool:
+    """The usable addresses of some ranges of one family, numbered from 0 through all of them."""
+
+    ranges: tuple[Network, ...]
+
+    def __contains__(self, address: Address) -> bool:
+        for network in self.ranges:
+            if address in network:
+                first, count = _usable(network)
+                return first <= int(address) < first + count
+        return False
+
+    def first_free(self, name: str, used: set[str]) -> str:
+        size = sum(_usable(network)[1] for network in self.ranges)
+        if size:
+            start = int.from_bytes(hashlib.sha256(name.encode()).digest()) % size
+            for index in _around(start, size):
+                address = str(self._address(index))
+                if address not in used:
+                    return address
+        where = ", ".join(map(str, self.ranges)) or "there is none"
+        raise AllocationError(
+            f"no address is left for the Service {name} in the service ranges of its family ({where})",
+            hint="widen the service ranges, or set spec.clusterIP",
+        )
+
+    def _address(self, index: int) -> Address:
+        for network in self.ranges:
+            first, count = _usable(network)
+            if index < count:
+                return network.network_address + (first - int(network.network_address) + index)
+            index -= count
+        raise IndexError(index)
+
+
+def _usable(network: Network) -> tuple[int, int]:
+    """First usable address and how many there are: not the network's own, nor IPv4's broadcast address.
+
+    In IPv6 the first is the subnet-router anycast address (RFC 4291 §2.6.1). Of one or two addresses all are
+    usable (RFC 3021, RFC 6164).
+    """
+    first = int(network.network_address)
+    if network.num_addresses <= 2:
+        return first, network.num_addresses
+    return first + 1, network.num_addresses - (2 if isinstance(network, IPv4Network) else 1)
+
+
+def _around(start: int, size: int) -> Iterator[int]:
+    yield from range(start, size)
+    yield from range(start)
+
+
+def _family(name: str) -> int:
+    return 6 if name.endswith("6") else 4
