@@ -80,7 +80,8 @@ enum reason {
 union addr {
 	__u32 w[4];
 	__u64 d[2];
-};
+	/* Keys of LPM tries have their data right after the 32-bit length. */
+} __attribute__((packed, aligned(4)));
 
 /* A local workload, by its address. */
 struct endpoint {

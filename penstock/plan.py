@@ -152,3 +152,7 @@ class Plan:
     proxy: ProxyModel = field(default_factory=ProxyModel)
     secrets: tuple[SecretWanted, ...] = ()
     statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)
+    listener_names: tuple[str, ...] = ()
+    """Every listener wanted, with a port or not."""
+    unallocated: tuple[str, ...] = ()
+    """Listeners that have no port yet: give them one and compile again."""

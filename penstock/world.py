@@ -75,6 +75,8 @@ class World:
     documents: Mapping[ObjectKey, Document]
     attachments: Mapping[WorkloadName, Attachment] = field(default_factory=dict)
     node_addresses: tuple[Address, ...] = ()
+    node_cookie: int = 0
+    """The node's own network namespace, for the connect hooks; 0 if unknown."""
     allocations: Allocations = field(default_factory=Allocations)
     settings: Settings = field(default_factory=Settings)
 

@@ -7,7 +7,7 @@ a wide one. Each entry therefore carries the strongest verdict of all rules of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from penstock.manifests.document import ObjectKey, Origin
@@ -117,8 +117,14 @@ def entries(
     return result
 
 
-def redirected_ports(table: dict[PolicyKey, PolicyEntry], peer: int) -> Iterator[tuple[int, int]]:
-    """(first, last) TCP ports on which the proxy stands between a subject and `peer`."""
+def redirected_ports(table: Mapping[PolicyKey, PolicyEntry], peer: int | None = None) -> set[int]:
+    """TCP ports on which the proxy stands between a subject and `peer` (None: anyone)."""
+    found: set[int] = set()
     for key, entry in table.items():
-        if entry.verdict is Verdict.REDIRECT and key.protocol == TCP and key.identity in (ANY, peer):
-            yield key.port, key.port + (1 << (16 - key.port_bits)) - 1
+        if (
+            entry.verdict is Verdict.REDIRECT
+            and key.protocol == TCP
+            and (peer is None or key.identity in (ANY, peer))
+        ):
+            found |= set(range(key.port, key.port + (1 << (16 - key.port_bits))))
+    return found

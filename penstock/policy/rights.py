@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from penstock.plan import Direction
 from penstock.policy.entries import Stance, resolve
 from penstock.policy.identities import Member, Members
-from penstock.policy.labels import RESERVED
+from penstock.policy.labels import HOST, WORLD, Labels, reserved_labels
 from penstock.policy.rules import TCP, Rule
 from penstock.routing.model import RequestMatch, Rights
 
@@ -20,9 +20,13 @@ Requests = tuple[RequestMatch, ...]
 """Alternatives; the empty tuple allows every request."""
 
 
-def policy_class(member: Member, port: int) -> str:
+Destination = tuple[Member | None, int]
+"""A workload, or None for an address that is none of ours, and the port at which it is reached."""
+
+
+def policy_class(member: Member | None, port: int) -> str:
     """The class of an endpoint: all endpoints of it are judged alike."""
-    return f"{member.subject}:{port}"
+    return f"{member.subject if member else 'world'}:{port}"
 
 
 def _covers(rule: Rule, port: int, named: Iterable[Member]) -> bool:
@@ -36,7 +40,7 @@ def _covers(rule: Rule, port: int, named: Iterable[Member]) -> bool:
 
 
 def _side(
-    what: Stance | None, peer: int, labels: Mapping[str, str], port: int, named: Iterable[Member]
+    what: Stance | None, peer: int, labels: Labels, port: int, named: Iterable[Member]
 ) -> Requests | None:
     """What one side allows towards `peer`; None is nothing."""
     if what is None:
@@ -73,7 +77,7 @@ class Stances:
 
 
 def rights(
-    destinations: Iterable[tuple[Member, int]], members: Members, stances: Stances, *, host_access: bool
+    destinations: Iterable[Destination], members: Members, stances: Stances, *, host_access: bool
 ) -> tuple[Rights, ...]:
     """Who may send what to each (workload, port) of `destinations`."""
     groups: dict[tuple[str, tuple[Requests, ...]], list[int]] = {}
@@ -84,8 +88,8 @@ def rights(
             continue
         seen.add(name)
         for source, labels in sorted(members.labels.items()):
-            ingress = _side(stances.ingress.get(member.subject), source, labels, port, [member])
-            if host_access and source in RESERVED and RESERVED[source] == "host":
+            ingress = _ingress(member, source, labels, port, stances)
+            if host_access and source == HOST:
                 ingress = ()
             egress = _egress(source, member, port, stances)
             if ingress is None or egress is None:
@@ -101,10 +105,20 @@ def rights(
     )
 
 
-def _egress(source: int, member: Member, port: int, stances: Stances) -> Requests | None:
+def _ingress(
+    member: Member | None, source: int, labels: Labels, port: int, stances: Stances
+) -> Requests | None:
+    if member is None:
+        return ()
+    return _side(stances.ingress.get(member.subject), source, labels, port, [member])
+
+
+def _egress(source: int, member: Member | None, port: int, stances: Stances) -> Requests | None:
     """The sender's side. Workloads of one identity that differ in named ports send under the same rules."""
     senders = stances.by_identity.get(source)
     if not senders:
         return ()
     what = stances.egress.get(senders[0].subject)
+    if member is None:
+        return _side(what, WORLD, reserved_labels(WORLD), port, [])
     return _side(what, member.identity, member.labels, port, stances.by_identity.get(member.identity, []))

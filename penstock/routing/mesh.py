@@ -52,7 +52,7 @@ def _match(match: HTTPRouteMatch) -> RouteMatch:
 
 
 def _precedence(document: Document, match: RouteMatch, position: tuple[int, int]) -> tuple[object, ...]:
-    """Sorts ascending: exact, longest prefix, regular expression; method; headers; query; age; name; place."""
+    """Sorts ascending: exact, longest prefix, regex; method; headers; query; age; name; place."""
     rank = {"exact": 0, "prefix": 1, "regex": 2}[match.path.kind]
     return (
         rank,

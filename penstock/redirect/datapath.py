@@ -1,0 +1,148 @@
+"""Programs, links and pins: how the datapath is put up, adopted, and taken down.
+
+Everything is pinned in a bpffs of our own under the run directory, so the datapath stands while no
+daemon runs. A new daemon loads the objects anew on the maps that stand and swaps the program behind
+each link at once: no packet passes without one.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path
+
+from penstock.redirect import libbpf
+from penstock.redirect.libbpf import AttachType, BpfError, BpfObject
+
+OBJECTS = Path(__file__).parent / "objects"
+WORKLOAD_PROGRAMS = {"from_workload": AttachType.TCX_INGRESS, "to_workload": AttachType.TCX_EGRESS}
+NETDEV_PROGRAMS = {"from_netdev": AttachType.TCX_INGRESS}
+CGROUP_PROGRAMS = {
+    "connect4": AttachType.CGROUP_INET4_CONNECT,
+    "connect6": AttachType.CGROUP_INET6_CONNECT,
+    "sendmsg4": AttachType.CGROUP_UDP4_SENDMSG,
+    "sendmsg6": AttachType.CGROUP_UDP6_SENDMSG,
+    "recvmsg4": AttachType.CGROUP_UDP4_RECVMSG,
+    "recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
+    "getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
+    "getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
+}
+_MNT_DETACH = 2
+
+
+def cgroup2_mount() -> Path:
+    """Where cgroup v2 is mounted; on hybrid systems not at /sys/fs/cgroup itself. Raises BpfError."""
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields, _, rest = line.partition(" - ")
+        if rest.startswith("cgroup2 "):
+            return Path(fields.split()[4])
+    raise BpfError("no cgroup v2 is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup/unified")
+
+
+def _mounted(path: Path) -> bool:
+    real = str(path.resolve())
+    return any(
+        line.split()[4] == real and " - bpf " in line
+        for line in Path("/proc/self/mountinfo").read_text().splitlines()
+    )
+
+
+def _mount(path: Path) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    if _mounted(path):
+        return
+    libc = ctypes.CDLL(None, use_errno=True)
+    target = os.fsencode(path)
+    if libc.mount(b"penstock", target, b"bpf", ctypes.c_ulong(0), b"mode=0700") != 0:
+        raise BpfError(f"mount bpffs at {path}: {os.strerror(ctypes.get_errno())}", hint="run it as root")
+
+
+def take_down(pins: Path) -> None:
+    """Remove every link, program and map; twice is fine. Programs go with their links."""
+    if _mounted(pins):
+        for pin in [*pins.glob("links/*"), *(p for p in pins.iterdir() if p.is_file())]:
+            with suppress(OSError):
+                pin.unlink()
+        ctypes.CDLL(None, use_errno=True).umount2(os.fsencode(pins), _MNT_DETACH)
+    with suppress(OSError):
+        pins.rmdir()
+
+
+class Datapath:
+    """The loaded programs of one node, and their links. `pins` is the bpffs."""
+
+    def __init__(self, pins: Path) -> None:
+        _mount(pins)
+        self.pins = pins
+        self._links = pins / "links"
+        self._links.mkdir(exist_ok=True)
+        self._objects = [
+            BpfObject(OBJECTS / f"{name}.o", pins)
+            for name in ("from_workload", "to_workload", "from_netdev", "connect")
+        ]
+        self._programs = {name: fd for o in self._objects for name, fd in o.programs().items()}
+        self._held: dict[str, int] = {}
+        for pin in sorted(self._links.iterdir()):
+            self._adopt(pin)
+
+    def _adopt(self, pin: Path) -> None:
+        """Swap the new program in; a link whose interface is gone is forgotten."""
+        program = pin.name.partition(".")[0]
+        link = libbpf.open_pin(pin)
+        try:
+            libbpf.update_link(link, self._programs[program])
+        except (BpfError, KeyError):
+            os.close(link)
+            pin.unlink()
+            return
+        self._held[pin.name] = link
+
+    def _attach(self, program: str, target: int, attach: AttachType, name: str) -> None:
+        if name in self._held:
+            return
+        try:
+            link = libbpf.create_link(self._programs[program], target, attach)
+        except BpfError as e:
+            # The interface went between being seen and now; its going is an event of its own.
+            if isinstance(e.__cause__, OSError) and e.__cause__.errno == errno.ENODEV:
+                return
+            raise
+        libbpf.pin(link, self._links / name)
+        self._held[name] = link
+
+    def _detach(self, name: str) -> None:
+        with suppress(FileNotFoundError):
+            (self._links / name).unlink()
+        os.close(self._held.pop(name))
+
+    def attach_cgroup(self) -> None:
+        """The connect hooks, at the root of cgroup v2: they only touch namespaces in the map `netns`."""
+        root = os.open(cgroup2_mount(), os.O_RDONLY)
+        try:
+            for program, attach in CGROUP_PROGRAMS.items():
+                self._attach(program, root, attach, program)
+        finally:
+            os.close(root)
+
+    def attach(self, workloads: Iterable[int], netdevs: Iterable[int]) -> None:
+        """Programs on exactly these interfaces (by index): workloads' host sides, and the node's devices."""
+        wanted: dict[str, tuple[str, int, AttachType]] = {}
+        for programs, interfaces in ((WORKLOAD_PROGRAMS, workloads), (NETDEV_PROGRAMS, netdevs)):
+            for index in interfaces:
+                for program, attach in programs.items():
+                    wanted[f"{program}.{index}"] = (program, index, attach)
+        for name in [n for n in self._held if "." in n and n not in wanted]:
+            self._detach(name)
+        for name, (program, index, attach) in wanted.items():
+            self._attach(program, index, attach, name)
+
+    def close(self) -> None:
+        """Let go of the descriptors; what is pinned stays in force."""
+        for link in self._held.values():
+            os.close(link)
+        self._held.clear()
+        for loaded in self._objects:
+            loaded.close()

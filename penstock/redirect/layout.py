@@ -1,0 +1,185 @@
+"""The bytes of the maps: KernelTables ↔ what bpf/penstock.h lays out.
+
+tests/bpf/test_layout.py compares the sizes with the BTF of the objects. IPv4 addresses are kept as
+IPv4-mapped IPv6 (RFC 4291, 2.5.5.2).
+"""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from ipaddress import IPv4Address, IPv6Address
+
+from penstock.plan import (
+    EndpointEntry,
+    IpcacheEntry,
+    KernelTables,
+    ListenerKey,
+    PolicyEntry,
+    PolicyKey,
+    ServiceEntry,
+    ServiceKey,
+)
+from penstock.policy.labels import HOST
+from penstock.world import Address, Network
+
+IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
+SERVICE_HTTP = 1
+NETNS_HOST = 1
+CONFIG_HOST_ACCESS = 1
+POLICY_FIXED_BITS = 32 + 32 + 8
+MAPPED = b"\0" * 10 + b"\xff\xff"
+
+
+@dataclass(frozen=True, slots=True)
+class MapShape:
+    """Sizes in bytes; `entries` is where the kernel would refuse more."""
+
+    key: int
+    value: int
+    entries: int
+
+
+SHAPES: Mapping[str, MapShape] = {
+    "config": MapShape(4, 12, 1),
+    "endpoints": MapShape(16, 20, 16384),
+    "ipcache": MapShape(20, 12, 131072),
+    "policy": MapShape(16, 8, 262144),
+    "listeners": MapShape(12, 4, 8192),
+    "services": MapShape(20, 12, 65536),
+    "backends": MapShape(8, 20, 262144),
+    "netns": MapShape(8, 8, 16384),
+    "conntrack": MapShape(40, 24, 262144),
+    "counters": MapShape(4, 16, 64),
+}
+
+Table = dict[bytes, bytes]
+EVENT = struct.Struct("=Q16s16s2s2sBBBBIIII2sB5x")
+
+
+def address_bytes(address: Address) -> bytes:
+    return address.packed if address.version == 6 else MAPPED + address.packed
+
+
+def address_of(raw: bytes) -> Address:
+    if raw.startswith(MAPPED):
+        return IPv4Address(raw[12:16])
+    return IPv6Address(raw)
+
+
+def _port(port: int) -> bytes:
+    return port.to_bytes(2, "big")
+
+
+def endpoint(entry: EndpointEntry) -> bytes:
+    return struct.pack("=IIIIB3x", entry.ifindex, entry.identity, entry.subject, entry.identity, entry.mode)
+
+
+def ipcache_key(network: Network) -> bytes:
+    bits = network.prefixlen + (96 if network.version == 4 else 0)
+    return struct.pack("=I", bits) + address_bytes(network.network_address)
+
+
+def ipcache_value(entry: IpcacheEntry) -> bytes:
+    flags = (IPCACHE_MESH if entry.mesh else 0) | (IPCACHE_LOCAL if entry.local else 0)
+    return struct.pack("=IIBB2x", entry.identity, entry.source_class, flags, entry.mode)
+
+
+def policy_key(key: PolicyKey) -> bytes:
+    bits = POLICY_FIXED_BITS + (8 + key.port_bits if key.protocol else 0)
+    return struct.pack("=IIIBB", bits, key.subject, key.identity, key.direction, key.protocol) + _port(
+        key.port
+    )
+
+
+def rule_number(entry: PolicyEntry) -> int:
+    """The number by which an event names the rules behind an entry; 0 for none."""
+    if not entry.origins:
+        return 0
+    return zlib.crc32("\n".join(f"{k} {o}" for k, o in entry.origins).encode()) or 1
+
+
+def policy_value(entry: PolicyEntry) -> bytes:
+    return struct.pack("=B3xI", entry.verdict, rule_number(entry))
+
+
+def listener_key(key: ListenerKey) -> bytes:
+    return struct.pack("=III", key.source_class, key.kind, key.destination)
+
+
+def service_key(key: ServiceKey) -> bytes:
+    return address_bytes(key.address) + _port(key.port) + struct.pack("=Bx", key.protocol)
+
+
+def service_value(entry: ServiceEntry) -> bytes:
+    return struct.pack("=III", entry.service_id, len(entry.backends), SERVICE_HTTP if entry.http else 0)
+
+
+def config(epoch: int, source_ports: tuple[int, int], *, host_access: bool) -> bytes:
+    return struct.pack("=IHHI", epoch, *source_ports, CONFIG_HOST_ACCESS if host_access else 0)
+
+
+def encode(tables: KernelTables) -> dict[str, Table]:
+    """Map name → keys and values, for every map that `tables` fills."""
+    backends = {
+        struct.pack("=II", s.service_id, slot): address_bytes(address) + _port(port) + b"\0\0"
+        for s in tables.services.values()
+        for slot, (address, port) in enumerate(s.backends)
+    }
+    return {
+        "endpoints": {address_bytes(a): endpoint(e) for a, e in tables.endpoints.items()},
+        "ipcache": {ipcache_key(n): ipcache_value(e) for n, e in tables.ipcache.items()},
+        "policy": {policy_key(k): policy_value(e) for k, e in tables.policy.items()},
+        "listeners": {listener_key(k): _port(p) + b"\0\0" for k, p in tables.listeners.items()},
+        "services": {service_key(k): service_value(s) for k, s in tables.services.items()},
+        "backends": backends,
+        "netns": {
+            struct.pack("=Q", cookie): struct.pack("=II", identity, NETNS_HOST if identity == HOST else 0)
+            for cookie, identity in tables.netns.items()
+        },
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class KernelEvent:
+    """One sample of the ring buffer (struct event). `time` is CLOCK_MONOTONIC in nanoseconds."""
+
+    time: int
+    source: Address
+    destination: Address
+    source_port: int
+    destination_port: int
+    protocol: int
+    verdict: int
+    reason: int
+    tcp_flags: int
+    source_identity: int
+    destination_identity: int
+    rule: int
+    length: int
+    proxy_port: int
+    hook: int
+
+
+def decode_event(raw: bytes) -> KernelEvent:
+    fields = EVENT.unpack_from(raw)
+    time, src, dst, sport, dport, protocol, verdict, reason, flags, si, di, rule, length, proxy, hook = fields
+    return KernelEvent(
+        time,
+        address_of(src),
+        address_of(dst),
+        int.from_bytes(sport, "big"),
+        int.from_bytes(dport, "big"),
+        protocol,
+        verdict,
+        reason,
+        flags,
+        si,
+        di,
+        rule,
+        length,
+        int.from_bytes(proxy, "big"),
+        hook,
+    )

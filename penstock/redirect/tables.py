@@ -1,0 +1,128 @@
+"""KernelTables into the pinned maps, by difference.
+
+Keeps true: a table that would not fit is refused before anything is written; within one write, what
+takes rights away or makes an address another's comes before what gives; the epoch moves last, and
+with it every cached verdict ends.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+from pathlib import Path
+
+from penstock.plan import Direction, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey, Verdict
+from penstock.redirect import layout
+from penstock.redirect.layout import SHAPES, Table
+from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
+from penstock.routing.model import ListenerKind
+
+# Who vanishes goes first; who appears comes last, when all that judges it is there.
+DELETE_FIRST = ("endpoints", "listeners", "netns", "services")
+PUT = ("policy", "ipcache", "backends", "services", "listeners", "endpoints", "netns")
+DELETE_LAST = ("policy", "ipcache", "backends")
+
+
+class TableOverflowError(BpfError):
+    """A table is larger than its map; nothing was written."""
+
+
+class Tables:
+    """The maps under `pins`. What stands there (from a daemon before) is read once and adopted."""
+
+    def __init__(self, pins: Path, source_ports: tuple[int, int], *, host_access: bool) -> None:
+        self._source_ports = source_ports
+        self._host_access = host_access
+        self._maps = {
+            name: BpfMap(pins / name, shape.key, shape.value)
+            for name, shape in SHAPES.items()
+            if name != "counters"
+        }
+        self._counters = BpfMap(pins / "counters", 4, 16 * possible_cpus())
+        self._now: dict[str, Table] = {name: self._maps[name].items() for name in PUT}
+        stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
+        self._epoch = int(struct.unpack_from("=I", stood)[0])
+
+    def apply(self, wanted: KernelTables) -> int:
+        """Write the difference; the number of entries changed. Raises TableOverflowError, BpfError."""
+        tables = layout.encode(wanted)
+        for name, table in tables.items():
+            if len(table) > SHAPES[name].entries:
+                raise TableOverflowError(
+                    f"{len(table)} entries do not fit the map {name}, which holds {SHAPES[name].entries}",
+                    hint="nothing was written; the last good state stays in force",
+                )
+        changed = sum(self._delete(name, tables[name]) for name in DELETE_FIRST)
+        changed += sum(self._put(name, tables[name]) for name in PUT)
+        changed += sum(self._delete(name, tables[name]) for name in DELETE_LAST)
+        if changed or not self._epoch:
+            self._epoch = self._epoch % 0xFFFFFFFF + 1
+            self._maps["config"].put(
+                b"\0\0\0\0", layout.config(self._epoch, self._source_ports, host_access=self._host_access)
+            )
+        return changed
+
+    def _put(self, name: str, wanted: Table) -> int:
+        now, target = self._now[name], self._maps[name]
+        changed = [(key, value) for key, value in wanted.items() if now.get(key) != value]
+        for key, value in changed:
+            target.put(key, value)
+            now[key] = value
+        return len(changed)
+
+    def _delete(self, name: str, wanted: Table) -> int:
+        now, target = self._now[name], self._maps[name]
+        gone = [key for key in now if key not in wanted]
+        for key in gone:
+            target.delete(key)
+            del now[key]
+        return len(gone)
+
+    # --- what is there ---------------------------------------------------------------------------------
+
+    def policy(self) -> Mapping[PolicyKey, PolicyEntry]:
+        found = {}
+        for raw, value in self._now["policy"].items():
+            bits, subject, identity, direction, protocol = struct.unpack_from("=IIIBB", raw)
+            port_bits = max(bits - layout.POLICY_FIXED_BITS - 8, 0)
+            port = int.from_bytes(raw[14:16], "big")
+            key = PolicyKey(subject, Direction(direction), identity, protocol, port, port_bits)
+            found[key] = PolicyEntry(Verdict(value[0]))
+        return found
+
+    def listeners(self) -> Mapping[ListenerKey, int]:
+        found = {}
+        for raw, value in self._now["listeners"].items():
+            source_class, kind, destination = struct.unpack("=III", raw)
+            found[ListenerKey(source_class, ListenerKind(kind), destination)] = int.from_bytes(
+                value[:2], "big"
+            )
+        return found
+
+    def http_services(self) -> frozenset[ServiceKey]:
+        return frozenset(
+            ServiceKey(layout.address_of(raw[:16]), int.from_bytes(raw[16:18], "big"), raw[18])
+            for raw, value in self._now["services"].items()
+            if struct.unpack_from("=III", value)[2] & layout.SERVICE_HTTP
+        )
+
+    def counters(self) -> dict[int, tuple[int, int]]:
+        """Reason → (packets, bytes) since the maps were made, summed over CPUs."""
+        found = {}
+        for reason in range(SHAPES["counters"].entries):
+            raw = self._counters.get(struct.pack("=I", reason))
+            if raw is None:
+                continue
+            values = struct.unpack(f"={len(raw) // 8}Q", raw)
+            packets, size = sum(values[0::2]), sum(values[1::2])
+            if packets:
+                found[reason] = (packets, size)
+        return found
+
+    def sizes(self) -> dict[str, tuple[int, int]]:
+        """Map → (entries, capacity)."""
+        return {name: (len(table), SHAPES[name].entries) for name, table in self._now.items()}
+
+    def close(self) -> None:
+        for each in (*self._maps.values(), self._counters):
+            each.close()

@@ -1,0 +1,100 @@
+"""Who needs which listener: the classes of sources that this node's proxy serves.
+
+A source class is an identity today (a class of its own for each): a rule that changes never moves a
+source to another listener. The kernel finds the listener by (class, kind, destination).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from penstock.plan import Direction, MeshMode, PolicyEntry, PolicyKey, Verdict
+from penstock.policy.entries import ANY
+from penstock.policy.identities import Member, Members
+from penstock.policy.labels import HOST
+from penstock.policy.mesh_tls import MeshModes
+from penstock.routing.model import ListenerKind, ProxyListener
+from penstock.world import World
+
+Entries = Mapping[tuple[int, Direction], Mapping[PolicyKey, PolicyEntry]]
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """The listeners that have a port, and the names of those that have none yet."""
+
+    listeners: tuple[ProxyListener, ...]
+    unallocated: tuple[str, ...]
+    names: tuple[str, ...]
+
+
+def name_of(kind: ListenerKind, source_class: int, destination: int = 0) -> str:
+    name = f"class-{source_class}/{kind.name.lower().replace('_', '-')}"
+    return f"{name}/{destination}" if destination else name
+
+
+def _redirected_peers(entries: Mapping[PolicyKey, PolicyEntry], members: Members) -> set[int]:
+    """Who is steered to the proxy on the way to a subject with these ingress entries."""
+    peers: set[int] = set()
+    for key, entry in entries.items():
+        if entry.verdict is Verdict.REDIRECT:
+            peers |= set(members.labels) if key.identity == ANY else {key.identity}
+    # Nothing steers what the node's own processes send: no tc hook sees it leave.
+    return peers - {HOST}
+
+
+def _wanted(
+    members: Members, entries: Entries, modes: MeshModes, *, routed: bool
+) -> set[tuple[ListenerKind, int, int]]:
+    wanted: set[tuple[ListenerKind, int, int]] = set()
+    local = members.local()
+    remote = {m.identity for m in members.all if m.mesh}
+    for member in local:
+        if routed:
+            wanted.add((ListenerKind.HTTP_SERVICE, member.identity, 0))
+        egress = entries[(member.subject, Direction.EGRESS)]
+        if any(e.verdict is Verdict.REDIRECT for e in egress.values()):
+            wanted.add((ListenerKind.HTTP_WORKLOAD, member.identity, 0))
+        peers = _redirected_peers(entries[(member.subject, Direction.INGRESS)], members)
+        wanted |= {(ListenerKind.HTTP_WORKLOAD, peer, 0) for peer in peers}
+        if modes.of(member) is not MeshMode.OFF:
+            wanted |= {(ListenerKind.TLS_TCP, peer, 0) for peer in remote}
+            wanted |= {(ListenerKind.TLS_HTTP, peer, 0) for peer in peers & remote}
+    strict = {m.identity for m in members.all if m.mesh and modes.of(m) is MeshMode.STRICT}
+    wanted |= {(ListenerKind.TCP_MTLS, m.identity, peer) for m in local for peer in strict}
+    return wanted
+
+
+def listeners(
+    world: World,
+    members: Members,
+    entries: Entries,
+    modes: MeshModes,
+    *,
+    routed: bool,
+    spiffe_id: Callable[[Member], str],
+) -> Demand:
+    """Every listener that this node's proxy must have; `routed` if any Service has a route."""
+    ids = {m.identity: spiffe_id(m) for m in members.all}
+    found, names, unallocated = [], [], []
+    for kind, source_class, destination in sorted(_wanted(members, entries, modes, routed=routed)):
+        name = name_of(kind, source_class, destination)
+        names.append(name)
+        port = world.allocations.listener_ports.get(name)
+        if port is None:
+            unallocated.append(name)
+            continue
+        tls = kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)
+        found.append(
+            ProxyListener(
+                name,
+                kind,
+                source_class,
+                port,
+                peer_id=ids[source_class] if tls else None,
+                destination=destination,
+                server_id=ids[destination] if destination else None,
+            )
+        )
+    return Demand(tuple(found), tuple(unallocated), tuple(names))
