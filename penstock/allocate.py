@@ -96,10 +96,10 @@ def _addresses(
     pools = {version: _Pool(tuple(r for r in ranges if r.version == version)) for version in (4, 6)}
     unplaced = []
     for name in sorted(wanted.keys() - given.keys()):
-        before = previous.get(name)
-        if before is not None and before not in used and ip_address(before) in pools[_family(name)]:
-            given[name] = before
-            used.add(before)
+        before = ip_address(previous[name]) if name in previous else None
+        if before is not None and str(before) not in used and before in pools[_family(name)]:
+            given[name] = str(before)
+            used.add(given[name])
         else:
             unplaced.append(name)
     for name in unplaced:
