@@ -69,20 +69,14 @@ def _numbers(
             f"{len(names)} {what} are wanted, and there are only {size} ({low}-{high})",
             hint="widen the range, or have fewer of what needs them",
         )
-    held: dict[str, int] = {}
-    used: set[int] = set()
-    for name in sorted(previous, key=lambda name: (name not in names, name)):
-        number = previous[name]
-        if low <= number <= high and number not in used:
-            held[name] = number
-            used.add(number)
+    held = {name: number for name, number in previous.items() if low <= number <= high}
     new = sorted(names - held.keys())
     excess = len(held) + len(new) - size
     if excess > 0:
         vanished = sorted((number, name) for name, number in held.items() if name not in names)
-        for number, name in vanished[:excess]:
+        for _, name in vanished[:excess]:
             del held[name]
-            used.discard(number)
+    used = set(held.values())
     free = (number for number in range(low, high + 1) if number not in used)
     held.update(zip(new, free, strict=False))
     return dict(sorted(held.items()))
@@ -96,10 +90,10 @@ def _addresses(
     pools = {version: _Pool(tuple(r for r in ranges if r.version == version)) for version in (4, 6)}
     unplaced = []
     for name in sorted(wanted.keys() - given.keys()):
-        before = previous.get(name)
-        if before is not None and before not in used and ip_address(before) in pools[_family(name)]:
-            given[name] = before
-            used.add(before)
+        before = ip_address(previous[name]) if name in previous else None
+        if before is not None and str(before) not in used and before in pools[_family(name)]:
+            given[name] = str(before)
+            used.add(given[name])
         else:
             unplaced.append(name)
     for name in unplaced:

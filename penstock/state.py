@@ -46,7 +46,7 @@ def load(directory: Path) -> Allocations:
         raise StateError(f"cannot read {path}: {error.strerror}") from error
     try:
         return _decode(data)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         aside = path.with_name(FILE + ".corrupt")
         log.warning("%s is damaged (%s): moved to %s, numbers are given out anew", path, error, aside.name)
         try:

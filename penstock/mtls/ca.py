@@ -157,6 +157,8 @@ class CertificateAuthority:
         usable = self._read_intermediate(root)
         if usable and not self._is_due(usable.certificate, now):
             return usable
+        if usable and usable.certificate.not_valid_after_utc >= root.not_valid_after_utc:
+            return usable  # The root ends as soon: another intermediate would not last longer.
         if not self._path("root.key").exists():
             if usable:
                 return usable

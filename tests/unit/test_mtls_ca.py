@@ -182,6 +182,7 @@ OPEN_AND_PRINT = """
 import sys, pathlib
 from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls import certificates
+print("ready", flush=True)
 sys.stdin.readline()
 ca = CertificateAuthority.open(pathlib.Path(sys.argv[1]), "mesh.test")
 sys.stdout.buffer.write(ca.bundle_pem + certificates.certificate_pem(ca.intermediate))
@@ -194,6 +195,9 @@ def test_processes_that_start_together_share_one_ca(tmp_path: Path) -> None:
         subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(4)
     ]
+    for racer in racers:
+        assert racer.stdout
+        assert racer.stdout.readline() == b"ready\n"
     for racer in racers:
         assert racer.stdin
         racer.stdin.write(b"\n")
@@ -263,6 +267,20 @@ def test_the_intermediate_is_renewed_before_its_end_and_seen_by_the_others(tmp_p
     for chain in chains:
         done = verify_with_openssl(tmp_path, first.bundle_pem, chain, "sslserver", now)
         assert done.returncode == 0, done.stderr
+
+
+def test_an_intermediate_that_ends_with_its_root_is_not_made_again_and_again(tmp_path: Path) -> None:
+    now = NOW
+    ca = CertificateAuthority.open(tmp_path, DOMAIN, clock=lambda: now)
+    now += 86400 * 3640
+    ca.sign(request(), WEB, DAY)
+    last = ca.intermediate
+    assert last.not_valid_after_utc == ca.root.not_valid_after_utc
+    ca.sign(request(), WEB, DAY)
+    assert ca.intermediate == last
+    now += 86400 * 11
+    with pytest.raises(AuthorityError, match=r"the root .* is over"):
+        ca.sign(request(), WEB, DAY)
 
 
 def test_without_the_root_key_the_intermediate_signs_to_its_end_and_no_longer(tmp_path: Path) -> None:

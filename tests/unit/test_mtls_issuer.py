@@ -15,6 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from envoy.extensions.transport_sockets.tls.v3.secret_pb2 import Secret
 
+from penstock.mtls import certificates
 from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.issuer import Issuer
 from penstock.mtls.secrets import TRUST_BUNDLE, secrets
@@ -228,6 +229,14 @@ def test_a_damaged_file_is_replaced(node: Node, content: bytes | None) -> None:
     second = node.reconcile(WEB)[WEB.name]
     assert second.serial != first.serial
     assert path.read_bytes() == second.key_pem + second.chain_pem
+
+
+def test_a_certificate_with_anothers_key_is_not_adopted(node: Node) -> None:
+    first = node.reconcile(WEB)[WEB.name]
+    (path,) = node.files()
+    path.write_bytes(certificates.key_pem(certificates.new_key()) + first.chain_pem)
+    node.issuer = node.daemon()
+    assert node.reconcile(WEB)[WEB.name].serial != first.serial
 
 
 def test_anothers_certificate_is_not_adopted(node: Node) -> None:

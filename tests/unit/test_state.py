@@ -8,7 +8,7 @@ import stat
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from penstock import state
@@ -50,6 +50,7 @@ def damaged() -> dict[str, bytes]:
         "a reserved identity": with_(identities={"a": 8}),
         "too large a port": with_(listener_ports={"a": 70000}),
         "no address": with_(vips={"default/api/4": "10.96.3.444"}),
+        "a bottomless pit": b'{"format": 1, "x": ' + b"[" * 100_000,
         "text for a number": with_(identities={"a": "300"}),
     }
 
@@ -77,6 +78,7 @@ def test_what_cannot_be_read_is_an_error_and_stays(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [state.FILE]
 
 
+@settings(deadline=None, max_examples=50)  # Each example waits for the disk.
 @given(
     st.dictionaries(st.text(), st.integers(256, 65535)).filter(lambda d: len(set(d.values())) == len(d)),
     st.dictionaries(st.text(), st.ip_addresses().map(str)),

@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 
 import pytest
 from hypothesis import given
+from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from penstock.allocate import AllocationError, allocate
@@ -132,6 +133,7 @@ FIXED = st.none() | st.sampled_from(
 VIPS = st.dictionaries(st.sampled_from([f"d/{c}/4" for c in "abcdef"]), FIXED, max_size=5)
 
 
+@hypothesis_settings(deadline=None)
 @given(st.lists(st.tuples(NAMES, NAMES, VIPS), max_size=8))
 def test_through_any_history_numbers_are_stable_unique_and_repeatable(
     history: list[tuple[set[str], set[str], dict[str, Address | None]]],
