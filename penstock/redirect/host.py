@@ -1,0 +1,182 @@
+"""The node's own network settings that steering needs: rules, routes, addresses, sysctls.
+
+Each is set only where it is not so already, and what was set is written down, so that `down` takes
+back exactly that. Table and mark are in bpf/penstock.h and ARCHITECTURE.md.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkError
+
+from penstock.files import write_atomically
+from penstock.redirect.netns import cookie
+from penstock.world import Address, Network
+
+TABLE = 2004
+MARK, MARK_MASK = 0x200, 0xF00
+PRIORITY = 9
+RT_SCOPE_HOST = 254
+RTN_LOCAL = 2
+_FAMILIES = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
+
+SYSCTLS = {
+    "net/ipv4/ip_forward": "1",
+    "net/ipv6/conf/all/forwarding": "1",
+    # A client's address comes in from a backend's veth where the proxy borrowed it.
+    "net/ipv4/conf/all/rp_filter": "0",
+    "net/ipv4/conf/default/rp_filter": "0",
+}
+RANGE = "net/ipv4/ip_local_port_range"
+
+
+class _Done(msgspec.Struct):
+    """What was changed, for `down`: sysctl → value before, and routes to other nodes."""
+
+    sysctls: dict[str, str] = {}
+    routes: dict[str, str] = {}
+
+
+class HostSettings:
+    """Settings of the network namespace that the daemon runs in. `record` is the file that `down` reads."""
+
+    def __init__(self, record: Path) -> None:
+        self._record = record
+        self._done = _Done()
+        with suppress(FileNotFoundError, msgspec.MsgspecError):
+            self._done = msgspec.json.decode(record.read_bytes(), type=_Done)
+        self.ip = IPRoute()
+
+    def close(self) -> None:
+        self.ip.close()
+
+    def cookie(self) -> int:
+        return cookie()
+
+    def up(self, source_ports: tuple[int, int]) -> None:
+        """Rules, the local table, forwarding, and a port range that holds the proxy's."""
+        for name, value in SYSCTLS.items():
+            self._set(name, value)
+        low, high = (int(x) for x in _read(RANGE).split())
+        if low > source_ports[0] or high < source_ports[1]:
+            # Outside the namespace's range the kernel ignores IP_LOCAL_PORT_RANGE without a word.
+            self._set(RANGE, f"{min(low, source_ports[0])} {max(high, source_ports[1])}")
+        lo = self.ip.link_lookup(ifname="lo")[0]
+        self.ip.link("set", index=lo, state="up")
+        for family, everything in _FAMILIES.items():
+            self._once("rule", family=family, table=TABLE, fwmark=MARK, fwmask=MARK_MASK, priority=PRIORITY)
+            self._once(
+                "route",
+                family=family,
+                dst=everything,
+                oif=lo,
+                table=TABLE,
+                type=RTN_LOCAL,
+                scope=RT_SCOPE_HOST if family == socket.AF_INET else 0,
+            )
+        self._save()
+
+    def relax(self, interface: str) -> None:
+        """Reverse-path filtering off on one interface, and IPv6 forwarding as on all."""
+        with suppress(FileNotFoundError):
+            Path(f"/proc/sys/net/ipv4/conf/{interface}/rp_filter").write_text("0")
+
+    def node_addresses(self) -> tuple[Address, ...]:
+        """Global addresses of the node's own interfaces."""
+        from ipaddress import ip_address
+
+        found = []
+        for message in self.ip.get_addr():
+            text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
+            address = ip_address(text)
+            if not (address.is_loopback or address.is_link_local):
+                found.append(address)
+        return tuple(sorted(set(found), key=lambda a: (a.version, a)))
+
+    def netdevs(self, workloads: Iterable[int]) -> tuple[int, ...]:
+        """Interfaces through which other nodes and the world come: all that are up, but lo and workloads'."""
+        hosts = set(workloads)
+        return tuple(
+            link["index"]
+            for link in self.ip.get_links()
+            if link.get("IFLA_IFNAME") != "lo" and link["index"] not in hosts and link["state"] == "up"
+        )
+
+    def routes(self, wanted: Mapping[Network, Address]) -> list[str]:
+        """Routes to other nodes' ranges. One that is there and right is left alone; problems are returned."""
+        problems = []
+        for network, via in wanted.items():
+            text = str(network)
+            if self._done.routes.get(text) == str(via) or self._stands(network, via):
+                continue
+            try:
+                self.ip.route("replace", dst=text, gateway=str(via), family=_family(network.version))
+            except NetlinkError as e:
+                problems.append(f"route to {text} via {via}: {e}")
+                continue
+            self._done.routes[text] = str(via)
+        keep = {str(n) for n in wanted}
+        for text in [t for t in self._done.routes if t not in keep]:
+            self._drop_route(text)
+        self._save()
+        return problems
+
+    def _stands(self, network: Network, via: Address) -> bool:
+        for route in self.ip.get_routes(family=_family(network.version), table=254):
+            destination = f"{route.get('RTA_DST')}/{route['dst_len']}"
+            if destination == str(network) and route.get("RTA_GATEWAY") == str(via):
+                return True
+        return False
+
+    def _drop_route(self, text: str) -> None:
+        via = self._done.routes.pop(text)
+        with suppress(NetlinkError):
+            self.ip.route("del", dst=text, gateway=via, family=_family(6 if ":" in text else 4))
+
+    def _once(self, what: str, **spec: object) -> None:
+        try:
+            getattr(self.ip, what)("add", **spec)
+        except NetlinkError as e:
+            if e.code != 17:
+                raise
+
+    def _set(self, name: str, value: str) -> None:
+        before = _read(name)
+        if before == value:
+            return
+        Path("/proc/sys", name).write_text(value)
+        self._done.sysctls.setdefault(name, before)
+
+    def _save(self) -> None:
+        write_atomically(self._record, msgspec.json.encode(self._done), durable=False)
+
+    def down(self) -> None:
+        """Take back what `up` and `routes` did; twice is fine."""
+        for text in list(self._done.routes):
+            self._drop_route(text)
+        for family, everything in _FAMILIES.items():
+            with suppress(NetlinkError):
+                self.ip.rule(
+                    "del", family=family, table=TABLE, fwmark=MARK, fwmask=MARK_MASK, priority=PRIORITY
+                )
+            with suppress(NetlinkError):
+                self.ip.route("del", family=family, dst=everything, table=TABLE, type=RTN_LOCAL)
+        for name, before in self._done.sysctls.items():
+            with suppress(OSError):
+                Path("/proc/sys", name).write_text(before)
+        self._done = _Done()
+        self._record.unlink(missing_ok=True)
+
+
+def _read(name: str) -> str:
+    return " ".join(Path("/proc/sys", name).read_text().split())
+
+
+def _family(version: int) -> int:
+    return socket.AF_INET if version == 4 else socket.AF_INET6
