@@ -26,7 +26,7 @@ _APPEARS = Mask.CREATE | Mask.MOVED_TO | Mask.DELETE | Mask.MOVED_FROM
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A local workload to look for: its namespace and, unless it is the one with the default route, interface."""
+    """A local workload to look for; without `interface`, the one with the default route is meant."""
 
     name: WorkloadName
     netns: str
