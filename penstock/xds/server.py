@@ -1,7 +1,7 @@
 """The grpc.aio shell around the xDS sessions: a Unix socket, one task pair per stream, and waiting for ACKs.
 
 All protocol knowledge is in `session`; this module moves messages and wakes waiters. It keeps true:
-- Requests are served as they come and before pushes; a request that breaks us is logged and ends nothing. One that
+- Requests are served as they come, before pushes; one that breaks us is logged and ends nothing, one that
   breaks the protocol ends its own stream.
 - Cancellation goes through: a handler that swallowed it would leak the native call.
 - ADS streams never end by themselves, so `stop` ends them hard. Clients come back to the next server with
@@ -138,6 +138,9 @@ class XdsServer:
         if self._server is not None:
             await self._server.stop(grace=None)
             self._server = None
+        # gRPC cancels the handlers but does not wait for them.
+        while self._streams:
+            await self._progress.wait()
         self._note_progress()
 
     @property
@@ -157,24 +160,24 @@ class XdsServer:
             stream.push(stream.session.publish(snapshot))
         self._note_progress()
 
-    async def wait_acked(self, types: Iterable[str], timeout: float) -> Outcome:
+    async def wait_acked(self, types: Iterable[str], within: float) -> Outcome:
         """Wait until some client is connected and all of them have answered what was published of `types`.
 
-        `timeout` is in seconds. Refused resources count as answered and are listed in the outcome.
+        `within` is in seconds. Refused resources count as answered and are listed in the outcome.
         """
         wanted = tuple(types)
         try:
-            async with asyncio.timeout(timeout):
+            async with asyncio.timeout(within):
                 while self._waiting(wanted):
                     await self._progress.wait()
         except TimeoutError:
             return Outcome(False, self._errors(wanted), self._waiting(wanted))
         return Outcome(True, self._errors(wanted))
 
-    async def roll_to(self, stage: Stage, timeout: float) -> Outcome:
-        """Publish a stage and wait, at most `timeout` seconds, for the ACKs that end it."""
+    async def roll_to(self, stage: Stage, within: float) -> Outcome:
+        """Publish a stage and wait, at most `within` seconds, for the ACKs that end it."""
         self.publish(stage.snapshot)
-        return await self.wait_acked(stage.await_types, timeout)
+        return await self.wait_acked(stage.await_types, within)
 
     def state(self) -> tuple[ClientState, ...]:
         """What each connected client has acknowledged, refused, and been sent."""
