@@ -1,0 +1,168 @@
+"""Envoy's access log over gRPC (envoy.service.accesslog.v3), turned into plain records.
+
+Envoy streams entries to us and never gets an answer; it drops entries rather than wait for a slow
+receiver. So the callback must be quick, and one that fails costs its own record only.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+from envoy.config.core.v3 import base_pb2
+from envoy.data.accesslog.v3 import accesslog_pb2
+from envoy.service.accesslog.v3 import als_pb2
+
+log = logging.getLogger(__name__)
+
+_SERVICE = "envoy.service.accesslog.v3.AccessLogService"
+
+_PROTOCOLS = {
+    accesslog_pb2.HTTPAccessLogEntry.HTTP10: "HTTP/1.0",
+    accesslog_pb2.HTTPAccessLogEntry.HTTP11: "HTTP/1.1",
+    accesslog_pb2.HTTPAccessLogEntry.HTTP2: "HTTP/2",
+    accesslog_pb2.HTTPAccessLogEntry.HTTP3: "HTTP/3",
+}
+
+_METHODS = {number: name for name, number in base_pb2.RequestMethod.items() if number}
+
+HostPort = tuple[str, int]
+"""An IP address (or a pipe's path, with port 0) and a port; ("", 0) where Envoy named none."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestRecord:
+    """One HTTP request, or one TCP connection (`protocol` "TCP", no method, path or code).
+
+    `time` is seconds since the epoch at the start, `duration_us` microseconds until the last byte to the
+    client. `flags` are the set fields of Envoy's ResponseFlags by name, `details` its response code or
+    connection termination details. `source` and `destination` are the connection's own addresses (the
+    original destination where the kernel redirected), `upstream` the chosen endpoint. `peer_ids` and
+    `local_ids` are the URI SANs of the client's and our certificate. Bytes are bodies for HTTP, the
+    payload for TCP; `bytes_in` is from the client.
+    """
+
+    time: float
+    log_name: str
+    source: HostPort
+    destination: HostPort
+    upstream: HostPort
+    method: str
+    path: str
+    authority: str
+    code: int
+    flags: tuple[str, ...]
+    details: str
+    duration_us: int
+    bytes_in: int
+    bytes_out: int
+    protocol: str
+    peer_ids: tuple[str, ...]
+    local_ids: tuple[str, ...]
+    route_name: str
+
+
+def access_log_service(callback: Callable[[RequestRecord], None]) -> grpc.GenericRpcHandler:
+    """A gRPC service that calls `callback` for every entry, in the event loop of its server."""
+
+    async def stream(messages: AsyncIterator[Any], context: Any) -> Any:
+        log_name = ""
+        async for message in messages:
+            # Only the first message of a stream says who it is.
+            if message.HasField("identifier"):
+                log_name = message.identifier.log_name
+            for record in records(message, log_name):
+                try:
+                    callback(record)
+                except Exception:
+                    log.exception("an access log entry of %s could not be taken", log_name)
+        return als_pb2.StreamAccessLogsResponse()
+
+    method = grpc.stream_unary_rpc_method_handler(
+        stream,
+        request_deserializer=als_pb2.StreamAccessLogsMessage.FromString,
+        response_serializer=als_pb2.StreamAccessLogsResponse.SerializeToString,
+    )
+    return grpc.method_handlers_generic_handler(_SERVICE, {"StreamAccessLogs": method})
+
+
+def records(message: Any, log_name: str) -> Iterator[RequestRecord]:
+    """The entries of one StreamAccessLogsMessage. `log_name` is that of the stream's first message."""
+    for entry in message.http_logs.log_entry:
+        yield _record(
+            log_name,
+            entry.common_properties,
+            method=_METHODS.get(entry.request.request_method, ""),
+            path=entry.request.original_path or entry.request.path,
+            authority=entry.request.authority,
+            code=entry.response.response_code.value,
+            details=entry.response.response_code_details,
+            bytes_in=entry.request.request_body_bytes,
+            bytes_out=entry.response.response_body_bytes,
+            protocol=_PROTOCOLS.get(entry.protocol_version, "HTTP"),
+        )
+    for entry in message.tcp_logs.log_entry:
+        yield _record(
+            log_name,
+            entry.common_properties,
+            details=entry.common_properties.connection_termination_details,
+            bytes_in=entry.connection_properties.received_bytes,
+            bytes_out=entry.connection_properties.sent_bytes,
+            protocol="TCP",
+        )
+
+
+def _record(
+    log_name: str,
+    common: Any,
+    *,
+    details: str,
+    bytes_in: int,
+    bytes_out: int,
+    protocol: str,
+    method: str = "",
+    path: str = "",
+    authority: str = "",
+    code: int = 0,
+) -> RequestRecord:
+    tls = common.tls_properties
+    ended = common.time_to_last_downstream_tx_byte
+    duration = common.duration if common.HasField("duration") else ended
+    return RequestRecord(
+        time=common.start_time.ToNanoseconds() / 1e9,
+        log_name=log_name,
+        # The direct address: behind x-forwarded-for the other one is what the client claims.
+        source=_address(common.downstream_direct_remote_address),
+        destination=_address(common.downstream_local_address),
+        upstream=_address(common.upstream_remote_address),
+        method=method,
+        path=path,
+        authority=authority,
+        code=code,
+        flags=_flags(common.response_flags),
+        details=details,
+        duration_us=duration.ToMicroseconds(),
+        bytes_in=bytes_in,
+        bytes_out=bytes_out,
+        protocol=protocol,
+        peer_ids=_uris(tls.peer_certificate_properties),
+        local_ids=_uris(tls.local_certificate_properties),
+        route_name=common.route_name,
+    )
+
+
+def _address(address: Any) -> HostPort:
+    if address.HasField("pipe"):
+        return address.pipe.path, 0
+    return address.socket_address.address, address.socket_address.port_value
+
+
+def _flags(flags: Any) -> tuple[str, ...]:
+    return tuple(field.name for field, _ in flags.ListFields())
+
+
+def _uris(certificate: Any) -> tuple[str, ...]:
+    return tuple(san.uri for san in certificate.subject_alt_name if san.uri)

@@ -1,0 +1,244 @@
+"""The grpc.aio shell around the xDS sessions: a Unix socket, one task pair per stream, and waiting for ACKs.
+
+All protocol knowledge is in `session`; this module moves messages and wakes waiters. It keeps true:
+- Requests are served as they come, before pushes; one that breaks us is logged and ends nothing, one that
+  breaks the protocol ends its own stream.
+- Cancellation goes through: a handler that swallowed it would leak the native call.
+- ADS streams never end by themselves, so `stop` ends them hard. Clients come back to the next server with
+  what they hold.
+
+gRPC does not tell who is at the other end of a Unix socket, so the file's owner and mode say who may
+connect: put it in a directory that only the daemon and the proxy's group can enter.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import deque
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+from envoy.service.discovery.v3 import discovery_pb2
+
+from penstock.errors import HostError
+from penstock.xds.errors import ProtocolError
+from penstock.xds.order import Stage
+from penstock.xds.session import Nacked, Session
+from penstock.xds.snapshot import Snapshot
+from penstock.xds.watch import Refusal, ResourceStatus
+
+log = logging.getLogger(__name__)
+
+_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a wait ended. `done`: every connected client acknowledged or refused everything in time.
+
+    `waiting` are the types still open when the time was over (all of them if no client is connected).
+    """
+
+    done: bool
+    errors: tuple[Refusal, ...] = ()
+    waiting: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        return self.done and not self.errors
+
+
+@dataclass(frozen=True, slots=True)
+class ClientState:
+    """One stream: the node id of the client, its NACKs so far, and every resource by type."""
+
+    node_id: str
+    nacks: int
+    types: Mapping[str, tuple[ResourceStatus, ...]]
+
+
+class _Stream:
+    """A session and the responses on their way out."""
+
+    def __init__(self) -> None:
+        self.session = Session()
+        self._responses: deque[Any] = deque()
+        self._ready = asyncio.Event()
+
+    def push(self, responses: Iterable[Any]) -> None:
+        self._responses.extend(responses)
+        if self._responses:
+            self._ready.set()
+
+    async def write(self, context: Any) -> None:
+        """Send responses for ever, one at a time: a slow client holds its own stream back, nothing else."""
+        while True:
+            await self._ready.wait()
+            while self._responses:
+                await context.write(self._responses.popleft())
+            self._ready.clear()
+
+
+class XdsServer:
+    """Serves one snapshot to all who connect to `socket_path`.
+
+    `services` are further gRPC services for the same socket (access logs). `group` is the gid that may
+    connect besides the owner; None leaves the file's group as it is.
+    """
+
+    def __init__(
+        self,
+        socket_path: Path | str,
+        *,
+        services: Sequence[grpc.GenericRpcHandler] = (),
+        group: int | None = None,
+    ) -> None:
+        self._path = Path(socket_path)
+        self._services = tuple(services)
+        self._group = group
+        self._server: grpc.aio.Server | None = None
+        self._streams: set[_Stream] = set()
+        self._published: Snapshot | None = None
+        self._progress = asyncio.Event()
+
+    async def start(self) -> None:
+        """Listen. Raises HostError when the socket cannot be made."""
+        # Envoy's messages have no size limit, and neither may a first answer with thousands of clusters.
+        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        self._server = grpc.aio.server(options=options)
+        methods = {
+            "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(
+                self._serve,
+                request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
+                response_serializer=discovery_pb2.DeltaDiscoveryResponse.SerializeToString,
+            )
+        }
+        ads = grpc.method_handlers_generic_handler(_SERVICE, methods)
+        self._server.add_generic_rpc_handlers((ads, *self._services))
+        try:
+            self._server.add_insecure_port(f"unix:{self._path}")
+            if self._group is not None:
+                os.chown(self._path, -1, self._group)
+            self._path.chmod(0o660)
+        except (RuntimeError, OSError) as error:
+            raise HostError(
+                f"cannot listen on {self._path}: {error}",
+                hint="the path may be at most 107 bytes long, in a directory that the daemon can write to",
+            ) from error
+        await self._server.start()
+
+    async def stop(self) -> None:
+        """End all streams now. Clients keep what they have and try again."""
+        if self._server is not None:
+            await self._server.stop(grace=None)
+            self._server = None
+        # gRPC cancels the handlers but does not wait for them.
+        while self._streams:
+            await self._progress.wait()
+        self._note_progress()
+
+    @property
+    def published(self) -> Snapshot | None:
+        """What was published last: where the next `Rollout` starts from."""
+        return self._published
+
+    @property
+    def connected(self) -> int:
+        """Number of clients with a stream."""
+        return len(self._streams)
+
+    def publish(self, snapshot: Snapshot) -> None:
+        """Make `snapshot` the wanted state of all clients, present and to come."""
+        self._published = snapshot
+        for stream in self._streams:
+            stream.push(stream.session.publish(snapshot))
+        self._note_progress()
+
+    async def wait_acked(self, types: Iterable[str], within: float) -> Outcome:
+        """Wait until some client is connected and all of them have answered what was published of `types`.
+
+        `within` is in seconds. Refused resources count as answered and are listed in the outcome.
+        """
+        wanted = tuple(types)
+        try:
+            async with asyncio.timeout(within):
+                while self._waiting(wanted):
+                    await self._progress.wait()
+        except TimeoutError:
+            return Outcome(False, self._errors(wanted), self._waiting(wanted))
+        return Outcome(True, self._errors(wanted))
+
+    async def roll_to(self, stage: Stage, within: float) -> Outcome:
+        """Publish a stage and wait, at most `within` seconds, for the ACKs that end it."""
+        self.publish(stage.snapshot)
+        return await self.wait_acked(stage.await_types, within)
+
+    def state(self) -> tuple[ClientState, ...]:
+        """What each connected client has acknowledged, refused, and been sent."""
+        sessions = [stream.session for stream in self._streams]
+        return tuple(ClientState(session.node_id, session.nacks, session.status()) for session in sessions)
+
+    # Inside
+
+    def _waiting(self, types: tuple[str, ...]) -> tuple[str, ...]:
+        sessions = [stream.session for stream in self._streams]
+        if not sessions:
+            return types
+        return tuple(kind for kind in types if not all(session.settled(kind) for session in sessions))
+
+    def _errors(self, types: tuple[str, ...]) -> tuple[Refusal, ...]:
+        found = {
+            refusal: None
+            for stream in self._streams
+            for refusal in stream.session.refusals()
+            if refusal.type_url in types
+        }
+        return tuple(found)
+
+    def _note_progress(self) -> None:
+        """Wake all that wait; the next wait starts on a fresh event."""
+        self._progress.set()
+        self._progress = asyncio.Event()
+
+    async def _serve(self, requests: AsyncIterator[Any], context: Any) -> None:
+        stream = _Stream()
+        if self._published is not None:
+            stream.session.publish(self._published)
+        self._streams.add(stream)
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                writer = tasks.create_task(stream.write(context))
+                broken = await self._read(stream, requests)
+                writer.cancel()
+            if broken is not None:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(broken))
+        finally:
+            self._streams.discard(stream)
+            self._note_progress()
+
+    async def _read(self, stream: _Stream, requests: AsyncIterator[Any]) -> ProtocolError | None:
+        """Serve requests until the client ends the stream, or breaks the protocol."""
+        async for request in requests:
+            try:
+                self._receive(stream, request)
+            except ProtocolError as error:
+                return error
+            except Exception:
+                # Whatever one request does to us, the stream and its client go on.
+                log.exception("a request for %s could not be served", request.type_url)
+        return None
+
+    def _receive(self, stream: _Stream, request: Any) -> None:
+        session = stream.session
+        stream.push(session.receive(request))
+        for event in session.drain_events():
+            if isinstance(event, Nacked):
+                names = ", ".join(event.names)
+                log.warning("%s refused %s %s: %s", session.node_id, event.type_url, names, event.message)
+        self._note_progress()

@@ -1,0 +1,249 @@
+"""One incremental (delta) ADS stream as a sans-IO state machine: requests and snapshots in, responses out.
+
+Rules that a server gets wrong (Envoy's documentation, "xDS REST and gRPC protocol"), and how they are held:
+- Nothing is answered before the first complete snapshot: an early empty answer would take from a
+  reconnecting client what it has.
+- ACK or NACK is told by `error_detail` alone. A nonce that is not outstanding acknowledges nothing, but the
+  subscription changes that come with it count.
+- Questions are answered at once, from the newest snapshot. Changes go out as one push per type; what is
+  published until the push is acknowledged merges into the next. (Per type, not per stream: Envoy withholds
+  the ACK of CDS for up to 15 s while a cluster warms, and what it warms for, a secret or endpoints, may be
+  in the very push that would wait.)
+- A refused response of several resources is cut and sent again in parts until the bad resource is alone.
+- A cluster that is sent takes its endpoints with it, unasked: Envoy would wait 15 s for them, and not ask.
+
+Order within a stream (make before break), so that any publish is safe, also to a client that comes back
+after the world has changed: changed listeners, scopes and routes wait until no CDS response is
+unacknowledged; removals wait until all that may still use the removed is acknowledged (the chain
+_REMOVALS). Secrets and endpoints wait for nothing, so that nothing can wait for itself.
+
+`Session` is the incremental face. What the shell uses of it (receive, publish, settled, refusals, status,
+drain_events) is all that a state-of-the-world face needs to offer too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from envoy.service.discovery.v3 import discovery_pb2
+from google.protobuf import any_pb2
+
+from penstock.xds.errors import ProtocolError
+from penstock.xds.snapshot import Resource, Snapshot, TypeUrl
+from penstock.xds.watch import Parcel, Refusal, ResourceStatus, Watch
+
+# protobuf generates its classes at run time; these names say which message is meant.
+Request: TypeAlias = Any  # DeltaDiscoveryRequest
+Response: TypeAlias = Any  # DeltaDiscoveryResponse
+
+_AFTER_CLUSTERS = frozenset({TypeUrl.LDS, TypeUrl.SRDS, TypeUrl.RDS})
+_REMOVALS = (TypeUrl.LDS, TypeUrl.SRDS, TypeUrl.RDS, TypeUrl.CDS, TypeUrl.EDS)
+"""A removal waits until the types before its own are idle."""
+
+
+@dataclass(frozen=True, slots=True)
+class Acked:
+    """The client has these resources in force, and has dropped the removed ones."""
+
+    type_url: str
+    names: tuple[str, ...]
+    removed: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Nacked:
+    """The client refused a response with these resources. With several, a part of them will be sent again."""
+
+    type_url: str
+    names: tuple[str, ...]
+    message: str
+
+
+Event = Acked | Nacked
+
+
+class Session:
+    def __init__(self) -> None:
+        self.node_id = ""
+        """The client's node.id; it comes with the first request of a stream only."""
+        self.nacks = 0
+        self._snapshot: Snapshot | None = None
+        self._watches: dict[str, Watch] = {}
+        self._nonce = 0
+        self._events: list[Event] = []
+
+    def receive(self, request: Request) -> list[Response]:
+        """Take one request. Raises ProtocolError if it names no type; the stream must then end."""
+        if not request.type_url:
+            raise ProtocolError("the request on an aggregated stream has no type_url")
+        if not self.node_id and request.HasField("node"):
+            self.node_id = request.node.id
+        watch = self._watch(request.type_url)
+        responses = self._settle(watch, request)
+        if not watch.opened:
+            watch.open(request.resource_names_subscribe, dict(request.initial_resource_versions))
+            if self._snapshot is not None:
+                watch.compare_all(self._snapshot)
+        elif request.resource_names_subscribe or request.resource_names_unsubscribe:
+            watch.change(request.resource_names_subscribe, request.resource_names_unsubscribe, self._snapshot)
+        return responses + self._flush()
+
+    def publish(self, snapshot: Snapshot) -> list[Response]:
+        """Make `snapshot` the wanted state."""
+        before, self._snapshot = self._snapshot, snapshot
+        for watch in self._watches.values():
+            if not watch.opened:
+                continue
+            if before is None:
+                watch.compare_all(snapshot)
+            else:
+                watch.mark(snapshot.changes(before, watch.type_url))
+        return self._flush()
+
+    def drain_events(self) -> list[Event]:
+        """What the client told since the last call."""
+        events, self._events = self._events, []
+        return events
+
+    def settled(self, type_url: str) -> bool:
+        """True when the client has acknowledged or refused all that it should have of this type.
+
+        Types that a client asks for by name are settled while it asks for none. CDS and LDS it always asks
+        for, so with something to give they are not settled before it has.
+        """
+        if self._snapshot is None:
+            return False
+        watch = self._watches.get(type_url)
+        if watch is None or not watch.opened:
+            return type_url not in (TypeUrl.CDS, TypeUrl.LDS) or not self._snapshot.of(type_url)
+        return not watch.busy
+
+    def refusals(self) -> list[Refusal]:
+        """Resources of the wanted snapshot that the client refused and that are therefore not in force."""
+        snapshot = self._snapshot or Snapshot()
+        return [refusal for watch in self._ordered() for refusal in watch.refusals(snapshot)]
+
+    def status(self) -> Mapping[str, tuple[ResourceStatus, ...]]:
+        """Per type that the client asked for: each resource with wanted and acknowledged version."""
+        snapshot = self._snapshot or Snapshot()
+        return {watch.type_url: watch.status(snapshot) for watch in self._ordered() if watch.opened}
+
+    # Inside
+
+    def _watch(self, type_url: str) -> Watch:
+        watch = self._watches.get(type_url)
+        if watch is None:
+            watch = self._watches[type_url] = Watch(type_url)
+        return watch
+
+    def _ordered(self) -> list[Watch]:
+        """Our types in the order of additions, then any other type that a client asked for."""
+        known = [self._watches[kind] for kind in TypeUrl if kind in self._watches]
+        return known + [watch for kind, watch in self._watches.items() if watch not in known]
+
+    def _settle(self, watch: Watch, request: Request) -> list[Response]:
+        """Take the ACK or NACK in a request. A NACK of several resources is answered with parts of them."""
+        parcel = watch.outstanding.pop(request.response_nonce, None)
+        if parcel is None or self._snapshot is None:
+            return []
+        names = tuple(parcel.resources)
+        if not request.HasField("error_detail"):
+            watch.ack(parcel, self._snapshot)
+            self._events.append(Acked(watch.type_url, names, tuple(sorted(parcel.removed))))
+            return []
+        self.nacks += 1
+        message = request.error_detail.message
+        self._events.append(Nacked(watch.type_url, names or tuple(sorted(parcel.removed)), message))
+        responses: list[Response] = []
+        for group in watch.nack(parcel, message):
+            found = (self._snapshot.get(watch.type_url, name) for name in group)
+            part = {item.name: item for item in found if item is not None and not watch.is_refused(item)}
+            if part:
+                responses += self._send(watch, Parcel(part))
+        return responses
+
+    def _flush(self) -> list[Response]:
+        """Say all that may be said now."""
+        snapshot = self._snapshot
+        if snapshot is None:
+            return []
+        responses: list[Response] = []
+        secrets = self._watches.get(TypeUrl.SDS)
+        if secrets is not None and secrets.dirty:
+            responses += self._remove(secrets, secrets.take_removals(snapshot))
+        for kind in (*TypeUrl, *(kind for kind in tuple(self._watches) if kind not in _KNOWN)):
+            watch = self._watches.get(kind)
+            if watch is not None and watch.opened:
+                responses += self._say(watch, snapshot)
+        for position, kind in enumerate(_REMOVALS):
+            watch = self._watches.get(kind)
+            if watch is None or not watch.dirty or watch.outstanding or self._must_wait(watch):
+                continue
+            if not any(self._in_use(earlier, snapshot) for earlier in _REMOVALS[:position]):
+                responses += self._remove(watch, watch.take_removals(snapshot))
+        return responses
+
+    def _say(self, watch: Watch, snapshot: Snapshot) -> list[Response]:
+        """Answers to questions, and the push if none is outstanding."""
+        responses: list[Response] = []
+        if watch.due:
+            resources, missing = watch.take_due(snapshot)
+            responses += self._add(watch, resources) + self._remove(watch, missing)
+        if (watch.dirty or watch.greet) and not watch.outstanding and not self._must_wait(watch):
+            greet = watch.greet
+            responses += self._add(watch, watch.take_additions(snapshot))
+            if watch.type_url not in _KNOWN:
+                responses += self._remove(watch, watch.take_removals(snapshot))
+            if greet and watch.greet:
+                responses += self._send(watch, Parcel())
+        return responses
+
+    def _must_wait(self, watch: Watch) -> bool:
+        if watch.type_url not in _AFTER_CLUSTERS:
+            return False
+        clusters = self._watches.get(TypeUrl.CDS)
+        return clusters is not None and bool(clusters.outstanding)
+
+    def _in_use(self, type_url: TypeUrl, snapshot: Snapshot) -> bool:
+        """Whether the client may still use, through this type, what is about to be removed.
+
+        A client that comes back asks for LDS some moments after CDS. Until it has acknowledged an answer to
+        that (we always give one), we do not know its listeners and routes.
+        """
+        watch = self._watches.get(type_url)
+        if watch is None or not watch.opened:
+            return type_url == TypeUrl.LDS and bool(snapshot.of(type_url))
+        return watch.busy
+
+    def _add(self, watch: Watch, resources: list[Resource]) -> list[Response]:
+        return [response for parcel in watch.parcels(resources) for response in self._send(watch, parcel)]
+
+    def _owe_endpoints(self, clusters: Iterable[Resource]) -> None:
+        endpoints = self._watch(TypeUrl.EDS)
+        for cluster in clusters:
+            name = cluster.endpoints
+            # A client that has opened EDS without this name will ask for it; until it opens it, who knows.
+            if name and (not endpoints.opened or endpoints.wants(name)):
+                endpoints.due.add(name)
+
+    def _remove(self, watch: Watch, names: frozenset[str]) -> list[Response]:
+        return self._send(watch, Parcel(removed=names)) if names else []
+
+    def _send(self, watch: Watch, parcel: Parcel) -> list[Response]:
+        self._nonce += 1
+        nonce = str(self._nonce)
+        watch.record(nonce, parcel)
+        if watch.type_url == TypeUrl.CDS:
+            self._owe_endpoints(parcel.resources.values())
+        response = discovery_pb2.DeltaDiscoveryResponse(
+            type_url=watch.type_url, nonce=nonce, removed_resources=sorted(parcel.removed)
+        )
+        for item in parcel.resources.values():
+            content = any_pb2.Any(type_url=item.type_url, value=item.body)
+            response.resources.add(name=item.name, version=item.version, resource=content)
+        return [response]
+
+
+_KNOWN = frozenset(TypeUrl)
