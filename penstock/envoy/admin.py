@@ -19,7 +19,7 @@ from penstock.envoy.errors import EnvoyAdminError
 
 @dataclass(frozen=True, slots=True)
 class ListenerState:
-    """The xDS versions of a listener that serves and of one that still waits, and why the last was refused."""
+    """xDS versions: of what serves, of what still waits; and why the last one was refused."""
 
     active: str | None = None
     warming: str | None = None
@@ -87,11 +87,13 @@ class Admin:
         dump = await self.json(f"/config_dump?resource=dynamic_listeners&mask={mask}")
         states = {}
         for item in dump.get("configs", ()):
-            versions = [
+            active, warming = (
                 item[state].get("version_info", "") if state in item else None
                 for state in ("active_state", "warming_state")
-            ]
-            states[item["name"]] = ListenerState(*versions, item.get("error_state", {}).get("details", ""))
+            )
+            states[item["name"]] = ListenerState(
+                active, warming, item.get("error_state", {}).get("details", "")
+            )
         return states
 
     async def stats(self, prefix: str) -> Mapping[str, int]:

@@ -12,9 +12,6 @@ from typing import Any
 
 from penstock.envoy.names import ADS_CLUSTER, ALS_CLUSTER
 
-MAX_CONNECTIONS = 100_000
-"""Downstream connections; each takes two file descriptors."""
-
 RE2_PROGRAM_SIZE = 100_000
 """Envoy refuses larger regular expressions; its default, 100, refuses many a useful one."""
 
@@ -57,10 +54,12 @@ def _grpc_cluster(name: str, socket: Path) -> dict[str, Any]:
     }
 
 
-def bootstrap(run_dir: Path, *, node: str) -> str:
+def bootstrap(run_dir: Path, *, node: str, open_files: int) -> str:
     """The bootstrap of the node's Envoy as JSON.
 
     `node` is the node's name; the run directory holds the daemon's socket (xDS and ALS) and `envoy/`.
+    Of `open_files`, two fifths may be downstream connections: each may need another one upstream, and
+    listeners need some. Envoy closes what comes beyond that instead of running dry.
     """
     socket = xds_socket(run_dir)
     retry = {"retry_back_off": {"base_interval": "0.05s", "max_interval": "1s"}}
@@ -95,7 +94,7 @@ def bootstrap(run_dir: Path, *, node: str) -> str:
                     "typed_config": {
                         "@type": "type.googleapis.com/envoy.extensions.resource_monitors."
                         "downstream_connections.v3.DownstreamConnectionsConfig",
-                        "max_active_downstream_connections": MAX_CONNECTIONS,
+                        "max_active_downstream_connections": open_files * 2 // 5,
                     },
                 }
             ]

@@ -147,21 +147,19 @@ def original_dst(
     )
 
 
-def assignment(
-    name: str, endpoints: Iterable[ProxyEndpoint], by_address: bool = False
-) -> endpoint_pb2.ClusterLoadAssignment:
+def assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> endpoint_pb2.ClusterLoadAssignment:
     """The endpoints of an EDS cluster, in the order of the model; weight 0 gets no requests.
 
-    `by_address` gives each the metadata by which the workloads cluster picks it.
+    Each carries its address as metadata too, by which the workloads cluster picks it.
     """
-    hosts = [_host(endpoint, by_address) for endpoint in endpoints if endpoint.weight > 0]
+    hosts = [_host(endpoint) for endpoint in endpoints if endpoint.weight > 0]
     assigned = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
     if hosts:
         assigned.endpoints.add(lb_endpoints=hosts)
     return assigned
 
 
-def _host(endpoint: ProxyEndpoint, by_address: bool) -> endpoint_components_pb2.LbEndpoint:
+def _host(endpoint: ProxyEndpoint) -> endpoint_components_pb2.LbEndpoint:
     address = str(endpoint.address)
     text = names.host_port(endpoint.address, endpoint.port)
     return endpoint_components_pb2.LbEndpoint(
@@ -175,7 +173,7 @@ def _host(endpoint: ProxyEndpoint, by_address: bool) -> endpoint_components_pb2.
                 names.METADATA_TLS: (
                     {} if endpoint.server_id is None else {names.METADATA_PEER: endpoint.server_id}
                 ),
-                names.METADATA_LB: {names.METADATA_ADDRESS: text} if by_address else {},
+                names.METADATA_LB: {names.METADATA_ADDRESS: text},
             }
         ),
     )

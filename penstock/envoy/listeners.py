@@ -41,7 +41,6 @@ def _state(key: str, factory: str, text: str) -> value_pb2.FilterStateValue:
         format_string=substitution_format_string_pb2.SubstitutionFormatString(
             text_format_source=core_pb2.DataSource(inline_string=text)
         ),
-        read_only=True,
         shared_with_upstream=_State.SharedWithUpstream.ONCE,
     )
 

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import hashlib
 import os
+import resource
 import shutil
 import signal
 import sys
@@ -28,6 +29,7 @@ UID = 64055
 _CAPABILITIES = "-all,+net_admin,+net_bind_service"
 _OPEN_FILES = 1 << 20
 _START_TIMEOUT = 15.0
+_SHARED_MEMORY = Path("/dev/shm")
 _BACKOFF = (0.1, 10.0)
 _HEALTHY_AFTER = 30.0
 
@@ -56,6 +58,22 @@ def base_id(run_dir: Path) -> int:
     return 1 + int.from_bytes(digest[:4], "big") % 100_000_000
 
 
+def _open_files() -> int:
+    """How many files Envoy may open: as many as this machine lets us grant."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if hard < _OPEN_FILES:
+        # Containers often withhold the right to raise the limit; then what is there has to do.
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, _OPEN_FILES))
+            hard = _OPEN_FILES
+    return min(hard, _OPEN_FILES)
+
+
+def _settle(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
 class EnvoyProcess:
     """One Envoy for one run directory. Not for use by two daemons at once (the run directory is locked)."""
 
@@ -72,7 +90,8 @@ class EnvoyProcess:
     ) -> None:
         self._directory = run_dir / "envoy"
         self._base_id = base_id(run_dir)
-        self._bootstrap = bootstrap(run_dir, node=node)
+        self._files = _open_files()
+        self._bootstrap = bootstrap(run_dir, node=node, open_files=self._files)
         self._binary = binary
         self._owner = (uid, gid)
         self._concurrency = concurrency or os.cpu_count() or 1
@@ -85,11 +104,10 @@ class EnvoyProcess:
 
     def _command(self) -> list[str]:
         uid, gid = self._owner
-        files = min(_OPEN_FILES, int(Path("/proc/sys/fs/nr_open").read_text()))
         capabilities = [f"--{kind}={_CAPABILITIES}" for kind in ("inh-caps", "ambient-caps", "bounding-set")]
         # The identity is changed last: what runs as the new user is Envoy alone.
         return [
-            "prlimit", f"--nofile={files}:{files}", "setpriv",
+            "prlimit", f"--nofile={self._files}:{self._files}", "setpriv",
             f"--reuid={uid}", f"--regid={gid}", "--clear-groups", "--no-new-privs", *capabilities, "--",
             self._binary or find_binary(),
             "--config-path", str(self._directory / "bootstrap.json"),
@@ -135,9 +153,14 @@ class EnvoyProcess:
         while not await self._answers():
             if self._ended() or time.monotonic() > deadline:
                 await self.stop(grace=0)
-                raise EnvoyStartError("Envoy did not start", hint=f"see {self._directory / 'envoy.log'}")
+                raise EnvoyStartError(f"Envoy did not start: {self._last_words()}")
             await asyncio.sleep(0.02)
         return False
+
+    def _last_words(self) -> str:
+        with contextlib.suppress(OSError, IndexError):
+            return (self._directory / "envoy.log").read_text(errors="replace").splitlines()[-1]
+        return "it said nothing"
 
     async def adopt(self) -> bool:
         """Takes over a running Envoy that has our base id and our bootstrap, and answers."""
@@ -199,9 +222,9 @@ class EnvoyProcess:
         if self._pidfd is None:
             return
         loop = asyncio.get_running_loop()
-        ended = loop.create_future()
+        ended: asyncio.Future[None] = loop.create_future()
         # A pidfd is readable when its process has ended (pidfd_open(2)).
-        loop.add_reader(self._pidfd, lambda: ended.done() or ended.set_result(None))
+        loop.add_reader(self._pidfd, _settle, ended)
         try:
             await ended
         finally:
@@ -238,8 +261,8 @@ class EnvoyProcess:
         self._release()
         for leftover in (self._pid_file, admin_socket(self._directory.parent)):
             leftover.unlink(missing_ok=True)
-        for segment in Path("/dev/shm").glob(f"envoy_shared_memory_{self._base_id}[0-9]"):
-            segment.unlink(missing_ok=True)
+        for epoch in range(10):
+            (_SHARED_MEMORY / f"envoy_shared_memory_{self._base_id}{epoch}").unlink(missing_ok=True)
 
     def _release(self) -> None:
         if self._pidfd is not None:
