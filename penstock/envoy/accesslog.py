@@ -1,0 +1,46 @@
+"""Access logs to the daemon over gRPC (ALS): one stream, told apart by the listener's name."""
+
+from __future__ import annotations
+
+from envoy.config.accesslog.v3 import accesslog_pb2
+from envoy.config.core.v3 import config_source_pb2, grpc_service_pb2
+from envoy.extensions.access_loggers.grpc.v3 import als_pb2
+from envoy.type.tracing.v3 import custom_tag_pb2
+from google.protobuf import wrappers_pb2
+
+from penstock.envoy.names import ALS_CLUSTER, SOURCE_CLASS_STATE
+from penstock.envoy.protos import pack, seconds
+
+_FLUSH = 0.1
+"""Seconds an entry may wait: `penstock observe` is watched by people."""
+
+UPSTREAM_PEER_TAG = "upstream_peer"
+UPSTREAM_LOCAL_TAG = "upstream_local"
+"""Custom tags with the URI SANs that the other end and Envoy itself proved upstream ("-" in plain text)."""
+
+
+def _common(listener: str) -> als_pb2.CommonGrpcAccessLogConfig:
+    return als_pb2.CommonGrpcAccessLogConfig(
+        log_name=listener,
+        grpc_service=grpc_service_pb2.GrpcService(
+            envoy_grpc=grpc_service_pb2.GrpcService.EnvoyGrpc(cluster_name=ALS_CLUSTER)
+        ),
+        transport_api_version=config_source_pb2.ApiVersion.V3,
+        buffer_flush_interval=seconds(_FLUSH),
+        buffer_size_bytes=wrappers_pb2.UInt32Value(value=16384),
+        filter_state_objects_to_log=[SOURCE_CLASS_STATE],
+        custom_tags=[
+            custom_tag_pb2.CustomTag(tag=UPSTREAM_PEER_TAG, value="%UPSTREAM_PEER_URI_SAN%"),
+            custom_tag_pb2.CustomTag(tag=UPSTREAM_LOCAL_TAG, value="%UPSTREAM_LOCAL_URI_SAN%"),
+        ],
+    )
+
+
+def http(listener: str) -> accesslog_pb2.AccessLog:
+    config = als_pb2.HttpGrpcAccessLogConfig(common_config=_common(listener))
+    return accesslog_pb2.AccessLog(name="envoy.access_loggers.http_grpc", typed_config=pack(config))
+
+
+def tcp(listener: str) -> accesslog_pb2.AccessLog:
+    config = als_pb2.TcpGrpcAccessLogConfig(common_config=_common(listener))
+    return accesslog_pb2.AccessLog(name="envoy.access_loggers.tcp_grpc", typed_config=pack(config))

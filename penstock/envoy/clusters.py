@@ -1,0 +1,179 @@
+"""Where requests may go: EDS clusters of workloads, and the address that was dialled for plain TCP.
+
+Every socket upstream takes its port from a range of its own: it can then not collide with a connection
+that the same workload opens itself, and the next node tells mesh TLS by it. The option is ignored without
+an error where the namespace's ip_local_port_range does not contain the range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
+from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2
+from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
+from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
+from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
+from google.protobuf import wrappers_pb2
+
+from penstock.envoy import names, rbac, tls
+from penstock.envoy.protos import ADS, metadata, pack, seconds, socket_address, socket_option
+from penstock.routing.model import ProxyEndpoint
+
+_IPPROTO_IP = 0
+_IP_LOCAL_PORT_RANGE = 51
+"""include/uapi/linux/in.h; the low half of the value is the first port, the high half the last."""
+
+_CONNECT_TIMEOUT = 5.0
+
+_UNLIMITED = 0xFFFFFFFF
+"""The kernel has no such limits for direct connections; Envoy's own (1,024) are met by one busy client."""
+
+_Cluster = cluster_pb2.Cluster
+
+
+def _circuit_breakers() -> circuit_breaker_pb2.CircuitBreakers:
+    most = wrappers_pb2.UInt32Value(value=_UNLIMITED)
+    threshold = circuit_breaker_pb2.CircuitBreakers.Thresholds(
+        max_connections=most, max_pending_requests=most, max_requests=most
+    )
+    return circuit_breaker_pb2.CircuitBreakers(thresholds=[threshold])
+
+
+def _bind(source_ports: tuple[int, int]) -> address_pb2.BindConfig:
+    low, high = source_ports
+    value = low | high << 16
+    option = socket_option(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE, value, "IP_LOCAL_PORT_RANGE")
+    return address_pb2.BindConfig(socket_options=[option])
+
+
+def _raw_buffer() -> base_pb2.TransportSocket:
+    return base_pb2.TransportSocket(
+        name="envoy.transport_sockets.raw_buffer", typed_config=pack(raw_buffer_pb2.RawBuffer())
+    )
+
+
+def _http_options(http2: bool) -> http_protocol_options_pb2.HttpProtocolOptions:
+    """The protocol to the backend, and the filter that judges requests for the endpoint that was chosen.
+
+    The filter's own rules allow nothing, so that a table which forgot its rights is closed.
+    """
+    options = http_protocol_options_pb2.HttpProtocolOptions(
+        http_filters=[
+            http_connection_manager_pb2.HttpFilter(
+                name=names.RIGHTS_FILTER, typed_config=pack(rbac.rules(()))
+            ),
+            http_connection_manager_pb2.HttpFilter(
+                name="envoy.filters.http.upstream_codec",
+                typed_config=pack(upstream_codec_pb2.UpstreamCodec()),
+            ),
+        ]
+    )
+    explicit = options.explicit_http_config
+    if http2:
+        explicit.http2_protocol_options.CopyFrom(protocol_pb2.Http2ProtocolOptions())
+    else:
+        explicit.http_protocol_options.CopyFrom(protocol_pb2.Http1ProtocolOptions())
+    return options
+
+
+def servers(endpoints: Iterable[ProxyEndpoint]) -> tuple[str, ...]:
+    """The server identities that a cluster with these endpoints must be able to demand."""
+    return tuple(sorted({item.server_id for item in endpoints if item.server_id is not None}))
+
+
+def _transport_matches(servers: tuple[str, ...]) -> list[cluster_pb2.Cluster.TransportSocketMatch]:
+    """One TLS context per server identity, told by endpoint metadata; what carries none is plain text."""
+    matches = []
+    for server_id in servers:
+        match = _Cluster.TransportSocketMatch(
+            name=names.mtls_cluster(server_id), transport_socket=tls.upstream(server_id, sni_of_endpoint=True)
+        )
+        match.match.update({names.METADATA_PEER: server_id})
+        matches.append(match)
+    if matches:
+        matches.append(_Cluster.TransportSocketMatch(name="plain", match={}, transport_socket=_raw_buffer()))
+    return matches
+
+
+def service(
+    name: str, http2: bool, servers: tuple[str, ...], source_ports: tuple[int, int]
+) -> cluster_pb2.Cluster:
+    """An EDS cluster. It changes with the set of `servers`, not with endpoints that come and go."""
+    return _Cluster(
+        name=name,
+        type=_Cluster.DiscoveryType.EDS,
+        eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
+        connect_timeout=seconds(_CONNECT_TIMEOUT),
+        lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
+        circuit_breakers=_circuit_breakers(),
+        upstream_bind_config=_bind(source_ports),
+        transport_socket_matches=_transport_matches(servers),
+        typed_extension_protocol_options={
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(_http_options(http2))
+        },
+    )
+
+
+def workloads(servers: tuple[str, ...], source_ports: tuple[int, int]) -> cluster_pb2.Cluster:
+    """The cluster that serves each request at exactly the address that was dialled, or not at all."""
+    cluster = service(names.WORKLOADS, False, servers, source_ports)
+    selector = _Cluster.LbSubsetConfig.LbSubsetSelector(
+        keys=[names.METADATA_ADDRESS], single_host_per_subset=True
+    )
+    cluster.lb_subset_config.CopyFrom(
+        _Cluster.LbSubsetConfig(
+            fallback_policy=_Cluster.LbSubsetConfig.LbSubsetFallbackPolicy.NO_FALLBACK,
+            subset_selectors=[selector],
+        )
+    )
+    return cluster
+
+
+def original_dst(
+    name: str, source_ports: tuple[int, int], server_id: str | None = None
+) -> cluster_pb2.Cluster:
+    """The address that was dialled: in plain text, or over mesh TLS with `server_id` at the other end."""
+    return _Cluster(
+        name=name,
+        type=_Cluster.DiscoveryType.ORIGINAL_DST,
+        lb_policy=_Cluster.LbPolicy.CLUSTER_PROVIDED,
+        connect_timeout=seconds(_CONNECT_TIMEOUT),
+        circuit_breakers=_circuit_breakers(),
+        upstream_bind_config=_bind(source_ports),
+        transport_socket=None if server_id is None else tls.upstream(server_id, sni_of_endpoint=False),
+    )
+
+
+def assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> endpoint_pb2.ClusterLoadAssignment:
+    """The endpoints of an EDS cluster, in the order of the model; weight 0 gets no requests.
+
+    Each carries its address as metadata too, by which the workloads cluster picks it.
+    """
+    hosts = [_host(endpoint) for endpoint in endpoints if endpoint.weight > 0]
+    assigned = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
+    if hosts:
+        assigned.endpoints.add(lb_endpoints=hosts)
+    return assigned
+
+
+def _host(endpoint: ProxyEndpoint) -> endpoint_components_pb2.LbEndpoint:
+    address = str(endpoint.address)
+    text = names.host_port(endpoint.address, endpoint.port)
+    return endpoint_components_pb2.LbEndpoint(
+        endpoint=endpoint_components_pb2.Endpoint(
+            address=socket_address(address, endpoint.port), hostname=address
+        ),
+        load_balancing_weight=wrappers_pb2.UInt32Value(value=endpoint.weight),
+        metadata=metadata(
+            {
+                names.METADATA: {names.METADATA_CLASS: endpoint.policy_class},
+                names.METADATA_TLS: (
+                    {} if endpoint.server_id is None else {names.METADATA_PEER: endpoint.server_id}
+                ),
+                names.METADATA_LB: {names.METADATA_ADDRESS: text},
+            }
+        ),
+    )

@@ -1,0 +1,139 @@
+"""Listeners: one per kind and source class. They say where connections come from; what those may do is
+in the route tables, so that rules change under connections that are already open.
+
+They serve only what the kernel steered. A connection that was dialled at the listener's own address has a
+loopback destination and meets a filter chain without filters, which Envoy closes at once.
+"""
+
+from __future__ import annotations
+
+from envoy.config.core.v3 import address_pb2, substitution_format_string_pb2
+from envoy.config.core.v3 import base_pb2 as core_pb2
+from envoy.config.listener.v3 import listener_components_pb2 as components
+from envoy.config.listener.v3 import listener_pb2
+from envoy.extensions.filters.common.set_filter_state.v3 import value_pb2
+from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
+from envoy.extensions.filters.listener.original_src.v3 import original_src_pb2
+from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from google.protobuf import wrappers_pb2
+from google.protobuf.message import Message
+
+from penstock.envoy import accesslog, http, marks, names, rbac, tls
+from penstock.envoy.protos import pack, seconds, socket_address, socket_option
+from penstock.routing.model import ListenerKind, ProxyListener
+
+_SOL_SOCKET = 1
+_SO_MARK = 36
+
+_HANDSHAKE_TIMEOUT = 10.0
+
+_State = value_pb2.FilterStateValue
+
+DIRECT_CHAIN = "direct"
+"""The filter chain that closes."""
+
+
+def _state(key: str, factory: str, text: str) -> value_pb2.FilterStateValue:
+    return _State(
+        object_key=key,
+        factory_key=factory,
+        format_string=substitution_format_string_pb2.SubstitutionFormatString(
+            text_format_source=core_pb2.DataSource(inline_string=text)
+        ),
+        shared_with_upstream=_State.SharedWithUpstream.ONCE,
+    )
+
+
+def _states(listener: ProxyListener) -> set_filter_state_pb2.Config:
+    """What a connection says about itself: its class, and the name of its client certificate.
+
+    The certificate's name is a hashable string: only then does it keep upstream connections of different
+    clients apart.
+    """
+    values = [
+        _state(names.SOURCE_CLASS_STATE, "envoy.string", str(listener.source_class)),
+        _state(
+            names.CLIENT_SECRET_STATE,
+            "envoy.hashable_string",
+            "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+        ),
+    ]
+    if listener.kind is ListenerKind.TCP_MTLS:
+        values.append(
+            _state(
+                names.UPSTREAM_SNI_STATE, names.UPSTREAM_SNI_STATE, "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"
+            )
+        )
+    return set_filter_state_pb2.Config(on_new_connection=values)
+
+
+def _filter(name: str, config: Message) -> components.Filter:
+    return components.Filter(name=name, typed_config=pack(config))
+
+
+def _tcp_proxy(listener: ProxyListener, stat_prefix: str) -> tcp_proxy_pb2.TcpProxy:
+    proxy = tcp_proxy_pb2.TcpProxy(
+        stat_prefix=stat_prefix,
+        idle_timeout=seconds(0),
+        access_log=[accesslog.tcp(listener.name)],
+    )
+    if listener.kind is ListenerKind.TLS_TCP:
+        proxy.cluster = names.ORIGINAL_DST
+        proxy.upstream_connect_mode = tcp_proxy_pb2.UpstreamConnectMode.ON_DOWNSTREAM_TLS_HANDSHAKE
+        proxy.max_early_data_bytes.CopyFrom(wrappers_pb2.UInt32Value(value=65536))
+    else:
+        proxy.cluster = names.mtls_cluster(listener.server_id or names.NO_SECRET)
+    return proxy
+
+
+def _terminal(listener: ProxyListener, stat_prefix: str) -> components.Filter:
+    if listener.kind in (ListenerKind.TLS_TCP, ListenerKind.TCP_MTLS):
+        return _filter("envoy.filters.network.tcp_proxy", _tcp_proxy(listener, stat_prefix))
+    make = http.by_service if listener.kind is ListenerKind.HTTP_SERVICE else http.by_workload
+    return _filter("envoy.filters.network.http_connection_manager", make(listener.name, stat_prefix))
+
+
+def _served(listener: ProxyListener, stat_prefix: str) -> components.FilterChain:
+    chain = components.FilterChain(name="steered")
+    if listener.kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP):
+        assert listener.peer_id is not None
+        chain.transport_socket.CopyFrom(tls.downstream(listener.peer_id))
+        chain.transport_socket_connect_timeout.CopyFrom(seconds(_HANDSHAKE_TIMEOUT))
+        chain.filters.append(_filter("envoy.filters.network.rbac", rbac.sni_is_destination()))
+    chain.filters.append(_filter("envoy.filters.network.set_filter_state", _states(listener)))
+    chain.filters.append(_terminal(listener, stat_prefix))
+    return chain
+
+
+def _dialled_directly() -> components.FilterChain:
+    loopback = [
+        address_pb2.CidrRange(address_prefix=prefix, prefix_len=wrappers_pb2.UInt32Value(value=length))
+        for prefix, length in (("127.0.0.0", 8), ("::1", 128))
+    ]
+    return components.FilterChain(
+        name=DIRECT_CHAIN, filter_chain_match=components.FilterChainMatch(prefix_ranges=loopback)
+    )
+
+
+def listener(listener: ProxyListener) -> listener_pb2.Listener:
+    stat_prefix = listener.kind.name.lower()
+    original_src = original_src_pb2.OriginalSrc(mark=marks.UPSTREAM)
+    return listener_pb2.Listener(
+        name=listener.name,
+        stat_prefix=stat_prefix,
+        address=socket_address("127.0.0.1", listener.port),
+        additional_addresses=[listener_pb2.AdditionalAddress(address=socket_address("::1", listener.port))],
+        transparent=wrappers_pb2.BoolValue(value=True),
+        socket_options=[socket_option(_SOL_SOCKET, _SO_MARK, marks.DOWNSTREAM, "SO_MARK")],
+        listener_filters=[
+            components.ListenerFilter(
+                name="envoy.filters.listener.original_dst",
+                typed_config=pack(original_dst_pb2.OriginalDst()),
+            ),
+            components.ListenerFilter(
+                name="envoy.filters.listener.original_src", typed_config=pack(original_src)
+            ),
+        ],
+        filter_chains=[_dialled_directly(), _served(listener, stat_prefix)],
+    )

@@ -1,0 +1,64 @@
+"""Names that several resources, the daemon and the logs share.
+
+A name stands for what a thing is, so that an edit changes a resource in place. Names of services and of
+their clusters come from the route model and contain a slash; the ones below do not.
+"""
+
+from __future__ import annotations
+
+from penstock.world import Address
+
+WORKLOADS = "workloads"
+"""The route table and the cluster of everything that may be reached at its own address."""
+
+ORIGINAL_DST = "original-dst"
+"""The cluster of TLS_TCP listeners: the address that was dialled, in plain text."""
+
+NO_BACKEND = "no-backend"
+"""A cluster that never exists: requests whose backend reference cannot be used go there and get 500."""
+
+ADS_CLUSTER = "ads"
+ALS_CLUSTER = "als"
+
+TRUST_BUNDLE = "trust-bundle"
+"""The secret with the certificates of the trust domain's CA."""
+
+NO_SECRET = "none"
+"""The secret asked for when a connection names none. It must never exist."""
+
+SOURCE_CLASS_STATE = "penstock.source_class"
+"""Filter state that states the source class of a connection, as decimal text."""
+
+CLIENT_SECRET_STATE = "envoy.tls.certificate_mappers.on_demand_secret"
+"""Filter state that names the client certificate: the client's address (Envoy's own key)."""
+
+UPSTREAM_SNI_STATE = "envoy.network.upstream_server_name"
+"""Filter state that sets the SNI of a TCP connection upstream (Envoy's own key)."""
+
+RIGHTS_FILTER = "penstock.rights"
+"""The upstream filter that judges a request for the chosen endpoint; route tables carry its rules."""
+
+DESTINATION_HEADER = "x-penstock-destination"
+"""Carries the dialled address inside Envoy; whatever a client sends under this name is overwritten."""
+
+METADATA = "penstock"
+METADATA_CLASS = "class"
+"""Endpoint metadata: the policy class, which the rights filter reads."""
+
+METADATA_LB = "envoy.lb"
+METADATA_ADDRESS = "address"
+"""Endpoint metadata: address and port as text, by which the workloads cluster picks exactly one host."""
+
+METADATA_TLS = "envoy.transport_socket_match"
+METADATA_PEER = "peer"
+"""Endpoint metadata: the SPIFFE id to demand, by which the transport socket is chosen."""
+
+
+def mtls_cluster(server_id: str) -> str:
+    """Name of the cluster that reaches a dialled address over mesh TLS and demands `server_id` there."""
+    return f"mtls:{server_id}"
+
+
+def host_port(address: Address, port: int) -> str:
+    """Address and port as Envoy prints them (RFC 3986 brackets around IPv6)."""
+    return f"[{address}]:{port}" if address.version == 6 else f"{address}:{port}"

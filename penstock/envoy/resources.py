@@ -1,0 +1,90 @@
+"""The route model as Envoy resources: a pure function, with a memory of what the last model gave.
+
+Keys of the result are xDS type URLs, then resource names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Mapping
+from typing import Generic, TypeVar
+
+from envoy.config.cluster.v3 import cluster_pb2
+from envoy.config.endpoint.v3 import endpoint_pb2
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_pb2, scoped_route_pb2
+from google.protobuf.message import Message
+
+from penstock.envoy import clusters, listeners, names, routes
+from penstock.routing.model import ProxyEndpoint, ProxyModel
+from penstock.world import Settings
+
+T = TypeVar("T")
+
+
+def type_url(message: type[Message]) -> str:
+    return f"type.googleapis.com/{message.DESCRIPTOR.full_name}"
+
+
+CLUSTER = type_url(cluster_pb2.Cluster)
+ENDPOINT = type_url(endpoint_pb2.ClusterLoadAssignment)
+LISTENER = type_url(listener_pb2.Listener)
+ROUTE = type_url(route_pb2.RouteConfiguration)
+SCOPED_ROUTE = type_url(scoped_route_pb2.ScopedRouteConfiguration)
+
+
+class Builder(Generic[T]):
+    """Builds models one after the other; what did not change since the last one is not built again.
+
+    `seal` (name, message) turns a message into what is kept of it and handed out: bytes take a twentieth of
+    the memory of messages.
+    """
+
+    def __init__(self, settings: Settings, seal: Callable[[str, Message], T]) -> None:
+        self._source_ports = settings.proxy_source_ports
+        self._seal = seal
+        self._last: dict[Hashable, T] = {}
+
+    def build(self, model: ProxyModel) -> dict[str, dict[str, T]]:
+        """Everything that Envoy must hold for `model`. The same model gives the same bytes."""
+        last, now = self._last, dict[Hashable, T]()
+        ports = self._source_ports
+        result: dict[str, dict[str, T]] = {
+            kind: {} for kind in (CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, ROUTE)
+        }
+
+        def add(kind: str, name: str, make: Callable[..., Message], *args: Hashable) -> None:
+            key = (make, *args)
+            made = last.get(key)
+            result[kind][name] = now[key] = self._seal(name, make(*args)) if made is None else made
+
+        def add_eds(name: str, endpoints: tuple[ProxyEndpoint, ...]) -> None:
+            add(ENDPOINT, name, clusters.assignment, name, endpoints)
+
+        servers = clusters.servers(model.workloads)
+        add(CLUSTER, names.WORKLOADS, clusters.workloads, servers, ports)
+        add_eds(names.WORKLOADS, model.workloads)
+        for cluster in model.clusters:
+            servers = clusters.servers(cluster.endpoints)
+            add(CLUSTER, cluster.name, clusters.service, cluster.name, cluster.http2, servers, ports)
+            add_eds(cluster.name, cluster.endpoints)
+        add(CLUSTER, names.ORIGINAL_DST, clusters.original_dst, names.ORIGINAL_DST, ports)
+        for server_id in sorted({item.server_id for item in model.listeners if item.server_id}):
+            name = names.mtls_cluster(server_id)
+            add(CLUSTER, name, clusters.original_dst, name, ports, server_id)
+        for listener in model.listeners:
+            add(LISTENER, listener.name, listeners.listener, listener)
+        for table in model.services:
+            add(SCOPED_ROUTE, table.name, routes.scope, table.name, table.address, table.port)
+            add(ROUTE, table.name, routes.service, table)
+        add(ROUTE, names.WORKLOADS, routes.workloads, model.workload_rights)
+        self._last = now
+        return result
+
+
+def _as_is(_: str, message: Message) -> Message:
+    return message
+
+
+def build(model: ProxyModel, settings: Settings) -> Mapping[str, Mapping[str, Message]]:
+    """One model by itself, as messages."""
+    return Builder(settings, _as_is).build(model)
