@@ -1,13 +1,15 @@
 """Fields and values that the APIs know and this version does not enforce.
 
 They are refused by name, never ignored: a policy that is half enforced is worse than one that is refused.
-Keyed by the type in kinds.py that would carry the field, so that a field that is served one day cannot stay here
-unseen (a test compares).
+Keyed by the type in kinds.py that would carry the field, so that a field that is served one day cannot
+stay here unseen (a test compares).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+
+import msgspec
 
 from penstock.manifests import kinds
 
@@ -22,7 +24,7 @@ _INGRESS_PEERS = "fromCIDR fromCIDRSet fromRequires fromGroups fromNodes icmps"
 _EGRESS_PEERS = "toCIDR toCIDRSet toRequires toServices toFQDNs toGroups toNodes icmps"
 _NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
 
-UNSUPPORTED_FIELDS: Mapping[type[kinds.Kind], Mapping[str, str]] = {
+UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.ServiceSpec: _not_yet(
         "externalIPs externalName healthCheckNodePort loadBalancerClass loadBalancerIP "
         "loadBalancerSourceRanges topologyKeys trafficDistribution"
@@ -46,21 +48,16 @@ UNSUPPORTED_FIELDS: Mapping[type[kinds.Kind], Mapping[str, str]] = {
 }
 """Wire name of a field → why it is refused."""
 
-UNSUPPORTED_VALUES: Mapping[tuple[type[kinds.Kind], str], tuple[str, ...]] = {
+UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] = {
     (kinds.ServiceSpec, "type"): ("NodePort", "LoadBalancer", "ExternalName"),
     (kinds.ServiceSpec, "sessionAffinity"): ("ClientIP",),
     (kinds.ServiceSpec, "internalTrafficPolicy"): ("Local",),
     (kinds.ServiceSpec, "externalTrafficPolicy"): ("Local",),
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
     (kinds.PortProtocol, "protocol"): ("SCTP", "ICMP", "ICMPv6", "VRRP", "IGMP"),
-    **{
-        (rule, field): ("kube-apiserver",)
-        for rule, field in (
-            (kinds.IngressRule, "fromEntities"),
-            (kinds.IngressDenyRule, "fromEntities"),
-            (kinds.EgressRule, "toEntities"),
-            (kinds.EgressDenyRule, "toEntities"),
-        )
-    },
+    (kinds.IngressRule, "fromEntities"): ("kube-apiserver",),
+    (kinds.IngressDenyRule, "fromEntities"): ("kube-apiserver",),
+    (kinds.EgressRule, "toEntities"): ("kube-apiserver",),
+    (kinds.EgressDenyRule, "toEntities"): ("kube-apiserver",),
 }
 """(type, wire name of a field with fixed values) → values that the API knows and this version does not."""

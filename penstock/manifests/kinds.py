@@ -189,7 +189,7 @@ Entity = Literal[
 
 
 class PortHTTP(Kind, frozen=True):
-    """One entry of rules.http: fields AND; method, path and host are regular expressions (RE2, full match)."""
+    """One entry of rules.http: fields AND; method, path and host are regular expressions (RE2, full)."""
 
     method: str = ""
     path: str = ""

@@ -1,7 +1,7 @@
 """What is wrong with the shape of a document: unknown fields, missing fields, wrong types, wrong enum values.
 
-msgspec decides what is accepted; it is fast but stops at the first fault and cannot name an entry of a mapping. This
-walk runs only where there is a fault to explain, reads the same types, and lists all of them.
+msgspec decides what is accepted; it is fast but stops at the first fault and cannot name an entry of a
+mapping. This walk runs only where there is a fault to explain, reads the same types, and lists all of them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def _type_of(kind: type[Kind]) -> inspect.StructType:
     return info
 
 
-_Owner = tuple[type[Kind], str] | None
+_Owner = tuple[type[msgspec.Struct], str] | None
 
 
 def _walk(value: Any, expected: inspect.Type, path: Path, owner: _Owner) -> Iterator[Finding]:
@@ -97,7 +97,7 @@ def _not_in(value: str, expected: inspect.LiteralType, path: Path, owner: _Owner
         return Finding(path, f'"{value}" {NOT_YET}', _one_of(expected), "unserved")
     values = [str(v) for v in expected.values]
     hint = did_you_mean(value, values)
-    return Finding(path, f'{_show(value)} is not one of {", ".join(values)}', hint, "value")
+    return Finding(path, f"{_show(value)} is not one of {', '.join(values)}", hint, "value")
 
 
 def _one_of(expected: inspect.LiteralType) -> str:
@@ -167,7 +167,7 @@ def _quoting(value: Any, expected: inspect.Type) -> str:
     """YAML guesses types; say how to make it guess right."""
     if isinstance(expected, inspect.StrType):
         if isinstance(value, bool):
-            return 'quote it (YAML reads yes, no, on, off, true and false as booleans)'
+            return "quote it (YAML reads yes, no, on, off, true and false as booleans)"
         if isinstance(value, int | float):
             return f'quote it: "{value}"'
         if value is None:

@@ -61,7 +61,9 @@ class _Unreadable(Exception):
 _LINE_BREAK = re.compile("\r\n|[\n\r\x85\u2028\u2029]")
 _UNPRINTABLE = re.compile("[^\t\n\r\x20-\x7e\x85\xa0-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 _DOCUMENT_START = re.compile("(?:^|(?<=[\n\r\x85\u2028\u2029]))---(?=[ \t\n\r]|$)")
-_SURROGATE_PAIR = re.compile(r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})")
+_SURROGATE_PAIR = re.compile(
+    r"(?<!\\)((?:\\\\)*)\\u([dD][89abAB][0-9a-fA-F]{2})\\u([dD][c-fC-F][0-9a-fA-F]{2})"
+)
 
 
 def parse(text: str) -> Iterator[RawDocument | Broken]:
@@ -258,7 +260,9 @@ class _Builder:
         return found
 
     def _merge(self, found: dict[str, Any], value: Any, source: Path, path: Path) -> None:
-        sources = [(v, (*source, i)) for i, v in enumerate(value)] if isinstance(value, list) else [(value, source)]
+        sources = (
+            [(v, (*source, i)) for i, v in enumerate(value)] if isinstance(value, list) else [(value, source)]
+        )
         for mapping, where in sources:
             if not isinstance(mapping, dict):
                 self._findings.append(Finding(path, '"<<" merges mappings only', code="syntax"))
