@@ -133,6 +133,11 @@ class ServiceSpec(Kind, frozen=True):
     type: Literal["ClusterIP"] = "ClusterIP"
     session_affinity: Literal["None"] = "None"
     publish_not_ready_addresses: bool = False
+    # What real manifests carry and what changes nothing on one node's cluster-internal service.
+    internal_traffic_policy: Literal["Cluster"] = "Cluster"
+    external_traffic_policy: Literal["Cluster"] = "Cluster"
+    allocate_load_balancer_node_ports: bool = True
+    session_affinity_config: Any = None
 
 
 class Service(Kind, frozen=True):
@@ -184,7 +189,7 @@ Entity = Literal[
 
 
 class PortHTTP(Kind, frozen=True):
-    """One entry of rules.http: fields AND; method, path and host are regular expressions (RE2, full match)."""
+    """One entry of rules.http: fields AND; method, path and host are regular expressions (RE2, full)."""
 
     method: str = ""
     path: str = ""

@@ -1,0 +1,168 @@
+"""What types cannot say: the rules that a single document must obey.
+
+Every rule here is one of its API's own, or a limit of this version that is named as such. What
+needs other documents to judge is in review.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from penstock.manifests import policy_checks, route_checks, syntax
+from penstock.manifests.kinds import (
+    AnyKind,
+    CiliumNetworkPolicy,
+    EndpointSlice,
+    HTTPRoute,
+    Labels,
+    Node,
+    ObjectMeta,
+    PeerAuthentication,
+    Service,
+    Workload,
+)
+from penstock.manifests.problem import Finding, Path
+
+
+def check(value: AnyKind) -> Iterator[Finding]:
+    """Every rule that `value` breaks."""
+    yield from _metadata(
+        value.metadata, syntax.service_name if isinstance(value, Service) else syntax.dns_subdomain
+    )
+    yield from _CHECKS[type(value)](value)
+
+
+def _wrong(path: Path, message: str) -> Iterator[Finding]:
+    if message:
+        yield Finding(path, message)
+
+
+def _twice(path: Path, words: Iterable[Any], what: str) -> Iterator[Finding]:
+    for word, count in Counter(words).items():
+        if count > 1:
+            yield Finding(path, f'{what} "{word}" is given {count} times', code="duplicate")
+
+
+def _labels(path: Path, labels: Labels) -> Iterator[Finding]:
+    for key, value in labels.items():
+        yield from _wrong((*path, key), syntax.label_key(key) or syntax.label_value(value))
+
+
+def _metadata(metadata: ObjectMeta, name_syntax: Callable[[str], str]) -> Iterator[Finding]:
+    if wrong := name_syntax(metadata.name):
+        yield Finding(("metadata", "name"), f'"{metadata.name}" {wrong}', code="object")
+    if wrong := syntax.dns_label(metadata.namespace):
+        yield Finding(("metadata", "namespace"), f'"{metadata.namespace}" {wrong}', code="object")
+    yield from _labels(("metadata", "labels"), metadata.labels)
+    for key in metadata.annotations:
+        yield from _wrong(("metadata", "annotations", key), syntax.label_key(key.lower()))
+
+
+def _workload(workload: Workload) -> Iterator[Finding]:
+    spec = workload.spec
+    at: Path = ("spec",)
+    yield from _wrong((*at, "serviceAccountName"), syntax.dns_subdomain(spec.service_account_name))
+    if spec.node is not None:
+        yield from _wrong((*at, "node"), syntax.dns_subdomain(spec.node))
+    if spec.netns is not None and spec.container is not None:
+        yield Finding((*at, "container"), "a workload has a netns or a container, not both")
+    if spec.netns is not None and not spec.netns.startswith("/"):
+        hint = f"/run/netns/{spec.netns}?" if spec.netns and "/" not in spec.netns else ""
+        yield Finding((*at, "netns"), f'"{spec.netns}" is not an absolute path', hint)
+    if spec.container == "":
+        yield Finding((*at, "container"), "is empty")
+    name = spec.interface
+    if name is not None and (not 1 <= len(name) <= 15 or "/" in name or any(c.isspace() for c in name)):
+        yield Finding((*at, "interface"), f'"{name}" is not the name of an interface')
+    for i, address in enumerate(spec.addresses):
+        hint = f"write {address.partition('/')[0]}" if "/" in address else ""
+        if wrong := syntax.address(address):
+            yield Finding((*at, "addresses", i), wrong, hint)
+    yield from _twice((*at, "addresses"), spec.addresses, "the address")
+    for i, port in enumerate(spec.ports):
+        yield from _wrong((*at, "ports", i, "containerPort"), syntax.port_number(port.container_port))
+        if port.name:
+            yield from _wrong((*at, "ports", i, "name"), syntax.port_name(port.name))
+    yield from _twice((*at, "ports"), (p.name for p in spec.ports if p.name), "the port name")
+
+
+def _node(node: Node) -> Iterator[Finding]:
+    spec = node.spec
+    if spec.pod_cidr is not None:
+        yield from _wrong(("spec", "podCIDR"), syntax.network(spec.pod_cidr))
+        if spec.pod_cidrs and spec.pod_cidrs[0] != spec.pod_cidr:
+            yield Finding(("spec", "podCIDR"), "must be the first of podCIDRs")
+    for i, cidr in enumerate(spec.pod_cidrs):
+        yield from _wrong(("spec", "podCIDRs", i), syntax.network(cidr))
+    for i, address in enumerate(node.status.addresses):
+        if address.type in ("InternalIP", "ExternalIP"):
+            yield from _wrong(("status", "addresses", i, "address"), syntax.address(address.address))
+
+
+def _service(service: Service) -> Iterator[Finding]:
+    spec = service.spec
+    at: Path = ("spec",)
+    headless = spec.cluster_ip == "None"
+    if not spec.ports and not headless:
+        yield Finding((*at, "ports"), "a Service needs at least one port")
+    for i, port in enumerate(spec.ports):
+        here = (*at, "ports", i)
+        yield from _wrong((*here, "port"), syntax.port_number(port.port))
+        if port.name:
+            yield from _wrong((*here, "name"), syntax.dns_label(port.name))
+        elif len(spec.ports) > 1:
+            yield Finding((*here, "name"), "is missing: with several ports each needs a name")
+        if isinstance(port.target_port, int):
+            yield from _wrong((*here, "targetPort"), syntax.port_number(port.target_port))
+        elif port.target_port is not None:
+            yield from _wrong((*here, "targetPort"), syntax.port_name(port.target_port))
+        if port.node_port is not None:
+            yield Finding(
+                (*here, "nodePort"), "is not supported by this version of Penstock", code="unserved"
+            )
+    yield from _twice((*at, "ports"), (p.name for p in spec.ports if p.name), "the port name")
+    yield from _twice((*at, "ports"), (f"{p.port}/{p.protocol}" for p in spec.ports), "the port")
+    yield from _labels((*at, "selector"), spec.selector or {})
+    if spec.cluster_ip not in (None, "", "None"):
+        yield from _wrong((*at, "clusterIP"), syntax.address(spec.cluster_ip or ""))
+    for i, address in enumerate(spec.cluster_ips):
+        if address != "None":
+            yield from _wrong((*at, "clusterIPs", i), syntax.address(address))
+    if spec.cluster_ips and spec.cluster_ip not in (None, spec.cluster_ips[0]):
+        yield Finding((*at, "clusterIPs", 0), "must be the same as clusterIP")
+    if len(spec.cluster_ips) > 2 or len({":" in a for a in spec.cluster_ips}) < len(spec.cluster_ips):
+        yield Finding((*at, "clusterIPs"), "holds at most one address of each family")
+    yield from _twice((*at, "ipFamilies"), spec.ip_families, "the family")
+
+
+def _endpoint_slice(endpoints: EndpointSlice) -> Iterator[Finding]:
+    version = 4 if endpoints.address_type == "IPv4" else 6
+    for i, endpoint in enumerate(endpoints.endpoints):
+        if not endpoint.addresses:
+            yield Finding(("endpoints", i, "addresses"), "an endpoint needs an address")
+        for j, address in enumerate(endpoint.addresses):
+            yield from _wrong(("endpoints", i, "addresses", j), syntax.address(address, version))
+    for i, port in enumerate(endpoints.ports):
+        if port.port is not None:
+            yield from _wrong(("ports", i, "port"), syntax.port_number(port.port))
+        if port.name:
+            yield from _wrong(("ports", i, "name"), syntax.dns_label(port.name))
+    yield from _twice(("ports",), (p.name for p in endpoints.ports), "the port name")
+
+
+def _peer_authentication(policy: PeerAuthentication) -> Iterator[Finding]:
+    if policy.spec.selector is not None:
+        yield from _labels(("spec", "selector", "matchLabels"), policy.spec.selector.match_labels)
+
+
+_CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
+    Workload: _workload,
+    Node: _node,
+    Service: _service,
+    EndpointSlice: _endpoint_slice,
+    CiliumNetworkPolicy: policy_checks.check,
+    HTTPRoute: route_checks.check,
+    PeerAuthentication: _peer_authentication,
+}

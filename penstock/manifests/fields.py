@@ -1,0 +1,63 @@
+"""Fields and values that the APIs know and this version does not enforce.
+
+They are refused by name, never ignored: a policy that is half enforced is worse than one that is refused.
+Keyed by the type in kinds.py that would carry the field, so that a field that is served one day cannot
+stay here unseen (a test compares).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from penstock.manifests import kinds
+
+NOT_YET = "is not supported by this version of Penstock"
+
+
+def _not_yet(names: str, **others: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), NOT_YET) | others
+
+
+_INGRESS_PEERS = "fromCIDR fromCIDRSet fromRequires fromGroups fromNodes icmps"
+_EGRESS_PEERS = "toCIDR toCIDRSet toRequires toServices toFQDNs toGroups toNodes icmps"
+_NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
+
+UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
+    kinds.ServiceSpec: _not_yet(
+        "externalIPs externalName healthCheckNodePort loadBalancerClass loadBalancerIP "
+        "loadBalancerSourceRanges topologyKeys trafficDistribution"
+    ),
+    kinds.NodeSpec: _not_yet("configSource externalID"),
+    kinds.PolicyRule: _not_yet(
+        "log", nodeSelector="is for CiliumClusterwideNetworkPolicy, which is not supported by this version"
+    ),
+    kinds.IngressRule: _not_yet(f"{_INGRESS_PEERS} authentication"),
+    kinds.EgressRule: _not_yet(f"{_EGRESS_PEERS} authentication"),
+    kinds.IngressDenyRule: _not_yet(_INGRESS_PEERS),
+    kinds.EgressDenyRule: _not_yet(_EGRESS_PEERS),
+    kinds.PortRule: _not_yet("listener originatingTLS serverNames terminatingTLS"),
+    kinds.PortDenyRule: _NO_L7_IN_DENY,
+    kinds.L7Rules: _not_yet("dns l7 l7proto", kafka="was removed from Cilium in 1.20"),
+    kinds.PortHTTP: _not_yet("headerMatches"),
+    kinds.HTTPRouteSpec: _not_yet("useDefaultGateways"),
+    kinds.HTTPRouteRule: _not_yet("filters retry sessionPersistence timeouts"),
+    kinds.HTTPBackendRef: _not_yet("filters"),
+    kinds.PeerAuthenticationSpec: _not_yet("portLevelMtls"),
+}
+"""Wire name of a field → why it is refused."""
+
+UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] = {
+    (kinds.ServiceSpec, "type"): ("NodePort", "LoadBalancer", "ExternalName"),
+    (kinds.ServiceSpec, "sessionAffinity"): ("ClientIP",),
+    (kinds.ServiceSpec, "internalTrafficPolicy"): ("Local",),
+    (kinds.ServiceSpec, "externalTrafficPolicy"): ("Local",),
+    (kinds.EndpointSlice, "addressType"): ("FQDN",),
+    (kinds.PortProtocol, "protocol"): ("SCTP", "ICMP", "ICMPv6", "VRRP", "IGMP"),
+    (kinds.IngressRule, "fromEntities"): ("kube-apiserver",),
+    (kinds.IngressDenyRule, "fromEntities"): ("kube-apiserver",),
+    (kinds.EgressRule, "toEntities"): ("kube-apiserver",),
+    (kinds.EgressDenyRule, "toEntities"): ("kube-apiserver",),
+}
+"""(type, wire name of a field with fixed values) → values that the API knows and this version does not."""

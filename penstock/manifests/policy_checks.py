@@ -1,0 +1,155 @@
+"""The rules of one CiliumNetworkPolicy that its types cannot say.
+
+Source: Cilium 1.20's own sanitising of rules. Stricter on purpose: every regular expression is compiled
+(Cilium lets a bad host through, and the proxy would refuse it later).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from penstock.manifests import syntax
+from penstock.manifests.kinds import (
+    CiliumNetworkPolicy,
+    EgressDenyRule,
+    EgressRule,
+    IngressDenyRule,
+    IngressRule,
+    LabelSelector,
+    PolicyRule,
+    PortDenyRule,
+    PortHTTP,
+    PortProtocol,
+    PortRule,
+)
+from penstock.manifests.problem import Finding, Path
+
+MAX_PORTS = 40
+"""Entries of one toPorts[].ports (Cilium)."""
+
+_DirectionRule = IngressRule | IngressDenyRule | EgressRule | EgressDenyRule
+
+
+def check(policy: CiliumNetworkPolicy) -> Iterator[Finding]:
+    if policy.spec is None and not policy.specs:
+        yield Finding((), "needs spec or specs")
+    if policy.spec is not None:
+        yield from _rule(policy.spec, ("spec",))
+    for i, rule in enumerate(policy.specs or ()):
+        yield from _rule(rule, ("specs", i))
+
+
+def _rule(rule: PolicyRule, path: Path) -> Iterator[Finding]:
+    if rule.endpoint_selector is None:
+        yield Finding((*path, "endpointSelector"), "is missing", "{} selects every workload of the namespace")
+    else:
+        yield from selector(rule.endpoint_selector, (*path, "endpointSelector"))
+    sections: tuple[tuple[str, Sequence[_DirectionRule] | None], ...] = (
+        ("ingress", rule.ingress),
+        ("ingressDeny", rule.ingress_deny),
+        ("egress", rule.egress),
+        ("egressDeny", rule.egress_deny),
+    )
+    if all(entries is None for _, entries in sections):
+        yield Finding(path, "needs at least one of ingress, ingressDeny, egress and egressDeny")
+    for name, entries in sections:
+        for i, entry in enumerate(entries or ()):
+            yield from _direction_rule(entry, (*path, name, i))
+
+
+def _direction_rule(rule: _DirectionRule, path: Path) -> Iterator[Finding]:
+    if isinstance(rule, IngressRule | IngressDenyRule):
+        prefix, endpoints, entities = "from", rule.from_endpoints, rule.from_entities
+    else:
+        prefix, endpoints, entities = "to", rule.to_endpoints, rule.to_entities
+    if endpoints is not None and entities is not None:
+        message = f"cannot stand beside {prefix}Endpoints in one rule"
+        yield Finding((*path, f"{prefix}Entities"), message, "make two rules of it")
+    for i, peer in enumerate(endpoints or ()):
+        yield from selector(peer, (*path, f"{prefix}Endpoints", i))
+    to_ports: Sequence[PortRule | PortDenyRule] = rule.to_ports or ()
+    for i, ports in enumerate(to_ports):
+        here = (*path, "toPorts", i)
+        if len(ports.ports) > MAX_PORTS:
+            yield Finding(
+                (*here, "ports"), f"holds {len(ports.ports)} ports, at most {MAX_PORTS} are allowed"
+            )
+        for j, port in enumerate(ports.ports):
+            yield from _port(port, (*here, "ports", j))
+        if not isinstance(ports, PortRule) or ports.rules is None:
+            continue
+        if ports.rules.http:
+            yield from _http(ports, here)
+        else:
+            yield Finding((*here, "rules"), "holds no rule: every request is allowed", severity="warning")
+
+
+def _port(port: PortProtocol, path: Path) -> Iterator[Finding]:
+    number = _number(port)
+    if number is None:
+        if wrong := syntax.port_name(str(port.port)):
+            yield Finding((*path, "port"), f'"{port.port}" is neither a port nor the name of one: it {wrong}')
+        if port.end_port:
+            yield Finding((*path, "endPort"), "needs a port number to begin with, not a name")
+        return
+    if not 0 <= number <= 65535:
+        yield Finding((*path, "port"), f"{number} is not a port (1 to 65535, 0 for all)")
+    if port.end_port:
+        if not 1 <= port.end_port <= 65535:
+            yield Finding((*path, "endPort"), f"{port.end_port} is not a port (1 to 65535)")
+        elif port.end_port < number:
+            yield Finding((*path, "endPort"), f"{port.end_port} is below port {number}")
+    elif port.end_port is not None:
+        yield Finding((*path, "endPort"), "0 is not a port (1 to 65535)")
+
+
+def _number(port: PortProtocol) -> int | None:
+    """The port's number; None if it is a name."""
+    if isinstance(port.port, int):
+        return port.port
+    word = port.port
+    return int(word) if word.isascii() and word.removeprefix("-").isdecimal() and len(word) < 20 else None
+
+
+def _http(ports: PortRule, path: Path) -> Iterator[Finding]:
+    assert ports.rules is not None
+    if not ports.ports:
+        yield Finding((*path, "rules", "http"), "needs ports: an L7 rule stands on numbered or named ports")
+    for i, port in enumerate(ports.ports):
+        if port.protocol == "UDP":
+            yield Finding((*path, "ports", i, "protocol"), "rules.http needs TCP, not UDP")
+        if _number(port) == 0:
+            yield Finding((*path, "ports", i, "port"), "rules.http needs a port other than 0")
+    for i, rule in enumerate(ports.rules.http):
+        yield from _http_rule(rule, (*path, "rules", "http", i))
+
+
+def _http_rule(rule: PortHTTP, path: Path) -> Iterator[Finding]:
+    for name, pattern in (("method", rule.method), ("path", rule.path), ("host", rule.host)):
+        if wrong := syntax.regex(pattern):
+            yield Finding((*path, name), wrong)
+    for i, header in enumerate(rule.headers):
+        name, colon, value = header.partition(":")
+        # Cilium splits at the first space: "Name value" is read like "Name: value".
+        if not colon and " " in header.strip():
+            name, _, value = header.strip().partition(" ")
+        if wrong := syntax.field_name(name.strip()) or syntax.field_value(value):
+            yield Finding((*path, "headers", i), wrong, 'write "Name" or "Name: value"')
+
+
+def selector(labels: LabelSelector, path: Path) -> Iterator[Finding]:
+    for key, value in labels.match_labels.items():
+        if wrong := syntax.selector_key(key) or syntax.label_value(value):
+            yield Finding((*path, "matchLabels", key), wrong)
+    for i, requirement in enumerate(labels.match_expressions):
+        here = (*path, "matchExpressions", i)
+        if wrong := syntax.selector_key(requirement.key):
+            yield Finding((*here, "key"), f'"{requirement.key}": {wrong}')
+        if requirement.operator in ("In", "NotIn"):
+            if not requirement.values:
+                yield Finding((*here, "values"), f"{requirement.operator} needs values")
+        elif requirement.values:
+            yield Finding((*here, "values"), f"{requirement.operator} takes no values")
+        for j, value in enumerate(requirement.values):
+            if wrong := syntax.label_value(value):
+                yield Finding((*here, "values", j), wrong)

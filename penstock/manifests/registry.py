@@ -1,0 +1,144 @@
+"""Which kinds there are: those that Penstock acts on, those it passes over, those it refuses by name.
+
+A kind is never ignored silently: what would change traffic if it were enforced is refused, what
+could not is passed over with a notice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from penstock.manifests.kinds import (
+    AnyKind,
+    CiliumNetworkPolicy,
+    EndpointSlice,
+    HTTPRoute,
+    Node,
+    PeerAuthentication,
+    Service,
+    Workload,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ServedKind:
+    """A kind that this version acts on.
+
+    `custom`: the API server holds it as a custom resource, whose schema refuses null where a
+    built-in kind takes it for "absent".
+    """
+
+    type: type[AnyKind]
+    api_version: str
+    plural: str
+    short: tuple[str, ...] = ()
+    namespaced: bool = True
+    custom: bool = True
+
+    @property
+    def name(self) -> str:
+        return self.type.__name__
+
+
+SERVED: Mapping[str, ServedKind] = {
+    served.name: served
+    for served in (
+        ServedKind(Workload, "penstock.dev/v1alpha1", "workloads", ("wl",)),
+        ServedKind(Node, "v1", "nodes", ("no",), namespaced=False, custom=False),
+        ServedKind(Service, "v1", "services", ("svc",), custom=False),
+        ServedKind(EndpointSlice, "discovery.k8s.io/v1", "endpointslices", ("eps",), custom=False),
+        ServedKind(CiliumNetworkPolicy, "cilium.io/v2", "ciliumnetworkpolicies", ("cnp", "ciliumnp")),
+        ServedKind(HTTPRoute, "gateway.networking.k8s.io/v1", "httproutes"),
+        ServedKind(PeerAuthentication, "security.istio.io/v1", "peerauthentications", ("pa",)),
+    )
+}
+
+NOT_SERVED: Mapping[str, tuple[str, ...]] = {
+    "Gateway": ("gateway.networking.k8s.io/v1",),
+    "GatewayClass": ("gateway.networking.k8s.io/v1",),
+    "GRPCRoute": ("gateway.networking.k8s.io/v1",),
+    "TLSRoute": (
+        "gateway.networking.k8s.io/v1",
+        "gateway.networking.k8s.io/v1alpha3",
+        "gateway.networking.k8s.io/v1alpha2",
+    ),
+    "TCPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
+    "UDPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
+    "ReferenceGrant": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"),
+    "BackendTLSPolicy": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"),
+    "ListenerSet": ("gateway.networking.k8s.io/v1",),
+    "Ingress": ("networking.k8s.io/v1",),
+    "IngressClass": ("networking.k8s.io/v1",),
+    "NetworkPolicy": ("networking.k8s.io/v1",),
+    "CiliumClusterwideNetworkPolicy": ("cilium.io/v2",),
+}
+"""Kinds that change traffic and that this version does not enforce yet: refused."""
+
+PASSED_OVER: Mapping[str, tuple[str, ...]] = {
+    **dict.fromkeys(
+        (
+            "ConfigMap",
+            "Endpoints",
+            "Event",
+            "LimitRange",
+            "Namespace",
+            "PersistentVolume",
+            "PersistentVolumeClaim",
+            "Pod",
+            "PodTemplate",
+            "ReplicationController",
+            "ResourceQuota",
+            "Secret",
+            "ServiceAccount",
+        ),
+        ("v1",),
+    ),
+    **dict.fromkeys(
+        ("ControllerRevision", "DaemonSet", "Deployment", "ReplicaSet", "StatefulSet"), ("apps/v1",)
+    ),
+    **dict.fromkeys(("CronJob", "Job"), ("batch/v1",)),
+    **dict.fromkeys(
+        ("ClusterRole", "ClusterRoleBinding", "Role", "RoleBinding"), ("rbac.authorization.k8s.io/v1",)
+    ),
+    **dict.fromkeys(
+        ("CSIDriver", "CSINode", "CSIStorageCapacity", "StorageClass", "VolumeAttachment"),
+        ("storage.k8s.io/v1",),
+    ),
+    **dict.fromkeys(
+        (
+            "MutatingWebhookConfiguration",
+            "ValidatingAdmissionPolicy",
+            "ValidatingAdmissionPolicyBinding",
+            "ValidatingWebhookConfiguration",
+        ),
+        ("admissionregistration.k8s.io/v1",),
+    ),
+    "APIService": ("apiregistration.k8s.io/v1",),
+    "CertificateSigningRequest": ("certificates.k8s.io/v1",),
+    "CustomResourceDefinition": ("apiextensions.k8s.io/v1",),
+    "FlowSchema": ("flowcontrol.apiserver.k8s.io/v1",),
+    "HorizontalPodAutoscaler": ("autoscaling/v2", "autoscaling/v1"),
+    "Lease": ("coordination.k8s.io/v1",),
+    "PodDisruptionBudget": ("policy/v1",),
+    "PriorityClass": ("scheduling.k8s.io/v1",),
+    "PriorityLevelConfiguration": ("flowcontrol.apiserver.k8s.io/v1",),
+    "RuntimeClass": ("node.k8s.io/v1",),
+}
+"""Kinds of Kubernetes that Penstock has no use for: a notice."""
+
+API_VERSIONS: Mapping[str, tuple[str, ...]] = {
+    **PASSED_OVER,
+    **NOT_SERVED,
+    **{name: (served.api_version,) for name, served in SERVED.items()},
+}
+"""Every known kind with its apiVersions, the best one first."""
+
+
+def served_kind(word: str) -> ServedKind | None:
+    """The kind that a command line names: in any case, singular, plural or short."""
+    lower = word.lower()
+    for served in SERVED.values():
+        if lower in (served.name.lower(), served.plural, *served.short):
+            return served
+    return None

@@ -1,0 +1,154 @@
+"""The rules of one HTTPRoute that its types cannot say.
+
+Source: the validation rules of Gateway API v1.6's schema. Limits of this version (mesh routes only) are
+named as such.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+
+from penstock.manifests import syntax
+from penstock.manifests.fields import NOT_YET
+from penstock.manifests.kinds import (
+    HTTPBackendRef,
+    HTTPHeaderMatch,
+    HTTPPathMatch,
+    HTTPQueryParamMatch,
+    HTTPRoute,
+    HTTPRouteMatch,
+    ParentReference,
+)
+from penstock.manifests.problem import Finding, Path
+
+MAX_RULES = 16
+MAX_MATCHES = 64
+"""Of one rule; of one route 128."""
+MAX_ROUTE_MATCHES = 128
+MAX_WEIGHT = 1_000_000
+
+_PATH = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9a-fA-F]{2})*")
+
+
+def check(route: HTTPRoute) -> Iterator[Finding]:
+    spec = route.spec
+    at: Path = ("spec",)
+    if not spec.parent_refs:
+        message = "is empty: the route is attached to nothing"
+        yield Finding((*at, "parentRefs"), message, code="reference", severity="warning")
+    yield from _at_most(spec.parent_refs, 32, (*at, "parentRefs"))
+    for i, parent in enumerate(spec.parent_refs):
+        yield from _parent(parent, (*at, "parentRefs", i))
+    yield from _twice(
+        ((p.namespace, p.name, p.section_name, p.port) for p in spec.parent_refs), (*at, "parentRefs")
+    )
+    yield from _at_most(spec.hostnames, 16, (*at, "hostnames"))
+    for i, hostname in enumerate(spec.hostnames):
+        if wrong := syntax.hostname(hostname):
+            yield Finding((*at, "hostnames", i), f'"{hostname}" {wrong}')
+    yield from _at_most(spec.rules, MAX_RULES, (*at, "rules"))
+    if sum(len(rule.matches) for rule in spec.rules) > MAX_ROUTE_MATCHES:
+        yield Finding((*at, "rules"), f"holds more than {MAX_ROUTE_MATCHES} matches")
+    yield from _twice((r.name for r in spec.rules if r.name is not None), (*at, "rules"))
+    for i, rule in enumerate(spec.rules):
+        here = (*at, "rules", i)
+        if rule.name is not None and (wrong := syntax.dns_subdomain(rule.name)):
+            yield Finding((*here, "name"), f'"{rule.name}" {wrong}')
+        yield from _at_most(rule.matches, MAX_MATCHES, (*here, "matches"))
+        for j, match in enumerate(rule.matches):
+            yield from _match(match, (*here, "matches", j))
+        yield from _at_most(rule.backend_refs, 16, (*here, "backendRefs"))
+        for j, backend in enumerate(rule.backend_refs):
+            yield from _backend(backend, (*here, "backendRefs", j))
+
+
+def _at_most(items: Sequence[object], limit: int, path: Path) -> Iterator[Finding]:
+    count = len(items)
+    if count > limit:
+        yield Finding(path, f"holds {count} entries, at most {limit} are allowed")
+
+
+def _twice(items: Iterable[object], path: Path) -> Iterator[Finding]:
+    if any(count > 1 for count in Counter(items).values()):
+        yield Finding(path, "holds the same entry twice", code="duplicate")
+
+
+def _parent(parent: ParentReference, path: Path) -> Iterator[Finding]:
+    if parent.kind != "Service":
+        yield Finding(
+            (*path, "kind"), f'a parent of kind "{parent.kind}" {NOT_YET}', "it knows Service", "unserved"
+        )
+        return
+    if parent.group != "":
+        yield Finding((*path, "group"), f'a Service is not of the group "{parent.group}"', 'write group: ""')
+    yield from _reference(parent.name, parent.namespace, parent.port, path)
+    if parent.section_name is not None:
+        yield Finding((*path, "sectionName"), f"for a Service {NOT_YET}", "name its port", "unserved")
+
+
+def _backend(backend: HTTPBackendRef, path: Path) -> Iterator[Finding]:
+    if not 0 <= backend.weight <= MAX_WEIGHT:
+        yield Finding((*path, "weight"), f"{backend.weight} is not between 0 and {MAX_WEIGHT}")
+    if (backend.group, backend.kind) != ("", "Service"):
+        # Gateway API takes the route all the same: the share of an unknown kind is answered with 500.
+        message = f'"{backend.kind}" (group "{backend.group}") is no backend: its requests get 500'
+        yield Finding((*path, "kind"), message, "it knows Service", "reference", "warning")
+        return
+    yield from _reference(backend.name, backend.namespace, backend.port, path)
+    if backend.port is None:
+        yield Finding((*path, "port"), "is missing: a Service backend needs a port")
+
+
+def _reference(name: str, namespace: str | None, port: int | None, path: Path) -> Iterator[Finding]:
+    if wrong := syntax.service_name(name):
+        yield Finding((*path, "name"), f'"{name}" {wrong}')
+    if namespace is not None and (wrong := syntax.dns_label(namespace)):
+        yield Finding((*path, "namespace"), f'"{namespace}" {wrong}')
+    if port is not None and (wrong := syntax.port_number(port)):
+        yield Finding((*path, "port"), wrong)
+
+
+def _match(match: HTTPRouteMatch, path: Path) -> Iterator[Finding]:
+    yield from _path(match.path, (*path, "path"))
+    sections: tuple[tuple[str, Sequence[HTTPHeaderMatch | HTTPQueryParamMatch]], ...] = (
+        ("headers", match.headers),
+        ("queryParams", match.query_params),
+    )
+    for name, entries in sections:
+        here = (*path, name)
+        yield from _at_most(entries, 16, here)
+        yield from _twice((e.name.lower() if name == "headers" else e.name for e in entries), here)
+        for i, entry in enumerate(entries):
+            yield from _pair(entry, (*here, i))
+
+
+def _pair(entry: HTTPHeaderMatch | HTTPQueryParamMatch, path: Path) -> Iterator[Finding]:
+    if isinstance(entry, HTTPHeaderMatch) and (wrong := syntax.field_name(entry.name)):
+        yield Finding((*path, "name"), wrong)
+    if not entry.name:
+        yield Finding((*path, "name"), "is empty")
+    if not entry.value:
+        yield Finding((*path, "value"), "is empty")
+    if entry.type == "RegularExpression" and (wrong := syntax.regex(entry.value)):
+        yield Finding((*path, "value"), wrong)
+
+
+def _path(match: HTTPPathMatch, path: Path) -> Iterator[Finding]:
+    here = (*path, "value")
+    value = match.value
+    if match.type == "RegularExpression":
+        if wrong := syntax.regex(value):
+            yield Finding(here, wrong)
+        return
+    if not value.startswith("/"):
+        yield Finding(here, f'"{value}" does not begin with "/"', f'write "/{value}"')
+    elif len(value) > 1024:
+        yield Finding(here, "is longer than 1024 characters")
+    elif found := [part for part in ("//", "/./", "/../", "%2f", "%2F", "#") if part in value]:
+        yield Finding(here, f'"{value}" holds "{found[0]}", which no normalised path does')
+    elif value.endswith(("/.", "/..")):
+        yield Finding(here, f'"{value}" ends in a dot segment, which no normalised path does')
+    elif not _PATH.fullmatch(value):
+        yield Finding(here, f'"{value}" holds characters that a path must escape')
