@@ -9,7 +9,7 @@ lab.down(spec.name)
 from penstock.lab.errors import LabError, LabSpecError
 from penstock.lab.lab import down, find, list_labs, log_of, names, up
 from penstock.lab.netns import entered, run_in
-from penstock.lab.spec import LabNode, LabSpec, LabWorkload, load
+from penstock.lab.spec import LabNode, LabSpec, LabWorkload, load, write_manifests
 
 __all__ = [
     "LabError",
@@ -26,4 +26,5 @@ __all__ = [
     "names",
     "run_in",
     "up",
+    "write_manifests",
 ]

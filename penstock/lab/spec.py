@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import yaml
 
 from penstock.lab import netns
 from penstock.lab.errors import LabSpecError
@@ -320,3 +321,12 @@ def _workload_document(workload: LabWorkload) -> dict[str, Any]:
             "ports": [msgspec.to_builtins(port) for port in workload.ports],
         },
     }
+
+
+def write_manifests(spec: LabSpec, directory: Path) -> Path:
+    """Write the lab's documents to `directory`/lab-NAME.yaml, whole at once; returns that path."""
+    directory.mkdir(parents=True, exist_ok=True)
+    path = directory / f"lab-{spec.name}.yaml"
+    part = path.with_suffix(".part")
+    part.write_text(yaml.safe_dump_all(spec.documents(), sort_keys=False))
+    return part.rename(path)
