@@ -90,6 +90,7 @@ def run(argv: Sequence[str]) -> int:
     except (click.Abort, KeyboardInterrupt):
         return 130
     except BrokenPipeError:
-        # The reader went away (`| head`). Python would complain about stdout once more at exit.
+        # The reader went away (`| head`) before all was flushed; Python would complain once more at exit.
+        # 1 is what click exits with where it notices this itself.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-        return 0
+        return 1

@@ -244,7 +244,9 @@ def test_the_command_line_from_file_to_answer(tmp_path: Path) -> None:
             assert client(sys.executable, "-c", code).strip() == "back please"
         exec_false = ("lab", "exec", f"{name}:default/client", "--", "false")
         penstock(*exec_false, code=1)
-        assert "no workload or node nobody" in penstock("lab", "exec", f"{name}:nobody", "true", code=2)
+        assert f"no workload or node {name}:nobody" in penstock(
+            "lab", "exec", f"{name}:nobody", "true", code=2
+        )
     finally:
         penstock("lab", "down", str(file))
     assert name not in lab.names()
