@@ -1,0 +1,87 @@
+# The one entry. `make demo`, `make test` and `make bench` work from a bare checkout, as root, on Debian 12
+# and 13 and Ubuntu 24.04: each installs what it needs (system packages, .venv, BPF objects), once.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.NOTPARALLEL:
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest
+
+CLANG ?= clang
+# asm/types.h, which linux/types.h includes, is in the directory of the machine's own architecture.
+BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I/usr/include/$(shell uname -m)-linux-gnu
+OBJECTS := $(patsubst bpf/%.c,penstock/redirect/objects/%.o,$(wildcard bpf/*.c))
+TEST_OBJECTS := $(patsubst bpf/tests/%.c,build/bpf/%.o,$(wildcard bpf/tests/*.c))
+
+# The node scenario that `quick` runs.
+QUICK_NODE ?= tests/node/test_lab.py
+
+.PHONY: help
+help: ## Show this
+	@awk -F':.*## ' '/^[a-z-]+:.*## / {printf "make %-10s %s\n", $$1, $$2}' Makefile
+
+# --- what everything stands on -------------------------------------------------------------------
+
+.PHONY: setup packages
+setup: packages $(VENV)/.installed bpf ## Install system packages, .venv and the BPF objects, as far as missing
+
+packages:
+	@.ci/packages
+
+$(VENV)/.installed: pyproject.toml constraints.txt | packages
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Penstock needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing into $(VENV)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --retries 5 -c constraints.txt -e '.[dev]'
+	@touch $@
+
+.PHONY: bpf
+bpf: $(OBJECTS) ## Compile the BPF objects
+
+penstock/redirect/objects/%.o: bpf/%.c $(wildcard bpf/*.h) Makefile | packages
+	@mkdir -p $(@D)
+	$(CLANG) $(BPF_CFLAGS) -c $< -o $@
+
+build/bpf/%.o: bpf/tests/%.c $(wildcard bpf/*.h bpf/*.c bpf/tests/*.h) Makefile | packages
+	@mkdir -p $(@D)
+	$(CLANG) $(BPF_CFLAGS) -Ibpf -c $< -o $@
+
+# --- tests, from the quickest to the slowest ------------------------------------------------------
+
+.PHONY: lint unit bpf-test node-test quick test
+lint: setup ## ruff, mypy, import-linter
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+unit: setup ## Tests that need neither root nor Envoy
+	$(PYTEST) -q tests/unit
+
+bpf-test: setup $(TEST_OBJECTS) ## The BPF programs under BPF_PROG_TEST_RUN (root)
+	$(PYTEST) -q tests/bpf
+
+node-test: setup ## Namespaces, the kernel and Envoy (root)
+	$(PYTEST) -q tests/node
+
+quick: lint unit bpf-test ## lint, unit, BPF and one node scenario, in under three minutes
+	$(PYTEST) -q $(QUICK_NODE)
+
+test: lint unit bpf-test node-test ## All of it
+
+# --- what there is to see -------------------------------------------------------------------------
+
+.PHONY: demo bench clean
+demo: setup ## Two nodes, one after the other what Penstock does
+	$(BIN)/penstock demo
+
+bench: setup ## Measure; raw figures go to bench-results/
+	$(BIN)/python -m penstock.bench
+
+clean: ## Remove what was built, but not .venv
+	rm -rf build dist penstock/redirect/objects/*.o .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

@@ -1,0 +1,47 @@
+"""Fixtures of the tests that run in network namespaces."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from typing import Any
+
+import pytest
+
+from penstock import lab
+from penstock.lab import LabSpec
+
+LabFactory = Callable[[Mapping[str, Any]], LabSpec]
+_numbers = count(1)
+
+
+@pytest.fixture
+def make_lab() -> Iterator[LabFactory]:
+    """Brings up labs under names of their own, and takes them down whatever happens to the test.
+
+    Takes the content of a lab's file without `name`.
+    """
+    names: list[str] = []
+
+    def make(content: Mapping[str, Any]) -> LabSpec:
+        spec = lab.load({"name": f"t{os.getpid()}x{next(_numbers)}", **content})
+        names.append(spec.name)
+        lab.up(spec)
+        return spec
+
+    yield make
+    for name in names:
+        lab.down(name)
+
+
+TWO_NODES: Mapping[str, Any] = {
+    "node-a": {"podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"]},
+    "node-b": {"podCIDRs": ["10.244.2.0/24", "fd00:10:244:2::/64"]},
+}
+
+
+@pytest.fixture
+def two_nodes() -> Mapping[str, Any]:
+    """The `nodes` of a lab with node-a and node-b, two families each."""
+    return TWO_NODES
