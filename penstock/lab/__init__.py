@@ -7,9 +7,10 @@ lab.down(spec.name)
 """
 
 from penstock.lab.errors import LabError, LabSpecError
+from penstock.lab.file import load
 from penstock.lab.lab import down, find, list_labs, log_of, names, up
 from penstock.lab.netns import entered, run_in
-from penstock.lab.spec import LabNode, LabSpec, LabWorkload, load, write_manifests
+from penstock.lab.spec import LabNode, LabSpec, LabWorkload, write_manifests
 
 __all__ = [
     "LabError",

@@ -22,7 +22,8 @@ import msgspec
 
 from penstock.lab import netns
 from penstock.lab.errors import LabError
-from penstock.lab.spec import LabSpec, LabWorkload, load
+from penstock.lab.file import load
+from penstock.lab.spec import LabSpec, LabWorkload
 
 STATE = Path("/run/penstock-lab")
 TCP_LISTEN = "0A"
