@@ -7,8 +7,9 @@ back exactly that. Table and mark are in bpf/penstock.h and ARCHITECTURE.md.
 from __future__ import annotations
 
 import socket
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 import msgspec
@@ -44,7 +45,10 @@ class _Done(msgspec.Struct):
 
 
 class HostSettings:
-    """Settings of the network namespace that the daemon runs in. `record` is the file that `down` reads."""
+    """Settings of the network namespace that the daemon runs in. `record` is the file that `down` reads.
+
+    Not for the thread of an event loop: pyroute2's synchronous sockets run a loop of their own.
+    """
 
     def __init__(self, record: Path) -> None:
         self._record = record
@@ -82,15 +86,23 @@ class HostSettings:
             )
         self._save()
 
-    def relax(self, interface: str) -> None:
-        """Reverse-path filtering off on one interface, and IPv6 forwarding as on all."""
-        with suppress(FileNotFoundError):
-            Path(f"/proc/sys/net/ipv4/conf/{interface}/rp_filter").write_text("0")
+    def settle(
+        self, workloads: Collection[int], routes: Mapping[Network, Address]
+    ) -> tuple[tuple[int, ...], list[str]]:
+        """Make way for these workloads and routes; the node's own devices, and what went wrong."""
+        netdevs = []
+        for link in self.ip.get_links():
+            name = link.get("IFLA_IFNAME")
+            if link["index"] in workloads:
+                # The proxy borrows a client's address: answers to it come in from the backend's veth.
+                with suppress(FileNotFoundError):
+                    Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
+            elif name != "lo" and link["state"] == "up":
+                netdevs.append(link["index"])
+        return tuple(netdevs), self.routes(routes)
 
     def node_addresses(self) -> tuple[Address, ...]:
         """Global addresses of the node's own interfaces."""
-        from ipaddress import ip_address
-
         found = []
         for message in self.ip.get_addr():
             text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
@@ -99,18 +111,10 @@ class HostSettings:
                 found.append(address)
         return tuple(sorted(set(found), key=lambda a: (a.version, a)))
 
-    def netdevs(self, workloads: Iterable[int]) -> tuple[int, ...]:
-        """Interfaces through which other nodes and the world come: all that are up, but lo and workloads'."""
-        hosts = set(workloads)
-        return tuple(
-            link["index"]
-            for link in self.ip.get_links()
-            if link.get("IFLA_IFNAME") != "lo" and link["index"] not in hosts and link["state"] == "up"
-        )
-
     def routes(self, wanted: Mapping[Network, Address]) -> list[str]:
         """Routes to other nodes' ranges. One that is there and right is left alone; problems are returned."""
         problems = []
+        before = msgspec.structs.replace(self._done, routes=dict(self._done.routes))
         for network, via in wanted.items():
             text = str(network)
             if self._done.routes.get(text) == str(via) or self._stands(network, via):
@@ -124,7 +128,8 @@ class HostSettings:
         keep = {str(n) for n in wanted}
         for text in [t for t in self._done.routes if t not in keep]:
             self._drop_route(text)
-        self._save()
+        if self._done != before:
+            self._save()
         return problems
 
     def _stands(self, network: Network, via: Address) -> bool:

@@ -1,0 +1,240 @@
+"""Makes a Plan real: certificates, Envoy and the kernel, in the order that loses and leaks nothing.
+
+    1  kernel   what needs no proxy: denials, plain allows, who is who; what waits for the proxy stays
+                closed, or as it was (redirect/stage.py)
+    2  secrets  certificates of workloads that came
+    3  Envoy    make: clusters warm, then listeners, scopes and routes, each behind its ACKs
+    4  kernel   redirects to listeners that are active
+    5  Envoy    break: what nothing points at any more
+
+Envoy may be away: then 1 holds, the named traffic is closed, and the next connection continues. A stage
+waits at most PATIENCE; then what was held open is closed (design §1, "Waiting is closed").
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from penstock.envoy.admin import Admin
+from penstock.envoy.errors import EnvoyAdminError
+from penstock.envoy.resources import Builder
+from penstock.mtls.issuer import Issuer
+from penstock.mtls.secrets import secrets
+from penstock.mtls.svid import SVID
+from penstock.plan import KernelTables, ListenerKey, Plan
+from penstock.redirect.datapath import Datapath
+from penstock.redirect.host import HostSettings
+from penstock.redirect.libbpf import BpfError
+from penstock.redirect.stage import after_proxy, before_proxy
+from penstock.redirect.tables import Tables
+from penstock.routing.model import ListenerKind
+from penstock.world import Settings
+from penstock.xds.order import Rollout
+from penstock.xds.server import XdsServer
+from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
+
+log = logging.getLogger(__name__)
+
+PATIENCE = 5.0
+"""Seconds that one change may keep what was allowed before open while the proxy is not ready."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of a Plan. `errors` are ours (a NACK, a map write, the CA); empty means all is in force."""
+
+    errors: tuple[str, ...] = ()
+    waiting_for: str = ""
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    changed_entries: int = 0
+
+    @property
+    def settled(self) -> bool:
+        return not self.errors and not self.waiting_for
+
+
+class Applier:
+    """The appliers of one node. `apply` is not reentrant: one change at a time."""
+
+    def __init__(
+        self,
+        *,
+        settings: Settings,
+        datapath: Datapath,
+        tables: Tables,
+        host: HostSettings,
+        server: XdsServer,
+        admin: Admin,
+        issuer: Issuer,
+        bundle: bytes,
+        blocking: Callable[..., Awaitable[Any]],
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`blocking(function, *arguments)` runs a call on the one thread that owns netlink and the disk."""
+        self._datapath, self.tables, self._host = datapath, tables, host
+        self._server, self._admin = server, admin
+        self._issuer, self._bundle, self._clock = issuer, bundle, clock
+        self._blocking = blocking
+        self._builder: Builder[Resource] = Builder(settings, resource)
+        self._active: dict[str, str] = {}
+        self.svids: Mapping[str, SVID] = {}
+        self._secrets: dict[str, tuple[SVID, Resource]] = {}
+        self._bundle_resource: Resource | None = None
+
+    async def apply(self, plan: Plan) -> Applied:
+        errors: list[str] = []
+        took: dict[str, float] = {}
+        started = time.perf_counter()
+
+        def lap(name: str) -> None:
+            took[name] = round(time.perf_counter() - started, 6)
+
+        changed = 0
+        try:
+            wanted = plan.kernel
+            changed += self.tables.apply(
+                before_proxy(
+                    wanted, self.tables.policy(), self.tables.listeners(), self.tables.http_services()
+                )
+            )
+            netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
+            self._datapath.attach(wanted.attach, netdevs)
+            errors += problems
+        except (BpfError, OSError) as e:
+            errors.append(f"kernel: {e}")
+        lap("kernel_closed")
+
+        try:
+            self.svids = await self._blocking(self._issuer.reconcile, plan.secrets, self._clock())
+        except Exception as e:
+            errors.append(f"certificates: {e}")
+            log.exception("certificates")
+        errors += [f"certificate of {'/'.join(o[0])}: {why}" for o, why in self._issuer.failures.items()]
+        snapshot = self._snapshot(plan)
+        lap("built")
+
+        rollout = Rollout(self._server.published, snapshot)
+        waiting = ""
+        patience = time.monotonic() + PATIENCE
+        for stage in rollout.makes:
+            outcome = await self._server.roll_to(stage, max(patience - time.monotonic(), 0.0))
+            if not outcome.done:
+                waiting = "Envoy has not answered: " + ", ".join(
+                    t.rpartition(".")[2] for t in outcome.waiting
+                )
+                break
+        ready = not waiting and await self._all_active(snapshot, patience)
+        if not waiting and not ready:
+            waiting = "a listener is not active in Envoy"
+        refused = self._refusals()
+        lap("proxy_ready")
+
+        try:
+            changed += self.tables.apply(self._steered(plan, wanted, snapshot, refused, proxy=not waiting))
+        except (BpfError, OSError) as e:
+            errors.append(f"kernel: {e}")
+        lap("kernel_open")
+
+        if not waiting:
+            for stage in Rollout(self._server.published, snapshot).breaks:
+                outcome = await self._server.roll_to(stage, PATIENCE)
+                if not outcome.done:
+                    waiting = "Envoy has not answered a removal"
+                    break
+        errors += [f"Envoy refused {kind} {name}: {why}" for (kind, name), why in self._refusals().items()]
+        lap("done")
+        return Applied(tuple(dict.fromkeys(errors)), waiting, took, changed)
+
+    # --- the kernel ------------------------------------------------------------------------------------
+
+    def _steered(
+        self,
+        plan: Plan,
+        wanted: KernelTables,
+        snapshot: Snapshot,
+        refused: Mapping[tuple[str, str], str],
+        *,
+        proxy: bool,
+    ) -> KernelTables:
+        active: set[ListenerKey] = set()
+        for listener in plan.proxy.listeners:
+            item = snapshot.get(TypeUrl.LDS, listener.name)
+            if item is not None and self._active.get(listener.name):
+                active.add(ListenerKey(listener.source_class, listener.kind, listener.destination))
+        classes_ready = all(
+            self._active.get(each.name)
+            for each in plan.proxy.listeners
+            if each.kind is ListenerKind.HTTP_SERVICE
+        )
+        held = {wanted.services[k].name for k in self.tables.http_services() if k in wanted.services}
+        routed = held
+        if proxy and classes_ready:
+            routed = {
+                table.name
+                for table in plan.proxy.services
+                if not any(
+                    (kind, table.name) in refused
+                    for kind in ("RouteConfiguration", "ScopedRouteConfiguration")
+                )
+            } | held
+        return after_proxy(wanted, active, routed)
+
+    # --- Envoy -----------------------------------------------------------------------------------------
+
+    def _snapshot(self, plan: Plan) -> Snapshot:
+        types: dict[str, dict[str, Resource]] = dict(self._builder.build(plan.proxy))
+        if self._bundle_resource is None:
+            made = secrets({}, self._bundle)
+            self._bundle_resource = next(resource(name, message) for name, message in made.items())
+        kept: dict[str, tuple[SVID, Resource]] = {}
+        for name, svid in self.svids.items():
+            before = self._secrets.get(name)
+            if before is not None and before[0] == svid:
+                kept[name] = before
+            else:
+                kept[name] = (svid, resource(name, secrets({name: svid}, self._bundle)[name]))
+        self._secrets = kept
+        types[TypeUrl.SDS] = {name: item for name, (_, item) in kept.items()}
+        types[TypeUrl.SDS][self._bundle_resource.name] = self._bundle_resource
+        return Snapshot(types)
+
+    def _refusals(self) -> dict[tuple[str, str], str]:
+        found = {}
+        for client in self._server.state():
+            for kind, resources in client.types.items():
+                for status in resources:
+                    if status.error:
+                        found[(kind.rpartition(".")[2], status.name)] = status.error
+        return found
+
+    async def _all_active(self, snapshot: Snapshot, deadline: float) -> bool:
+        """An LDS ACK is not readiness: ask which versions serve, until all do or the time is over."""
+        wanted = {name: item.version for name, item in snapshot.of(TypeUrl.LDS).items()}
+        if all(self._active.get(name) == version for name, version in wanted.items()):
+            return True
+        pause = 0.002
+        while True:
+            try:
+                states = await self._admin.listeners()
+            except EnvoyAdminError:
+                return False
+            self._active = {name: state.active for name, state in states.items() if state.active}
+            missing = [name for name, version in wanted.items() if self._active.get(name) != version]
+            if not missing:
+                return True
+            if time.monotonic() > deadline or all(
+                (("Listener", name) in self._refusals()) for name in missing
+            ):
+                return False
+            # Envoy tells nobody when a listener turns active; its admin interface can only be asked.
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.05)
+
+    def forget_proxy(self) -> None:
+        """Envoy is a new process: nothing of it is known to be active."""
+        self._active = {}

@@ -1,0 +1,163 @@
+"""What the daemon knows, kept for whoever asks: the last World, Plan and outcome, as plain data."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from penstock import __version__, status
+from penstock.errors import PenstockError, UsageError
+from penstock.manifests.document import ObjectKey
+from penstock.manifests.problem import Problem
+from penstock.manifests.registry import served_kind
+from penstock.observe.flows import Directory
+from penstock.observe.reasons import BY_NUMBER
+from penstock.plan import Plan
+from penstock.policy.identities import members
+from penstock.policy.labels import RESERVED
+from penstock.redirect.layout import rule_number
+from penstock.status import Transitions
+from penstock.world import World
+
+if TYPE_CHECKING:
+    from penstock.apply import Applied, Applier
+    from penstock.daemon import Options
+    from penstock.envoy.process import EnvoyProcess
+    from penstock.xds.server import XdsServer
+
+
+def directory(world: World, plan: Plan) -> Directory:
+    """Names for the addresses, identities and rules of this moment."""
+    everyone = members(world)
+    workloads = {
+        str(address): f"{m.namespace}/{m.document.key.name}" for m in everyone.all for address in m.addresses
+    }
+    identities = {number: f"reserved:{name}" for number, name in RESERVED.items()}
+    rules = {
+        rule_number(entry): ", ".join(f"{key} ({origin})" for key, origin in entry.origins)
+        for entry in plan.kernel.policy.values()
+        if entry.origins
+    }
+    services = {
+        (str(key.address), key.port): entry.name.rpartition("/")[0]
+        for key, entry in plan.kernel.services.items()
+    }
+    return Directory(workloads, identities, rules, services)
+
+
+class Report:
+    def __init__(self, options: Options) -> None:
+        self._options = options
+        self._since = time.time()
+        self._world = World(options.node, {})
+        self._plan = Plan()
+        self._applied: Applied | None = None
+        self._problems: tuple[Problem, ...] = ()
+        self._failure = "nothing was applied yet"
+        self._transitions = Transitions()
+
+    def bind(self, applier: Applier, server: XdsServer, envoy: EnvoyProcess) -> None:
+        self._applier, self._server, self._envoy = applier, server, envoy
+
+    def update(self, world: World, plan: Plan, applied: Applied, problems: tuple[Problem, ...]) -> None:
+        self._world, self._plan, self._applied, self._problems = world, plan, applied, problems
+        self._failure = ""
+
+    def failed(self, why: str) -> None:
+        """The last change could not be compiled; the state before it stays in force."""
+        self._failure = why
+
+    @property
+    def settled(self) -> bool:
+        return not self._failure and self._applied is not None and self._applied.settled
+
+    def _objects(self) -> list[dict[str, Any]]:
+        return status.objects(
+            self._world.documents, self._problems, self._plan, in_force=self.settled
+        )
+
+    def status(self, *, busy: bool) -> dict[str, Any]:
+        """Everything that `penstock status` shows. `busy` while a change is being applied."""
+        applied = self._applied
+        objects = self._objects()
+        low, high = self._world.settings.proxy_listen_ports
+        errors = [self._failure] if self._failure else list(applied.errors if applied else ())
+        return {
+            "node": self._options.node,
+            "version": __version__,
+            "pid": os.getpid(),
+            "since": self._since,
+            "config": str(self._options.config),
+            "settled": self.settled and not busy,
+            "busy": busy,
+            "errors": errors,
+            "waiting_for": applied.waiting_for if applied else "",
+            "missing": [o for o in objects if o["state"] == "applying"],
+            "objects": objects,
+            "problems": [_problem(p) for p in self._problems],
+            "last_apply_ms": {
+                k: round(v * 1000, 2) for k, v in (applied.seconds if applied else {}).items()
+            },
+            "envoy": {
+                "pid": self._envoy.pid,
+                "connected": self._server.connected > 0,
+                "listeners": len(self._plan.proxy.listeners),
+                "nacks": sum(client.nacks for client in self._server.state()),
+            },
+            "limits": {
+                "listener_ports": [len(self._plan.proxy.listeners), high - low + 1],
+                **{f"map {name}": list(sizes) for name, sizes in self._applier.tables.sizes().items()},
+            },
+            "counters": self._counters(),
+            "certificates": len(self._applier.svids),
+        }
+
+    def _counters(self) -> dict[str, dict[str, int]]:
+        return {
+            BY_NUMBER[number].name if number in BY_NUMBER else str(number): {"packets": packets, "bytes": size}
+            for number, (packets, size) in self._applier.tables.counters().items()
+        }
+
+    def get(self, kind: str, name: str | None, namespace: str, all_namespaces: bool) -> Any:
+        """One object by name, or ``{"items": […]}``. Raises UsageError, PenstockError (not found)."""
+        served = served_kind(kind)
+        if served is None:
+            raise UsageError(f"there is no kind {kind!r}", hint="penstock get --help lists them")
+        shown: Mapping[ObjectKey, Any] = {
+            key: document
+            for key, document in self._world.documents.items()
+            if key.kind == served.name and (all_namespaces or key.namespace in ("", namespace))
+        }
+        now = time.time()
+        views = [
+            status.view(
+                self._world, self._plan, document, self._transitions, now, in_force=self.settled
+            )
+            for key, document in shown.items()
+            if name is None or key.name == name
+        ]
+        if name is None:
+            return {"items": views}
+        if not views:
+            raise PenstockError(
+                f"no {served.name} {namespace}/{name}", hint=f"penstock get {kind} -A lists all"
+            )
+        return views[0]
+
+
+def _problem(problem: Problem) -> dict[str, Any]:
+    return {
+        "severity": problem.severity,
+        "code": problem.code,
+        "file": problem.file,
+        "line": problem.line,
+        "kind": problem.kind,
+        "namespace": problem.namespace,
+        "name": problem.name,
+        "field": problem.field,
+        "message": problem.message,
+        "hint": problem.hint,
+        "text": str(problem),
+    }

@@ -1,0 +1,159 @@
+"""What `penstock status` and `penstock get` tell, as plain data. Pure.
+
+An object is settled when it is in force in the kernel and in Envoy, refused, or valid but waiting for
+something outside Penstock that is named. An error of ours is never settled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+
+import msgspec
+
+from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.kinds import HTTPRoute, ParentReference, Service, Workload
+from penstock.manifests.problem import Problem
+from penstock.plan import Condition, ObjectStatus, Plan
+from penstock.policy.identities import identity_text
+from penstock.routing.mesh import CONTROLLER
+from penstock.routing.services import families
+from penstock.world import World
+
+
+class Transitions:
+    """When each condition last changed, for lastTransitionTime (RFC 3339, UTC)."""
+
+    def __init__(self) -> None:
+        self._since: dict[tuple[ObjectKey, str], tuple[bool, str, str]] = {}
+
+    def of(self, key: ObjectKey, where: str, condition: Condition, now: float) -> str:
+        slot = (key, f"{where}/{condition.type}")
+        known = self._since.get(slot)
+        if known is None or known[:2] != (condition.status, condition.reason):
+            moment = datetime.fromtimestamp(now, UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+            known = (condition.status, condition.reason, moment)
+            self._since[slot] = known
+        return known[2]
+
+
+def objects(
+    documents: Mapping[ObjectKey, Document],
+    problems: Iterable[Problem],
+    plan: Plan,
+    *,
+    in_force: bool,
+) -> list[dict[str, Any]]:
+    """One entry for every object: where it stands and how it is: in force, pending, refused or applying."""
+    found: dict[tuple[str, str, str], dict[str, Any]] = {}
+    for key, document in documents.items():
+        status = plan.statuses.get(key, ObjectStatus())
+        state = "applying" if not in_force else "pending" if status.pending else "in force"
+        found[(key.kind, key.namespace, key.name)] = {
+            "kind": key.kind,
+            "namespace": key.namespace,
+            "name": key.name,
+            "file": document.file,
+            "line": document.line,
+            "generation": document.generation,
+            "state": state,
+            "message": status.pending,
+        }
+    for problem in problems:
+        if problem.severity != "error":
+            continue
+        entry = found.setdefault(
+            (problem.kind, problem.namespace, problem.name or f"{problem.file}:{problem.line}"),
+            {
+                "kind": problem.kind,
+                "namespace": problem.namespace,
+                "name": problem.name,
+                "file": problem.file,
+                "line": problem.line,
+                "generation": 0,
+            },
+        )
+        entry["last_good"] = "in force" if entry.get("state") in ("in force", "pending") else "none"
+        entry.update(state="refused", message=str(problem))
+    return [found[key] for key in sorted(found)]
+
+
+def _condition(
+    document: Document, where: str, condition: Condition, transitions: Transitions, now: float
+) -> dict[str, Any]:
+    return {
+        "type": condition.type,
+        "status": "True" if condition.status else "False",
+        "reason": condition.reason,
+        "message": condition.message,
+        "observedGeneration": document.generation,
+        "lastTransitionTime": transitions.of(document.key, where, condition, now),
+    }
+
+
+def _route_status(
+    document: Document, status: ObjectStatus, transitions: Transitions, now: float, *, in_force: bool
+) -> dict[str, Any]:
+    parents = []
+    listed: Any = status.extra.get("parents", ())
+    for index, (parent, conditions) in enumerate(listed):
+        assert isinstance(parent, ParentReference)
+        reference: dict[str, Any] = {"group": parent.group, "kind": parent.kind, "name": parent.name}
+        reference["namespace"] = parent.namespace or document.key.namespace
+        if parent.port is not None:
+            reference["port"] = parent.port
+        if parent.section_name is not None:
+            reference["sectionName"] = parent.section_name
+        accepted = all(c.status for c in conditions if c.type == "Accepted")
+        programmed = Condition(
+            "Programmed", accepted and in_force, "Programmed" if accepted and in_force else "Pending"
+        )
+        parents.append(
+            {
+                "parentRef": reference,
+                "controllerName": CONTROLLER,
+                "conditions": [
+                    _condition(document, str(index), c, transitions, now) for c in (*conditions, programmed)
+                ],
+            }
+        )
+    return {"parents": parents}
+
+
+def view(
+    world: World, plan: Plan, document: Document, transitions: Transitions, now: float, *, in_force: bool
+) -> dict[str, Any]:
+    """The object as `get` shows it: what the manifest says with its defaults, and the status we found."""
+    shown: dict[str, Any] = msgspec.to_builtins(document.value)
+    shown["metadata"] = {
+        k: v
+        for k, v in shown["metadata"].items()
+        if v not in (None, [], {}) and not (k == "namespace" and not document.key.namespace)
+    }
+    shown["metadata"]["generation"] = document.generation
+    status = plan.statuses.get(document.key, ObjectStatus())
+    value = document.value
+    if isinstance(value, HTTPRoute):
+        shown["status"] = _route_status(document, status, transitions, now, in_force=in_force)
+        return shown
+    listed = [_condition(document, "", c, transitions, now) for c in status.conditions]
+    if isinstance(value, Service):
+        vips = [
+            world.allocations.vips.get(f"{document.key.namespace}/{document.key.name}/{family}")
+            for family in families(value)
+        ]
+        given = [v for v in vips if v]
+        if given:
+            shown["spec"].update(clusterIP=given[0], clusterIPs=given)
+        shown["status"] = {"loadBalancer": {}}
+    elif isinstance(value, Workload):
+        identity = world.allocations.identities.get(identity_text(document, value))
+        attached = world.attachments.get((document.key.namespace, document.key.name))
+        addresses = value.spec.addresses or [str(a) for a in (attached.addresses if attached else ())]
+        shown["status"] = {"identity": identity, "addresses": addresses, "conditions": listed}
+    elif listed:
+        shown["status"] = {"conditions": listed}
+    else:
+        shown.pop("status", None)
+    return shown
