@@ -5,10 +5,10 @@ Rules that a server gets wrong (Envoy's documentation, "xDS REST and gRPC protoc
   reconnecting client what it has.
 - ACK or NACK is told by `error_detail` alone. A nonce that is not outstanding acknowledges nothing, but the
   subscription changes that come with it count.
-- Questions are answered at once, from the newest snapshot. Changes go out as one push per type; what is
-  published until the push is acknowledged merges into the next. (Per type, not per stream: Envoy withholds
-  the ACK of CDS for up to 15 s while a cluster warms, and what it warms for, a secret or endpoints, may be
-  in the very push that would wait.)
+- Questions are answered at once, from the newest snapshot (those about routes and listeners only when its
+  clusters are on their way too). Changes go out as one push per type; what is published until the push
+  is acknowledged merges into the next. (Per type, not per stream: Envoy withholds the ACK of CDS for up
+  to 15 s while a cluster warms, and what it warms for may be in the very push that would wait.)
 - A refused response of several resources is cut and sent again in parts until the bad resource is alone.
 - A cluster that is sent takes its endpoints with it, unasked: Envoy would wait 15 s for them, and not ask.
 
@@ -188,7 +188,7 @@ class Session:
     def _say(self, watch: Watch, snapshot: Snapshot) -> list[Response]:
         """Answers to questions, and the push if none is outstanding."""
         responses: list[Response] = []
-        if watch.due:
+        if watch.due and not self._clusters_lack(watch, snapshot):
             resources, missing = watch.take_due(snapshot)
             responses += self._add(watch, resources) + self._remove(watch, missing)
         if (watch.dirty or watch.greet) and not watch.outstanding and not self._must_wait(watch):
@@ -205,6 +205,13 @@ class Session:
             return False
         clusters = self._watches.get(TypeUrl.CDS)
         return clusters is not None and bool(clusters.outstanding)
+
+    def _clusters_lack(self, watch: Watch, snapshot: Snapshot) -> bool:
+        """Whether an answer from the newest snapshot could name clusters that still wait to be sent."""
+        if not self._must_wait(watch):
+            return False
+        wanted = snapshot.of(TypeUrl.CDS)
+        return any(name in wanted for name in self._watch(TypeUrl.CDS).dirty)
 
     def _in_use(self, type_url: TypeUrl, snapshot: Snapshot) -> bool:
         """Whether the client may still use, through this type, what is about to be removed.

@@ -151,7 +151,9 @@ class Watch:
         missing: set[str] = set()
         for name in sorted(self.due):
             found = snapshot.get(self.type_url, name)
-            if found is not None and self.is_refused(found):
+            if found is None:
+                self.refused.pop(name, None)
+            elif self.is_refused(found):
                 found = self._good.get(name)
                 if found is None and name in self.acked:
                     continue  # it brought a good one along from an earlier stream; we do not have those bytes
@@ -181,6 +183,9 @@ class Watch:
         """Names of the pending push that are gone; additions stay pending."""
         gone = {name for name in self.dirty if snapshot.get(self.type_url, name) is None}
         self.dirty -= gone
+        for name in gone:
+            self.refused.pop(name, None)
+            self._good.pop(name, None)
         return frozenset(gone & self.sent.keys())
 
     def is_refused(self, item: Resource) -> bool:
@@ -202,8 +207,7 @@ class Watch:
         for name, item in parcel.resources.items():
             self.sent[name] = item.version
         for name in parcel.removed:
-            for table in (self.sent, self.refused, self._good):
-                table.pop(name, None)
+            self.sent.pop(name, None)
 
     def ack(self, parcel: Parcel, snapshot: Snapshot) -> None:
         for name, item in parcel.resources.items():

@@ -160,6 +160,12 @@ class Bench:
         async with self.client.get(f"http://127.0.0.1:{port}/") as response:
             return response.status, await response.text()
 
+    async def reaches(self, name: str) -> None:
+        """Ask until this backend answers: Envoy's workers learn of a change a moment after its ACK."""
+        async with asyncio.timeout(PATIENCE):
+            while (answer := await self.get()) != (200, name):
+                assert answer[0] == 200
+
     async def stats(self, *names: str) -> dict[str, int]:
         async with self.admin.get("http://envoy/stats?format=json") as response:
             stats = json.loads(await response.text())["stats"]
@@ -283,7 +289,7 @@ async def test_a_route_moves_to_a_new_cluster_without_a_failed_request(bench: Be
     async with bench.steady() as answers:
         for to, port in (("two", BACKEND_B), ("three", BACKEND_A), ("two", BACKEND_B)) * 5:
             await roll(server, snap(*web_of(to, port)))
-            assert await bench.get() == (200, {BACKEND_A: "a", BACKEND_B: "b"}[port])
+            await bench.reaches({BACKEND_A: "a", BACKEND_B: "b"}[port])
     assert set(answers) == {(200, "a"), (200, "b")}
     assert await bench.clusters() == {"two"}
 
@@ -295,7 +301,7 @@ async def test_an_endpoint_change_is_acknowledged_and_in_force(bench: Bench) -> 
     (stage,) = Rollout(server.published, snap(*web_of("one", BACKEND_B))).stages()
     assert stage.await_types == (TypeUrl.EDS,)
     assert (await server.roll_to(stage, PATIENCE)).ok
-    assert await bench.get() == (200, "b")
+    await bench.reaches("b")
 
 
 async def test_a_changed_cluster_is_warm_at_its_acknowledgement(bench: Bench) -> None:
@@ -342,7 +348,7 @@ async def test_bad_resources_are_quarantined_and_the_others_work(bench: Bench) -
         await roll_through(server, snap(*web_of("more", BACKEND_B), *bad[:2]))
     assert {status for status, _ in answers} == {200}
     assert await bench.clusters() - {"senseless"} == {"more"}
-    assert await bench.get() == (200, "b")
+    await bench.reaches("b")
 
 
 async def roll_through(server: XdsServer, wanted: Snapshot) -> None:
@@ -376,7 +382,8 @@ async def test_another_server_with_the_same_snapshot_changes_nothing(bench: Benc
         assert (await again.wait_acked(ALL, PATIENCE)).ok
         assert await bench.stats(*COUNTERS) == before
         await roll(again, snap(*web_of("one", BACKEND_B)))
-    assert set(answers) == {(200, "a"), (200, "b")}
+        await bench.reaches("b")
+    assert {status for status, _ in answers} == {200}
 
 
 async def test_another_server_with_another_snapshot_makes_before_it_breaks(bench: Bench) -> None:
@@ -386,7 +393,8 @@ async def test_another_server_with_another_snapshot_makes_before_it_breaks(bench
         await server.stop()
         again = await bench.serve(snap(*web_of("two", BACKEND_B)))
         assert (await again.wait_acked(ALL, PATIENCE)).ok
-    assert set(answers) == {(200, "a"), (200, "b")}
+        await bench.reaches("b")
+    assert {status for status, _ in answers} == {200}
     assert await bench.clusters() == {"two"}
 
 
@@ -397,7 +405,7 @@ async def test_a_server_without_a_snapshot_takes_nothing_from_envoy(bench: Bench
     empty = XdsServer(bench.directory / "xds.sock")
     bench.server = empty
     await empty.start()
-    outcome = await empty.wait_acked(ALL, 2)
+    outcome = await empty.wait_acked(ALL, 1)
     assert not outcome.done
     assert empty.connected == 1
     assert await bench.get() == (200, "a")

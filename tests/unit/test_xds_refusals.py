@@ -92,7 +92,11 @@ def test_who_asks_for_a_refused_resource_gets_the_last_good_one() -> None:
 def test_who_asks_for_a_resource_refused_from_the_start_is_told_there_is_none() -> None:
     d = Dialogue(snap(res(RDS, "bad")))
     d.nack(d.ask(RDS, "bad")[0])
-    assert brief(d.ask(RDS, "bad")) == [(RDS, {}, ("bad",))]
+    heard = d.ask(RDS, "bad")
+    assert brief(heard) == [(RDS, {}, ("bad",))]
+    d.ack_all(heard)
+    assert [refusal.name for refusal in d.session.refusals()] == ["bad"]
+    assert d.publish(snap(res(RDS, "bad"), res(RDS, "other"))) == []
 
 
 @pytest.mark.parametrize("kind", [CDS, LDS])
