@@ -14,6 +14,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.filters.common.set_filter_state.v3 import value_pb2
 from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.original_src.v3 import original_src_pb2
+from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import wrappers_pb2
@@ -27,6 +28,7 @@ _SOL_SOCKET = 1
 _SO_MARK = 36
 
 _HANDSHAKE_TIMEOUT = 10.0
+_TLS_KINDS = (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)
 
 _State = value_pb2.FilterStateValue
 
@@ -96,7 +98,7 @@ def _terminal(listener: ProxyListener, stat_prefix: str) -> components.Filter:
 
 def _served(listener: ProxyListener, stat_prefix: str) -> components.FilterChain:
     chain = components.FilterChain(name="steered")
-    if listener.kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP):
+    if listener.kind in _TLS_KINDS:
         assert listener.peer_id is not None
         chain.transport_socket.CopyFrom(tls.downstream(listener.peer_id))
         chain.transport_socket_connect_timeout.CopyFrom(seconds(_HANDSHAKE_TIMEOUT))
@@ -116,9 +118,22 @@ def _dialled_directly() -> components.FilterChain:
     )
 
 
+def _listener_filters(listener: ProxyListener) -> list[components.ListenerFilter]:
+    filters: list[tuple[str, Message]] = [
+        ("original_dst", original_dst_pb2.OriginalDst()),
+        ("original_src", original_src_pb2.OriginalSrc(mark=marks.UPSTREAM)),
+    ]
+    if listener.kind in _TLS_KINDS:
+        # Without it a network filter sees no SNI, though the TLS socket does.
+        filters.append(("tls_inspector", tls_inspector_pb2.TlsInspector()))
+    return [
+        components.ListenerFilter(name=f"envoy.filters.listener.{name}", typed_config=pack(config))
+        for name, config in filters
+    ]
+
+
 def listener(listener: ProxyListener) -> listener_pb2.Listener:
     stat_prefix = listener.kind.name.lower()
-    original_src = original_src_pb2.OriginalSrc(mark=marks.UPSTREAM)
     return listener_pb2.Listener(
         name=listener.name,
         stat_prefix=stat_prefix,
@@ -126,14 +141,6 @@ def listener(listener: ProxyListener) -> listener_pb2.Listener:
         additional_addresses=[listener_pb2.AdditionalAddress(address=socket_address("::1", listener.port))],
         transparent=wrappers_pb2.BoolValue(value=True),
         socket_options=[socket_option(_SOL_SOCKET, _SO_MARK, marks.DOWNSTREAM, "SO_MARK")],
-        listener_filters=[
-            components.ListenerFilter(
-                name="envoy.filters.listener.original_dst",
-                typed_config=pack(original_dst_pb2.OriginalDst()),
-            ),
-            components.ListenerFilter(
-                name="envoy.filters.listener.original_src", typed_config=pack(original_src)
-            ),
-        ],
+        listener_filters=_listener_filters(listener),
         filter_chains=[_dialled_directly(), _served(listener, stat_prefix)],
     )

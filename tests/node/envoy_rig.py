@@ -9,12 +9,13 @@ import asyncio
 import contextlib
 import ctypes
 import datetime
+import functools
 import json
 import os
 import socket
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from pathlib import Path
@@ -25,20 +26,22 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
+from penstock.xds.order import Rollout
+from penstock.xds.server import Outcome, XdsServer
+from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
 
 from penstock.envoy.names import TRUST_BUNDLE
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.envoy.resources import Builder
 from penstock.routing.model import ProxyModel
 from penstock.world import Settings
-from penstock.xds.order import Rollout
-from penstock.xds.server import Outcome, XdsServer
-from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
 
 Address = IPv4Address | IPv6Address
 PREFIX = "ptenvoy-"
 STEER = Path(__file__).with_name("envoy_steer.c")
+Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 SETTLE = 10.0
+GATEWAY = "169.254.1.1"
 _CLONE_NEWNET = 0x40000000
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -55,7 +58,7 @@ def _setns(fd: int) -> None:
 
 @contextlib.contextmanager
 def inside(namespace: str) -> Iterator[None]:
-    """Runs this thread in a network namespace. No awaiting inside."""
+    """Runs this thread in a network namespace. Awaiting inside takes others along: only where nothing else runs."""
     with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{PREFIX}{namespace}") as there:
         _setns(there.fileno())
         try:
@@ -75,7 +78,9 @@ class Authority:
         self.name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "test root")])
         self.root = self._sign(self.name, self.key.public_key(), x509.BasicConstraints(True, None), ())
 
-    def _sign(self, subject: x509.Name, key: Any, constraints: Any, names: tuple[str, ...]) -> x509.Certificate:
+    def _sign(
+        self, subject: x509.Name, key: Any, constraints: Any, names: tuple[str, ...]
+    ) -> x509.Certificate:
         now = datetime.datetime.now(datetime.UTC)
         builder = (
             x509.CertificateBuilder()
@@ -96,7 +101,9 @@ class Authority:
         key = ec.generate_private_key(ec.SECP256R1())
         chain = self._sign(x509.Name([]), key.public_key(), x509.BasicConstraints(False, None), (spiffe_id,))
         message = secret_pb2.Secret(name=name)
-        message.tls_certificate.certificate_chain.inline_bytes = chain.public_bytes(serialization.Encoding.PEM)
+        message.tls_certificate.certificate_chain.inline_bytes = chain.public_bytes(
+            serialization.Encoding.PEM
+        )
         message.tls_certificate.private_key.inline_bytes = key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         )
@@ -165,6 +172,9 @@ async def _echo(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamW
             first, headers = await _head(reader)
             await _body(reader, headers)
             method, path, _ = first.split(" ", 2)
+            if "upgrade" in headers:
+                writer.write(b"HTTP/1.1 101 So\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+                writer.write((await reader.readexactly(4)).upper())
             saw = {"backend": name, "peer": peer[:2], "method": method, "path": path, "headers": headers}
             body = json.dumps(saw).encode()
             head = f"HTTP/1.1 {headers.get('x-status', 200)} So\r\ncontent-length: {len(body)}\r\n\r\n"
@@ -176,12 +186,12 @@ async def _echo(name: str, reader: asyncio.StreamReader, writer: asyncio.StreamW
 # -- machines ---------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(frozen=True)
 class Workload:
     namespace: str
     v4: IPv4Address
     v6: IPv6Address
-    node: Node
+    node: Node = field(compare=False)
 
     async def connect(self, address: Address | str, port: int) -> Connection:
         """Opens a TCP connection from inside the workload."""
@@ -191,8 +201,14 @@ class Workload:
             sock = socket.socket(family, socket.SOCK_STREAM)
         sock.setblocking(False)
         loop = asyncio.get_running_loop()
-        await asyncio.wait_for(loop.sock_connect(sock, (str(target), port)), SETTLE)
-        return Connection(*await asyncio.open_connection(sock=sock))
+        try:
+            await asyncio.wait_for(loop.sock_connect(sock, (str(target), port)), SETTLE)
+        except BaseException:
+            sock.close()
+            raise
+        connection = Connection(*await asyncio.open_connection(sock=sock))
+        self.node.connections.append(connection)
+        return connection
 
     async def get(self, address: Address | str, port: int, path: str = "/", **headers: str) -> Response:
         """One request on a connection of its own."""
@@ -202,13 +218,31 @@ class Workload:
         finally:
             connection.close()
 
-    async def serve(self, port: int, stack: contextlib.AsyncExitStack, name: str = "") -> None:
-        """An HTTP server in the workload, on both families."""
-        shown = name or self.namespace
+    async def listen(self, port: int, handler: Handler, stack: contextlib.AsyncExitStack) -> None:
+        """A TCP server in the workload, on both families."""
         with inside(self.namespace):
             sock = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
-        server = await asyncio.start_server(lambda r, w: _echo(shown, r, w), sock=sock)
+        server = await asyncio.start_server(handler, sock=sock)
         stack.callback(server.close)
+
+    async def serve(self, port: int, stack: contextlib.AsyncExitStack) -> None:
+        """An HTTP server in the workload that tells its own name."""
+        await self.listen(port, functools.partial(_echo, self.namespace), stack)
+
+
+@dataclass(frozen=True)
+class Steer:
+    """Connections to (`to`, `port`) go to a listener; `proxied` are those from a proxy's source port."""
+
+    to: Address
+    port: int
+    listener: int
+    proxied: bool = False
+    source: Address | None = None
+
+
+def _low(address: Address | None) -> str:
+    return f"{int(address or 0) & 0xFFFFFFFF}u"
 
 
 @dataclass
@@ -221,6 +255,8 @@ class Node:
     workloads: dict[str, Workload] = field(default_factory=dict)
     settings: Settings = field(default_factory=Settings)
     secrets: dict[str, Resource] = field(default_factory=dict)
+    connections: list[Connection] = field(default_factory=list)
+    """Of its workloads, closed at the end."""
 
     def __post_init__(self) -> None:
         self.xds = XdsServer(self.run_dir / "xds.sock", group=UID)
@@ -239,6 +275,8 @@ class Node:
         await pid
 
     async def stop(self) -> None:
+        for connection in self.connections:
+            connection.close()
         await self.envoy.stop()
         await self.xds.stop()
 
@@ -262,7 +300,7 @@ class Node:
         inner = ["nsenter", f"--net=/run/netns/{PREFIX}{namespace}"]
         self.sh(f"ip link add v-{name} type veth peer name eth0 netns {PREFIX}{namespace}")
         self.sh(f"sysctl -qw net.ipv4.conf.v-{name}.rp_filter=0")
-        self.sh(f"ip addr add 169.254.1.1/32 dev v-{name}")
+        self.sh(f"ip addr add {GATEWAY}/32 dev v-{name}")
         self.sh(f"ip addr add fe80::1/64 dev v-{name} nodad")
         self.sh(f"ip link set v-{name} up")
         for command in (
@@ -270,7 +308,7 @@ class Node:
             f"ip addr add {v4}/32 dev eth0",
             f"ip addr add {v6}/128 dev eth0 nodad",
             "ip link set eth0 up",
-            "ip route add default via 169.254.1.1 dev eth0 onlink",
+            f"ip route add default via {GATEWAY} dev eth0 onlink",
             "ip -6 route add default via fe80::1 dev eth0",
         ):
             run(*inner, *command.split())
@@ -279,11 +317,12 @@ class Node:
         self.workloads[name] = Workload(namespace, v4, v6, self)
         return self.workloads[name]
 
-    def steer(self, device: str, *rules: tuple[Address | str, int, bool, int]) -> None:
-        """Rules: (destination, port, whether from a proxy's source port, listener's port)."""
+    def steer(self, device: str, *rules: Steer) -> None:
+        """What comes in at the device: answers to Envoy go to Envoy, new connections as the rules say."""
         text = " ".join(
-            f"RULE({ip.version},{int(ip) & 0xFFFFFFFF}u,{port},{int(proxied)},{to})"
-            for ip, port, proxied, to in ((ip_address(str(rule[0])), *rule[1:]) for rule in rules)
+            f"RULE({rule.to.version},{_low(rule.source)},{_low(rule.to)},{rule.port},{int(rule.proxied)},"
+            f"{rule.listener})"
+            for rule in rules
         )
         built = self.run_dir / f"{device}.o"
         run("clang", "-O2", "-g", "-target", "bpf", f"-I/usr/include/{os.uname().machine}-linux-gnu",

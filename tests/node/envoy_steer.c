@@ -1,6 +1,6 @@
 /* Test-only steering: what the kernel programs of Penstock do, for a handful of fixed rules.
  *
- * RULES is given at compile time: lines of RULE(family, destination, port, from a proxy port?, proxy port).
+ * RULES is given at compile time: RULE(family, source or 0, destination, port, from a proxy port?, proxy port) each.
  * An established connection of Envoy's gets its own packets; a new one goes to the listener of its rule.
  */
 #include <linux/bpf.h>
@@ -19,7 +19,7 @@
 
 struct packet {
 	struct bpf_sock_tuple tuple;
-	__u32 daddr; /* last four bytes of the destination */
+	__u32 saddr, daddr; /* the last four bytes */
 	__u16 sport, dport;
 	__u8 family;
 };
@@ -40,6 +40,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 			return -1;
 		p->tuple.ipv4.sport = ports[0];
 		p->tuple.ipv4.dport = ports[1];
+		p->saddr = bpf_ntohl(p->tuple.ipv4.saddr);
 		p->daddr = bpf_ntohl(p->tuple.ipv4.daddr);
 		p->family = 4;
 	} else if (skb->protocol == bpf_htons(ETH_P_IPV6)) {
@@ -52,6 +53,7 @@ static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
 			return -1;
 		p->tuple.ipv6.sport = ports[0];
 		p->tuple.ipv6.dport = ports[1];
+		p->saddr = bpf_ntohl(p->tuple.ipv6.saddr[3]);
 		p->daddr = bpf_ntohl(p->tuple.ipv6.daddr[3]);
 		p->family = 6;
 	} else {
@@ -66,8 +68,9 @@ static __always_inline __u16 proxy_port(const struct packet *p)
 {
 	int proxied = p->sport >= 20000 && p->sport <= 31999;
 
-#define RULE(f, address, port, from_proxy, to) \
-	if (p->family == f && p->daddr == address && p->dport == port && proxied == from_proxy) \
+#define RULE(f, source, destination, port, from_proxy, to)                            \
+	if (p->family == f && (source == 0 || p->saddr == source) && p->daddr == destination && \
+	    p->dport == port && proxied == from_proxy)                                    \
 		return to;
 	RULES
 	return 0;
