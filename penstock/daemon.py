@@ -14,10 +14,10 @@ import logging
 import os
 import signal
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +65,7 @@ class Options:
     state_dir: Path
     node: str
     ca_dir: Path | None = None
-    settings: Settings = Settings()
+    settings: Settings = field(default_factory=Settings)
     concurrency: int | None = None
 
 
@@ -411,5 +411,3 @@ def tear_down(run_dir: Path) -> None:
     finally:
         os.close(lock)
         (run_dir / "daemon.lock").unlink(missing_ok=True)
-
-

@@ -74,9 +74,7 @@ class Report:
         return not self._failure and self._applied is not None and self._applied.settled
 
     def _objects(self) -> list[dict[str, Any]]:
-        return status.objects(
-            self._world.documents, self._problems, self._plan, in_force=self.settled
-        )
+        return status.objects(self._world.documents, self._problems, self._plan, in_force=self.settled)
 
     def status(self, *, busy: bool) -> dict[str, Any]:
         """Everything that `penstock status` shows. `busy` while a change is being applied."""
@@ -97,9 +95,7 @@ class Report:
             "missing": [o for o in objects if o["state"] == "applying"],
             "objects": objects,
             "problems": [_problem(p) for p in self._problems],
-            "last_apply_ms": {
-                k: round(v * 1000, 2) for k, v in (applied.seconds if applied else {}).items()
-            },
+            "last_apply_ms": {k: round(v * 1000, 2) for k, v in (applied.seconds if applied else {}).items()},
             "envoy": {
                 "pid": self._envoy.pid,
                 "connected": self._server.connected > 0,
@@ -116,11 +112,14 @@ class Report:
 
     def _counters(self) -> dict[str, dict[str, int]]:
         return {
-            BY_NUMBER[number].name if number in BY_NUMBER else str(number): {"packets": packets, "bytes": size}
+            BY_NUMBER[number].name if number in BY_NUMBER else str(number): {
+                "packets": packets,
+                "bytes": size,
+            }
             for number, (packets, size) in self._applier.tables.counters().items()
         }
 
-    def get(self, kind: str, name: str | None, namespace: str, all_namespaces: bool) -> Any:
+    def get(self, kind: str, object_name: str | None, namespace: str, all_namespaces: bool) -> Any:
         """One object by name, or ``{"items": […]}``. Raises UsageError, PenstockError (not found)."""
         served = served_kind(kind)
         if served is None:
@@ -132,17 +131,15 @@ class Report:
         }
         now = time.time()
         views = [
-            status.view(
-                self._world, self._plan, document, self._transitions, now, in_force=self.settled
-            )
+            status.view(self._world, self._plan, document, self._transitions, now, in_force=self.settled)
             for key, document in shown.items()
-            if name is None or key.name == name
+            if object_name in (None, key.name)
         ]
-        if name is None:
+        if object_name is None:
             return {"items": views}
         if not views:
             raise PenstockError(
-                f"no {served.name} {namespace}/{name}", hint=f"penstock get {kind} -A lists all"
+                f"no {served.name} {namespace}/{object_name}", hint=f"penstock get {kind} -A lists all"
             )
         return views[0]
 

@@ -13,6 +13,7 @@ import os
 import resource
 import shutil
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -69,6 +70,23 @@ def _open_files() -> int:
     return min(hard, _OPEN_FILES)
 
 
+# With hot restart on, Envoy asks the kernel to be ended with its parent (PR_SET_PDEATHSIG). So its parent
+# must be gone before it starts: a shell that puts it in the background and exits.
+_DETACH = 'setsid "$@" </dev/null >>"$0" 2>&1 & echo $!'
+
+
+def _detached(command: list[str], log: Path) -> int:
+    """Start `command` in a session of its own, as nobody's child, its output appended to `log`; its pid."""
+    done = subprocess.run(
+        ["sh", "-c", _DETACH, str(log), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        check=True,
+        env={"PATH": os.environ.get("PATH", os.defpath)},
+    )
+    return int(done.stdout)
+
+
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -123,18 +141,7 @@ class EnvoyProcess:
         os.chown(self._directory, *self._owner)
         (self._directory / "bootstrap.json").write_text(self._bootstrap)
         os.chmod(self._directory / "bootstrap.json", 0o644)
-        log = str(self._directory / "envoy.log")
-        pid = os.posix_spawnp(
-            "prlimit",
-            self._command(),
-            {"PATH": os.environ.get("PATH", os.defpath)},
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o640),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-            ],
-            setsid=True,
-        )
+        pid = _detached(self._command(), self._directory / "envoy.log")
         self._pid_file.write_text(f"{pid}\n")
         return pid
 

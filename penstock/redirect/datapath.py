@@ -90,7 +90,7 @@ class Datapath:
 
     def _adopt(self, pin: Path) -> None:
         """Swap the new program in; a link whose interface is gone is forgotten."""
-        program = pin.name.partition(".")[0]
+        program = pin.name.partition("-")[0]
         link = libbpf.open_pin(pin)
         try:
             libbpf.update_link(link, self._programs[program])
@@ -133,8 +133,8 @@ class Datapath:
         for programs, interfaces in ((WORKLOAD_PROGRAMS, workloads), (NETDEV_PROGRAMS, netdevs)):
             for index in interfaces:
                 for program, attach in programs.items():
-                    wanted[f"{program}.{index}"] = (program, index, attach)
-        for name in [n for n in self._held if "." in n and n not in wanted]:
+                    wanted[f"{program}-{index}"] = (program, index, attach)
+        for name in [n for n in self._held if "-" in n and n not in wanted]:
             self._detach(name)
         for name, (program, index, attach) in wanted.items():
             self._attach(program, index, attach, name)

@@ -1,0 +1,85 @@
+"""`penstock run`: the daemon in the foreground."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import click
+
+from penstock.cli.options import run_dir_option
+
+DIRECTORY = click.Path(file_okay=False, path_type=Path)
+
+
+@click.command()
+@click.option(
+    "--config", type=DIRECTORY, required=True, help="Folder of manifests, read recursively and watched."
+)
+@run_dir_option
+@click.option(
+    "--state-dir",
+    type=DIRECTORY,
+    default=Path("/var/lib/penstock"),
+    show_default=True,
+    help="What must survive a restart of the machine: numbers given out, certificates, the CA.",
+)
+@click.option("--node", default=None, help="This node's name.  [default: the host's name]")
+@click.option(
+    "--ca-dir", type=DIRECTORY, default=None, help="Share one CA with other daemons of this machine."
+)
+@click.option(
+    "--trust-domain", default="penstock.local", show_default=True, help="Trust domain of the SPIFFE ids."
+)
+@click.option(
+    "--host-access/--no-host-access",
+    default=True,
+    show_default=True,
+    help="The node's own processes may reach its workloads whatever the policy (health checks).",
+)
+@click.option(
+    "--concurrency", type=click.IntRange(1), default=None, help="Envoy's workers.  [default: one per CPU]"
+)
+@click.option(
+    "--log-level",
+    type=click.Choice(["debug", "info", "warning", "error"]),
+    default="info",
+    show_default=True,
+)
+def run(
+    config: Path,
+    run_dir: Path,
+    state_dir: Path,
+    node: str | None,
+    ca_dir: Path | None,
+    trust_domain: str,
+    host_access: bool,
+    concurrency: int | None,
+    log_level: str,
+) -> None:
+    """Run the daemon in the foreground, for the network namespace that it is started in.
+
+    SIGTERM ends it and leaves the datapath and Envoy up; `penstock down` removes them.
+    """
+    import uvloop
+
+    from penstock.daemon import Daemon, Options
+    from penstock.mtls.spiffe import check_trust_domain
+    from penstock.observe.logs import set_up
+    from penstock.world import Settings
+
+    set_up(log_level)
+    options = Options(
+        config=config,
+        run_dir=run_dir.resolve(),
+        state_dir=state_dir.resolve(),
+        node=node or platform.node(),
+        ca_dir=ca_dir.resolve() if ca_dir else None,
+        settings=Settings(trust_domain=check_trust_domain(trust_domain), host_access=host_access),
+        concurrency=concurrency,
+    )
+
+    async def main() -> None:
+        await Daemon(options).run()
+
+    uvloop.run(main())
