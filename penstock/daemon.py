@@ -237,7 +237,12 @@ class Daemon:
             await self._dirty.wait()
             self._dirty.clear()
             revision = self._revision
-            await self._reconcile(namespaces)
+            try:
+                await self._reconcile(namespaces)
+            except Exception as e:
+                # A fault of ours. What is in force stays, and the next change is tried: dying would not mend it.
+                log.exception("a change could not be applied")
+                self.report.failed(f"internal error: {e!r}")
             async with self._applied:
                 self._applied_revision = revision
                 self._applied.notify_all()

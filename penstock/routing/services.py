@@ -162,6 +162,7 @@ def served_ports(world: World, members: Members) -> tuple[ServedPort, ...]:
                     found = _from_selector(port, family, chosen)
                 else:
                     found = _from_slices(document, port, family, owned, by_address)
-                backends = tuple(sorted(set(found), key=lambda b: (b.address, b.port)))
+                unique = {(b.address, b.port): b for b in found}
+                backends = tuple(unique[key] for key in sorted(unique))
                 result.append(ServedPort(document, port, family, vip, backends))
     return tuple(result)
