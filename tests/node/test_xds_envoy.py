@@ -143,6 +143,7 @@ class Bench:
     """A directory with a server socket, an Envoy that dials it, two backends and a client."""
 
     directory: Path
+    envoy: asyncio.subprocess.Process
     client: aiohttp.ClientSession
     admin: aiohttp.ClientSession
     records: asyncio.Queue[RequestRecord] = field(default_factory=asyncio.Queue)
@@ -207,9 +208,8 @@ async def backend(port: int, name: str) -> web.AppRunner:
 
 
 @contextlib.asynccontextmanager
-async def envoy(directory: Path) -> AsyncIterator[Path]:
-    """A running Envoy; gives the path of its admin socket."""
-    admin = directory / "admin.sock"
+async def envoy(directory: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A running Envoy that dials `xds.sock` in the directory, its admin at `admin.sock`."""
     h2 = {"explicit_http_config": {"http2_protocol_options": {}}}
     options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     pipe = {"endpoint": {"address": {"pipe": {"path": str(directory / "xds.sock")}}}}
@@ -220,7 +220,7 @@ async def envoy(directory: Path) -> AsyncIterator[Path]:
     }
     config = {
         **BOOTSTRAP,
-        "admin": {"address": {"pipe": {"path": str(admin)}}},
+        "admin": {"address": {"pipe": {"path": str(directory / "admin.sock")}}},
         "static_resources": {"clusters": [server]},
     }
     (directory / "envoy.json").write_text(json.dumps(config))
@@ -231,8 +231,7 @@ async def envoy(directory: Path) -> AsyncIterator[Path]:
             *command, stdout=log, stderr=log, start_new_session=True
         )
     try:
-        yield admin
-        assert process.returncode is None, (directory / "envoy.log").read_text()[-4000:]
+        yield process
     finally:
         if process.returncode is None:
             os.killpg(process.pid, 15)
@@ -246,11 +245,11 @@ async def bench() -> AsyncIterator[Bench]:
         stack.callback(shutil.rmtree, directory)
         for port, name in ((BACKEND_A, "a"), (BACKEND_B, "b")):
             stack.push_async_callback((await backend(port, name)).cleanup)
-        admin_path = await stack.enter_async_context(envoy(directory))
+        process = await stack.enter_async_context(envoy(directory))
         client = await stack.enter_async_context(aiohttp.ClientSession())
-        connector = aiohttp.UnixConnector(str(admin_path))
+        connector = aiohttp.UnixConnector(str(directory / "admin.sock"))
         admin = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-        bench = Bench(directory, client, admin)
+        bench = Bench(directory, process, client, admin)
         yield bench
         if bench.server is not None:
             await bench.server.stop()
@@ -409,3 +408,18 @@ async def test_a_server_without_a_snapshot_takes_nothing_from_envoy(bench: Bench
     assert not outcome.done
     assert empty.connected == 1
     assert await bench.get() == (200, "a")
+
+
+async def test_an_envoy_that_was_killed_gets_everything_again(bench: Bench) -> None:
+    server = await bench.serve(snap(*web_of("one", BACKEND_A)))
+    assert (await server.wait_acked(ALL, PATIENCE)).ok
+    bench.envoy.kill()
+    await bench.envoy.wait()
+    async with envoy(bench.directory):
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                outcome = await server.wait_acked(ALL, PATIENCE)
+                with contextlib.suppress(aiohttp.ClientConnectionError):
+                    if outcome.ok and await bench.get() == (200, "a"):
+                        break
+        assert server.connected == 1
