@@ -1,8 +1,8 @@
 """One resource type on one incremental stream: what the client asked for, was sent, and acknowledged.
 
 Kept true here:
-- `sent` names all that the client may hold: each is removed before it is forgotten. Refused ones too, for
-  Envoy applies some of a response that it refuses.
+- `sent` names all that the client may hold: each is removed before it is forgotten. After a NACK what it
+  holds is unknown (Envoy applies some of a refused response), so the name stays, with version "".
 - Bytes that were refused are not sent again under that name until the client acknowledged other bytes for
   it or the name was removed. The last good resource is kept, to answer a client that asks meanwhile.
 - A name never stands twice in a response, nor in both its lists: names are sets, and additions and
@@ -224,6 +224,7 @@ class Watch:
     def nack(self, parcel: Parcel, message: str) -> list[list[str]]:
         """Keep the error of a single resource, or tell how to cut a larger response to find the bad one."""
         names = sorted(name for name in parcel.resources if self.wants(name))
+        self.sent.update((name, "") for name in names if name in self.sent)
         if len(parcel.resources) > 1:
             return _cut(names, message)
         for name in names:

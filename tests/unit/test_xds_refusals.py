@@ -147,6 +147,15 @@ def test_parts_carry_the_newest_version() -> None:
     assert d.ack_all(parts) == []
 
 
+def test_what_was_refused_in_company_is_not_taken_for_held_when_it_is_wanted_again() -> None:
+    listener = res(LDS, "l")  # not asked for yet, so that removals of clusters wait
+    d = Dialogue(snap(*cds("a", "b"), listener))
+    (batch,) = d.ask(CDS)
+    d.publish(snap(listener))
+    assert d.nack(batch) == []
+    assert brief(d.publish(snap(*cds("a", "b"), listener))) == [(CDS, {"a": "1", "b": "1"}, ())]
+
+
 def test_parts_leave_out_what_was_refused_alone_meanwhile() -> None:
     d = Dialogue(snap(*cds("a", "b", "c")))
     (batch,) = d.ask(CDS)
