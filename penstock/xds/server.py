@@ -37,6 +37,9 @@ log = logging.getLogger(__name__)
 
 _SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
+PATIENCE = 5.0
+"""Seconds to wait for ACKs unless told otherwise: as long as traffic may wait for its listener."""
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
@@ -160,7 +163,7 @@ class XdsServer:
             stream.push(stream.session.publish(snapshot))
         self._note_progress()
 
-    async def wait_acked(self, types: Iterable[str], within: float) -> Outcome:
+    async def wait_acked(self, types: Iterable[str], within: float = PATIENCE) -> Outcome:
         """Wait until some client is connected and all of them have answered what was published of `types`.
 
         `within` is in seconds. Refused resources count as answered and are listed in the outcome.
@@ -174,7 +177,7 @@ class XdsServer:
             return Outcome(False, self._errors(wanted), self._waiting(wanted))
         return Outcome(True, self._errors(wanted))
 
-    async def roll_to(self, stage: Stage, within: float) -> Outcome:
+    async def roll_to(self, stage: Stage, within: float = PATIENCE) -> Outcome:
         """Publish a stage and wait, at most `within` seconds, for the ACKs that end it."""
         self.publish(stage.snapshot)
         return await self.wait_acked(stage.await_types, within)

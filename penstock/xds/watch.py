@@ -1,8 +1,8 @@
 """One resource type on one incremental stream: what the client asked for, was sent, and acknowledged.
 
 Kept true here:
-- `sent` is what the client may hold: every name in it is removed or replaced before it is forgotten. After
-  a NACK that is unknown (Envoy applies some of a refused response), so the name stays, with version "".
+- `sent` names all that the client may hold: each is removed before it is forgotten. After a NACK what it
+  holds is unknown (Envoy applies some of a refused response), so the name stays, with version "".
 - Bytes that were refused are not sent again under that name until the client acknowledged other bytes for
   it or the name was removed. The last good resource is kept, to answer a client that asks meanwhile.
 - A name never stands twice in a response, nor in both its lists: names are sets, and additions and
@@ -103,9 +103,8 @@ class Watch:
         self.due = {name for name in self.due if self.wants(name)} | (self.names - held.keys())
 
     def change(self, subscribe: Iterable[str], unsubscribe: Iterable[str], snapshot: Snapshot | None) -> None:
-        """A later request. A name in both lists was given up and wanted anew, so it is answered."""
-        added = set(subscribe)
-        gone = set(unsubscribe) - added
+        """A later request. A name in both lists was given up and is wanted anew, so it is answered."""
+        added, gone = set(subscribe), set(unsubscribe)
         if "*" in gone:
             self.wildcard = self.greet = False
             gone.discard("*")
@@ -220,15 +219,12 @@ class Watch:
             if wanted is None or not self.is_refused(wanted):
                 self.refused.pop(name, None)
         for name in parcel.removed:
-            if name not in self.sent:
-                self.acked.pop(name, None)
+            self.acked.pop(name, None)
 
     def nack(self, parcel: Parcel, message: str) -> list[list[str]]:
         """Keep the error of a single resource, or tell how to cut a larger response to find the bad one."""
         names = sorted(name for name in parcel.resources if self.wants(name))
-        for name in names:
-            if self.sent.get(name) == parcel.resources[name].version:
-                self.sent[name] = ""
+        self.sent.update((name, "") for name in names if name in self.sent)
         if len(parcel.resources) > 1:
             return _cut(names, message)
         for name in names:

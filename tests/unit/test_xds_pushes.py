@@ -59,6 +59,15 @@ def test_routes_and_listeners_wait_for_the_clusters_acknowledgement() -> None:
     assert brief(d.ack(clusters)) == [(LDS, {"l": "2"}, ()), (RDS, {"r": "2"}, ())]
 
 
+def test_a_question_about_routes_waits_while_their_clusters_wait() -> None:
+    d = Dialogue(snap(*cds("a"), res(LDS, "l")))
+    (first,) = d.ask(CDS)
+    d.publish(snap(*cds("a", "b"), res(LDS, "l"), res(RDS, "to-b")))
+    assert d.ask(RDS, "to-b") == []
+    assert not d.session.settled(RDS)
+    assert brief(d.ack(first)) == [(CDS, {"b": "1"}, ()), (RDS, {"to-b": "1"}, ())]
+
+
 def test_removals_come_apart_and_after_all_that_may_use_them() -> None:
     d = Dialogue(
         snap(

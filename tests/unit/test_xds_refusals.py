@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from envoy.service.discovery.v3 import discovery_pb2
 from xds_dialogue import CDS, EDS, LDS, RDS, Dialogue, Said, brief, cds, res, snap
 
 from penstock.xds.session import Acked, Nacked
@@ -37,8 +38,6 @@ def test_refused_bytes_are_not_sent_again_and_the_error_is_kept() -> None:
 def test_an_error_without_words_is_an_error() -> None:
     d = Dialogue(snap(res(RDS, "r")))
     (said,) = d.ask(RDS, "r")
-    from envoy.service.discovery.v3 import discovery_pb2
-
     request = discovery_pb2.DeltaDiscoveryRequest(type_url=RDS, response_nonce=said.nonce)
     request.error_detail.SetInParent()
     assert d.session.receive(request) == []
@@ -146,6 +145,23 @@ def test_parts_carry_the_newest_version() -> None:
     parts = d.nack(said)
     assert brief(parts) == [(CDS, {"a": "2"}, ()), (CDS, {"b": "2"}, ())]
     assert d.ack_all(parts) == []
+
+
+def test_what_was_refused_in_company_is_not_taken_for_held_when_it_is_wanted_again() -> None:
+    listener = res(LDS, "l")  # not asked for yet, so that removals of clusters wait
+    d = Dialogue(snap(*cds("a", "b"), listener))
+    (batch,) = d.ask(CDS)
+    d.publish(snap(listener))
+    assert d.nack(batch) == []
+    assert brief(d.publish(snap(*cds("a", "b"), listener))) == [(CDS, {"a": "1", "b": "1"}, ())]
+
+
+def test_parts_leave_out_what_was_refused_alone_meanwhile() -> None:
+    d = Dialogue(snap(*cds("a", "b", "c")))
+    (batch,) = d.ask(CDS)
+    (alone,) = d.ask(CDS, "a")
+    d.nack(alone)
+    assert brief(d.nack(batch, "no")) == [(CDS, {"b": "1"}, ()), (CDS, {"c": "1"}, ())]
 
 
 def test_parts_take_their_endpoints_along() -> None:

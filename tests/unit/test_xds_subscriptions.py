@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from envoy.service.discovery.v3 import discovery_pb2
 from xds_dialogue import CDS, EDS, LDS, RDS, SDS, SRDS, Dialogue, brief, cds, res, snap
 
 from penstock.xds.errors import ProtocolError
@@ -13,6 +14,7 @@ def test_node_comes_with_the_first_request_only() -> None:
     d = Dialogue()
     d.ask(CDS, node="envoy-1")
     d.ask(EDS, "e")
+    d.ask(EDS, "f", node="another")
     assert d.session.node_id == "envoy-1"
 
 
@@ -129,6 +131,22 @@ def test_what_was_given_up_is_pushed_no_more_and_answered_when_asked_again() -> 
     assert brief(d.ask(RDS, "r")) == [(RDS, {"r": "2"}, ())]
 
 
+def test_an_acknowledgement_of_what_was_given_up_meanwhile_leaves_no_trace() -> None:
+    d = Dialogue(snap(res(RDS, "r")))
+    (said,) = d.ask(RDS, "r")
+    d.ask(RDS, drop=["r"])
+    d.ack(said)
+    assert [(s.name, s.acked) for s in d.session.status()[RDS]] == [("r", "")]
+    assert d.publish(snap()) == []
+
+
+def test_what_only_the_star_covered_is_not_removed_after_it_was_given_up() -> None:
+    d = Dialogue(snap(*cds("a", "b")))
+    d.ack_all(d.ask(CDS, "*", "b"))
+    d.ask(CDS, drop=["*"])
+    assert brief(d.publish(snap())) == [(CDS, {}, ("b",))]
+
+
 def test_a_stale_nonce_acknowledges_nothing_but_its_subscription_counts() -> None:
     d = Dialogue(snap(res(EDS, "e"), res(EDS, "f")))
     d.ask(EDS, "e")
@@ -176,10 +194,6 @@ def test_versions_told_in_a_later_request_count_for_nothing() -> None:
 def test_a_type_we_do_not_know_is_answered_too() -> None:
     d = Dialogue(snap())
     kind = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
-    request_answered = d.session.receive
-    from envoy.service.discovery.v3 import discovery_pb2
-
-    (response,) = request_answered(
-        discovery_pb2.DeltaDiscoveryRequest(type_url=kind, resource_names_subscribe=["x"])
-    )
+    request = discovery_pb2.DeltaDiscoveryRequest(type_url=kind, resource_names_subscribe=["x"])
+    (response,) = d.session.receive(request)
     assert list(response.removed_resources) == ["x"]
