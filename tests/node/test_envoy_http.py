@@ -15,6 +15,7 @@ import pytest_asyncio
 from envoy_rig import GATEWAY, Node, Steer, Workload, nodes, run
 from penstock.xds.snapshot import Snapshot
 
+from penstock.envoy import marks
 from penstock.envoy.resources import LISTENER, ROUTE
 from penstock.routing.model import (
     ListenerKind,
@@ -297,6 +298,60 @@ async def test_rules_and_routes_change_under_an_open_connection(mesh: Mesh) -> N
     assert (await service.request("/public")).json()["backend"] == "n1-two"
     service.close()
     workload.close()
+
+
+async def test_an_endpoint_that_changes_its_class_is_judged_anew(mesh: Mesh) -> None:
+    model = mesh.model(route("all", EVERYTHING, ("one", 1)))
+    await mesh.node.apply(model)
+    service, workload = await mesh.a.connect(VIP4, 80), await mesh.a.connect(mesh.one.v4, 8080)
+    assert (await service.request()).status == (await workload.request()).status == 200
+
+    def guarded(endpoints: tuple[ProxyEndpoint, ...]) -> tuple[ProxyEndpoint, ...]:
+        return tuple(replace(endpoint, policy_class="guarded") for endpoint in endpoints)
+
+    clusters = tuple(replace(cluster, endpoints=guarded(cluster.endpoints)) for cluster in model.clusters)
+    await mesh.node.apply(replace(model, clusters=clusters, workloads=guarded(model.workloads)))
+    assert (await service.request()).status == (await workload.request()).status == 403
+
+
+async def test_the_sockets_of_both_sides_are_marked(mesh: Mesh) -> None:
+    await mesh.node.apply(mesh.model(route("all", EVERYTHING, ("one", 1))))
+    for vip, backend in ((VIP4, str(mesh.one.v4)), (VIP6, f"[{mesh.one.v6}]")):
+        connection = await mesh.a.connect(vip, 80)
+        assert (await connection.request()).status == 200
+        lines = mesh.node.sh("ss -tnHOe state established").splitlines()
+        downstream = [line for line in lines if "10:96::10]:80 " in line or "10.96.0.10:80 " in line]
+        upstream = [line for line in lines if f"{backend}:8080 " in line]
+        assert len(downstream) == len(upstream) == 1, lines
+        assert f"fwmark:{marks.DOWNSTREAM:#x} " in downstream[0]
+        assert f"fwmark:{marks.UPSTREAM:#x} " in upstream[0]
+        connection.close()
+
+
+async def test_a_listener_serves_before_there_is_any_service(mesh: Mesh) -> None:
+    full = mesh.model()
+    await mesh.node.apply(replace(full, services=()))
+    states = await mesh.node.envoy.admin.listeners()
+    assert all(states[item.name].active and not states[item.name].warming for item in full.listeners)
+    assert (await mesh.a.get(VIP4, 80)).status == 404
+
+
+async def test_a_backend_that_speaks_http2_is_spoken_to_in_http2(mesh: Mesh) -> None:
+    preface: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        preface.put_nowait(await reader.readexactly(24))
+        writer.close()
+
+    async with contextlib.AsyncExitStack() as stack:
+        await mesh.one.listen(9000, listen, stack)
+        model = mesh.model(route("all", EVERYTHING, ("h2", 1)))
+        endpoint = ProxyEndpoint(mesh.one.v4, 9000, "web")
+        await mesh.node.apply(
+            replace(model, clusters=(*model.clusters, ProxyCluster("h2", 4, (endpoint,), http2=True)))
+        )
+        assert (await mesh.a.get(VIP4, 80)).status == 503
+        assert await asyncio.wait_for(preface.get(), 2) == b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 async def test_the_ack_of_a_new_service_means_that_its_routes_are_usable(mesh: Mesh) -> None:

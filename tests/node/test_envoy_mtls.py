@@ -195,6 +195,10 @@ async def test_plain_tcp_travels_over_mesh_tls(mesh: Mesh) -> None:
     connection = await mesh.a.connect(mesh.s.v4, TCP_PORT)
     assert await asyncio.wait_for(connection.reader.read(), 5) == f"hello ::ffff:{mesh.a.v4}\n".encode()
     connection.close()
+    sent, received = await asyncio.wait_for(asyncio.gather(mesh.near.log.get(), mesh.far.log.get()), 5)
+    assert (sent.log_name, sent.protocol, sent.destination) == ("tcp/7/s", "TCP", (str(mesh.s.v4), TCP_PORT))
+    assert (received.log_name, received.source[0]) == ("tls-tcp/a", str(mesh.a.v4))
+    assert (received.peer_ids, received.local_ids) == ((spiffe("a"),), (spiffe("s"),))
 
 
 async def test_plain_tcp_demands_the_identity_of_its_destination(mesh: Mesh) -> None:
