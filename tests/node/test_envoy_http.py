@@ -227,7 +227,13 @@ async def test_a_denial_says_what_a_policy_says_and_a_backends_own_is_left_alone
 async def test_denied_requests_are_neither_retried_nor_reweighted(mesh: Mesh) -> None:
     await mesh.node.apply(mesh.model(route("split", EVERYTHING, ("one", 1), ("two", 1))))
     connection = await mesh.a.connect(VIP4, 80)
-    retry = {"x_envoy_retry_on": "5xx,retriable-status-codes", "x_envoy_retriable_status_codes": "403"}
+    retry = {
+        "x_envoy_retry_on": "5xx,retriable-status-codes",
+        "x_envoy_retriable_status_codes": "403",
+        "x_envoy_max_retries": "9",
+        # Makes Envoy believe that the request comes from a trusted network.
+        "x_forwarded_for": "10.0.0.1",
+    }
     statuses = Counter([(await connection.request(**retry)).status for _ in range(200)])
     connection.close()
     assert statuses.keys() == {200, 403}
