@@ -2,7 +2,8 @@
 
 It leaves requests alone as far as HTTP lets a proxy: no x-forwarded-for, no own server or request-id
 header, no time limits of its own. What could turn a policy is dealt with: paths are normalised before
-anything looks at them, and the headers with which a client steers Envoy's router are dropped.
+anything looks at them, and no address is internal, so that Envoy drops the headers (x-envoy-retry-on and
+the like) with which a client could steer its router.
 """
 
 from __future__ import annotations
@@ -30,29 +31,15 @@ _Hcm = hcm_pb2.HttpConnectionManager
 
 DENIED = "Access denied\r\n"
 
-_ROUTER_HEADERS = (
-    "x-envoy-hedge-on-per-try-timeout",
-    "x-envoy-max-retries",
-    "x-envoy-retriable-header-names",
-    "x-envoy-retriable-status-codes",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-retry-on",
-    "x-envoy-upstream-alt-stat-name",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-upstream-rq-timeout-ms",
-    "x-envoy-upstream-stream-duration-ms",
-)
-
 
 def _filter(name: str, config: Message) -> hcm_pb2.HttpFilter:
     return hcm_pb2.HttpFilter(name=name, typed_config=pack(config))
 
 
 def _early_mutation() -> header_mutation_pb2.HeaderMutation:
-    mutations = [mutation_rules_pb2.HeaderMutation(remove=name) for name in _ROUTER_HEADERS]
-    mutations.append(mutation_rules_pb2.HeaderMutation(append=routes.destination_header()))
-    return header_mutation_pb2.HeaderMutation(mutations=mutations)
+    """What happens to a request before anything looks at it: it is told which address was dialled."""
+    overwrite = mutation_rules_pb2.HeaderMutation(append=routes.destination_header())
+    return header_mutation_pb2.HeaderMutation(mutations=[overwrite])
 
 
 def _local_reply() -> hcm_pb2.LocalReplyConfig:
@@ -96,6 +83,7 @@ def _base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
         ],
         local_reply_config=_local_reply(),
         use_remote_address=_FALSE,
+        internal_address_config=_Hcm.InternalAddressConfig(),
         skip_xff_append=True,
         generate_request_id=_FALSE,
         preserve_external_request_id=True,
