@@ -71,6 +71,8 @@ class FileSource:
         if not os.path.isdir(self._directory):
             raise InputError(f"{directory}: there is no such directory", hint=f"mkdir -p {directory}")
         self._inotify = Inotify(cache_size=128)
+        # asyncinotify 4.4 gives its NONBLOCK flag the value of CLOEXEC.
+        os.set_blocking(self._inotify.fd, False)
         self._watched: dict[int, _Watched] = {}
         """By watch descriptor: the kernel has one for each directory, whatever it is called."""
         self._targets: dict[str, set[str]] = {}

@@ -33,7 +33,8 @@ def service(name: str, spec: str) -> str:
 
 
 def route(spec: str) -> str:
-    return f"apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\nspec: {{{spec}}}\n"
+    head = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\n"
+    return f"{head}spec: {{{spec}}}\n"
 
 
 PARENT = "parentRefs: [{group: '', kind: Service, name: web, port: 80}]"
@@ -55,15 +56,15 @@ def test_selectors_that_match_are_silent() -> None:
 
 def test_a_value_that_no_workload_has() -> None:
     assert said(workload("w"), policy("{matchLabels: {app: wbe}}")) == [
-        "CiliumNetworkPolicy p: spec.endpointSelector.matchLabels.app: selects no workload in namespace default: "
-        'none has app "wbe"; did you mean "web"?'
+        "CiliumNetworkPolicy p: spec.endpointSelector.matchLabels.app: "
+        'selects no workload in namespace default: none has app "wbe"; did you mean "web"?'
     ]
 
 
 def test_a_label_that_no_workload_has() -> None:
     assert said(workload("w"), policy("{}", "{matchLabels: {ap: web}}")) == [
-        "CiliumNetworkPolicy p: spec.ingress[0].fromEndpoints[0].matchLabels.ap: selects no workload in namespace "
-        'default: none has the label "ap"; did you mean "app"?'
+        "CiliumNetworkPolicy p: spec.ingress[0].fromEndpoints[0].matchLabels.ap: "
+        'selects no workload in namespace default: none has the label "ap"; did you mean "app"?'
     ]
 
 
@@ -79,7 +80,8 @@ def test_workloads_of_another_namespace() -> None:
 
 def test_no_workload_at_all() -> None:
     assert said(policy("{matchLabels: {app: web}}")) == [
-        "CiliumNetworkPolicy p: spec.endpointSelector: selects no workload: there is none in namespace default"
+        "CiliumNetworkPolicy p: spec.endpointSelector: "
+        "selects no workload: there is none in namespace default"
     ]
 
 
