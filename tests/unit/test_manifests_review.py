@@ -129,3 +129,33 @@ def test_addresses_given_twice() -> None:
         "Workload v: spec.addresses[0]: 10.0.0.1 is also the address of Workload default/w (f:6)"
     )
     assert len(found) == 2
+
+
+def void(*entries: str) -> list[str]:
+    text = (
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
+        "spec:\n  endpointSelector: {}\n  ingress:\n" + "".join(f"  - {entry}\n" for entry in entries)
+    )
+    return said(workload("w"), text)
+
+
+L7 = "{fromEndpoints: [{}], toPorts: [{ports: [{port: 80}], rules: {http: [{path: /a}]}}]}"
+
+
+def test_an_l7_rule_beside_a_broad_l4_allow() -> None:
+    message = (
+        "CiliumNetworkPolicy p: spec.ingress[0].toPorts[0].rules.http: is void: "
+        "f:13 spec.ingress[1]{} allows every request of the same peers on this port; "
+        "give that rule rules.http too, or remove it"
+    )
+    assert void(L7, "{}") == [message.format("")]
+    assert void(L7, "{fromEndpoints: [{}]}") == [message.format("")]
+    assert void(L7, "{toPorts: [{ports: [{port: 70, endPort: 90}]}]}") == [message.format(".toPorts[0]")]
+
+
+def test_an_l7_rule_that_holds() -> None:
+    assert void(L7) == []
+    assert void(L7, L7) == []
+    assert void(L7, "{toPorts: [{ports: [{port: 81}]}]}") == []
+    assert void(L7, "{toPorts: [{ports: [{port: 80, protocol: UDP}]}]}") == []
+    assert void(L7, "{fromEntities: [host]}") == []
