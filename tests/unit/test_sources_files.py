@@ -278,3 +278,13 @@ def test_text_that_is_not_utf8_and_a_byte_order_mark(watched: Watched) -> None:
     (watched.folder / "a.yaml").write_bytes(b"a: \xff")
     (watched.folder / "b.yaml").write_bytes(b"\xef\xbb\xbfb")
     assert watched.scan() == {"a.yaml": "a: \udcff", "b.yaml": "b"}
+
+
+async def test_closing_while_changes_are_awaited(watched: Watched) -> None:
+    watched.scan()
+    stream = watched.source.changes()
+    waiting = asyncio.ensure_future(anext(stream))
+    (watched.folder / "a.yaml").write_text("1")
+    await waiting
+    watched.source.close()
+    await stream.aclose()  # type: ignore[attr-defined]
