@@ -81,6 +81,7 @@ class Applier:
         self._issuer, self._bundle, self._clock = issuer, bundle, clock
         self._blocking = blocking
         self._builder: Builder[Resource] = Builder(settings, resource)
+        # Listener → version that is known to serve.
         self._active: dict[str, str] = {}
         self.svids: Mapping[str, SVID] = {}
         self._secrets: dict[str, tuple[SVID, Resource]] = {}
@@ -164,10 +165,10 @@ class Applier:
         active: set[ListenerKey] = set()
         for listener in plan.proxy.listeners:
             item = snapshot.get(TypeUrl.LDS, listener.name)
-            if item is not None and self._active.get(listener.name):
+            if item is not None and listener.name in self._active:
                 active.add(ListenerKey(listener.source_class, listener.kind, listener.destination))
         classes_ready = all(
-            self._active.get(each.name)
+            each.name in self._active
             for each in plan.proxy.listeners
             if each.kind is ListenerKind.HTTP_SERVICE
         )
@@ -213,9 +214,12 @@ class Applier:
         return found
 
     async def _all_active(self, snapshot: Snapshot, deadline: float) -> bool:
-        """An LDS ACK is not readiness: ask which versions serve, until all do or the time is over."""
-        wanted = {name: item.version for name, item in snapshot.of(TypeUrl.LDS).items()}
-        if all(self._active.get(name) == version for name, version in wanted.items()):
+        """After the LDS ACK, which is not readiness: wait until every listener serves and none is warming.
+
+        Versions are no help: Envoy keeps the old version of a listener that differs in nothing it can see.
+        """
+        wanted = snapshot.of(TypeUrl.LDS)
+        if all(self._active.get(name) == item.version for name, item in wanted.items()):
             return True
         pause = 0.002
         while True:
@@ -223,12 +227,13 @@ class Applier:
                 states = await self._admin.listeners()
             except EnvoyAdminError:
                 return False
-            self._active = {name: state.active for name, state in states.items() if state.active}
-            missing = [name for name, version in wanted.items() if self._active.get(name) != version]
-            if not missing:
+            ready = {name for name, state in states.items() if state.active and not state.warming}
+            self._active = {name: item.version for name, item in wanted.items() if name in ready}
+            if len(self._active) == len(wanted):
                 return True
+            refused = self._refusals()
             if time.monotonic() > deadline or all(
-                (("Listener", name) in self._refusals()) for name in missing
+                ("Listener", name) in refused for name in wanted.keys() - ready
             ):
                 return False
             # Envoy tells nobody when a listener turns active; its admin interface can only be asked.
