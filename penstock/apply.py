@@ -88,6 +88,7 @@ class Applier:
         self.svids: Mapping[str, SVID] = {}
         self._secrets: dict[str, tuple[SVID, Resource]] = {}
         self._bundle_resource: Resource | None = None
+        self._place: object = None
 
     async def apply(self, plan: Plan) -> Applied:
         errors: list[str] = []
@@ -109,9 +110,7 @@ class Applier:
             changed += self.tables.apply(before_proxy(wanted, now))
             if leaving := changing_hands(wanted, now):
                 await self._blocking(reset_proxied, leaving)
-            netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
-            self._datapath.attach(wanted.attach, netdevs)
-            errors += problems
+            errors += await self._attach(wanted)
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         lap("kernel_closed")
@@ -158,6 +157,20 @@ class Applier:
         return Applied(tuple(dict.fromkeys(errors)), waiting, took, changed)
 
     # --- the kernel ------------------------------------------------------------------------------------
+
+    async def _attach(self, wanted: KernelTables) -> list[str]:
+        """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
+        place = (wanted.attach, wanted.routes)
+        if place == self._place:
+            return []
+        netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
+        self._datapath.attach(wanted.attach, netdevs)
+        self._place = place if not problems else None
+        return list(problems)
+
+    def forget_host(self) -> None:
+        """Interfaces or addresses of the host have changed: look again."""
+        self._place = None
 
     def _steered(
         self,

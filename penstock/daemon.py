@@ -37,8 +37,8 @@ from penstock.plan import Plan
 from penstock.redirect.layout import decode_event
 from penstock.report import Report, directory
 from penstock.sources.files import FileSource
-from penstock.sources.netns import NamespaceEvents, Wanted, attachments
-from penstock.world import Address, Attachment, WorkloadName, World
+from penstock.sources.netns import Found, NamespaceEvents, Wanted, attachments
+from penstock.world import Address, World
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +63,8 @@ class Daemon:
         self._documents: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
-        self._attached: dict[WorkloadName, Attachment] = {}
+        self._attached: dict[Wanted, Found] = {}
+        self._sought: list[Wanted] = []
         self._dirty = asyncio.Event()
         self._look_at_namespaces = True
         self._revision = 0
@@ -152,7 +153,6 @@ class Daemon:
             if problem not in self._problems:
                 log.warning("%s", problem, extra={"code": problem.code})
         self._documents, self._problems = result.documents, result.problems
-        self._look_at_namespaces = True
         self._wake()
 
     async def _follow_files(self) -> None:
@@ -200,15 +200,17 @@ class Daemon:
         documents = self._documents
         wanted = self._wanted(documents)
         addresses: tuple[Address, ...] = self._world.node_addresses
-        if self._look_at_namespaces:
+        if self._look_at_namespaces or wanted != self._sought:
             self._look_at_namespaces = False
+            self._sought = wanted
+            self._node.applier.forget_host()
             self._namespaces.watch(w.netns for w in wanted)
-            self._attached = await self._blocking(attachments, wanted)
+            self._attached = await self._blocking(attachments, wanted, self._attached)
             addresses = await self._blocking(self._node.host.node_addresses)
         world = World(
             self.options.node,
             documents,
-            attachments=dict(self._attached),
+            attachments={w.name: found.attachment for w, found in self._attached.items()},
             node_addresses=addresses,
             node_cookie=self._node.cookie,
             allocations=self._world.allocations,
@@ -223,8 +225,8 @@ class Daemon:
             return
         compiled = time.perf_counter() - started
         self._world = world
-        self._flows.directory = directory(world, plan)
         applied: Applied = await self._node.applier.apply(plan)
+        self._flows.directory = directory(world, plan)
         # Files only: what is wrong with each by itself is known; what needs them all is looked at here.
         self._report.update(world, plan, applied, (*self._problems, *review(documents.values())))
         log.info(
@@ -242,7 +244,7 @@ class Daemon:
 
     def _plan_ahead(self, wanted: list[Wanted], applied: Applied) -> None:
         """What will set the loop going without an event: certificates, and namespaces not yet whole."""
-        absent = [w for w in wanted if w.name not in self._attached and Path(w.netns).exists()]
+        absent = [w for w in wanted if w not in self._attached and Path(w.netns).exists()]
         if absent and self._unsettled_pause <= UNSETTLED_RETRY[1]:
             self._wake_in(self._unsettled_pause, namespaces=True)
             self._unsettled_pause *= 2
