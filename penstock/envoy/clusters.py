@@ -19,7 +19,7 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import wrappers_pb2
 
 from penstock.envoy import names, rbac, tls
-from penstock.envoy.protos import ADS, metadata, pack, seconds, socket_address, socket_option
+from penstock.envoy.protos import ADS, pack, seconds, socket_option
 from penstock.routing.model import ProxyEndpoint
 
 _IPPROTO_IP = 0
@@ -152,28 +152,25 @@ def assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> endpoint_pb2.Cl
 
     Each carries its address as metadata too, by which the workloads cluster picks it.
     """
-    hosts = [_host(endpoint) for endpoint in endpoints if endpoint.weight > 0]
     assigned = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
-    if hosts:
-        assigned.endpoints.add(lb_endpoints=hosts)
+    served = [endpoint for endpoint in endpoints if endpoint.weight > 0]
+    if served:
+        hosts = assigned.endpoints.add().lb_endpoints
+        for endpoint in served:
+            _fill(hosts.add(), endpoint)
     return assigned
 
 
-def _host(endpoint: ProxyEndpoint) -> endpoint_components_pb2.LbEndpoint:
+def _fill(host: endpoint_components_pb2.LbEndpoint, endpoint: ProxyEndpoint) -> None:
+    """Written in place: there may be tens of thousands, and joining parts takes four times as long."""
     address = str(endpoint.address)
+    host.endpoint.hostname = address
+    host.endpoint.address.socket_address.address = address
+    host.endpoint.address.socket_address.port_value = endpoint.port
+    host.load_balancing_weight.value = endpoint.weight
+    metadata = host.metadata.filter_metadata
+    metadata[names.METADATA].fields[names.METADATA_CLASS].string_value = endpoint.policy_class
     text = names.host_port(endpoint.address, endpoint.port)
-    return endpoint_components_pb2.LbEndpoint(
-        endpoint=endpoint_components_pb2.Endpoint(
-            address=socket_address(address, endpoint.port), hostname=address
-        ),
-        load_balancing_weight=wrappers_pb2.UInt32Value(value=endpoint.weight),
-        metadata=metadata(
-            {
-                names.METADATA: {names.METADATA_CLASS: endpoint.policy_class},
-                names.METADATA_TLS: (
-                    {} if endpoint.server_id is None else {names.METADATA_PEER: endpoint.server_id}
-                ),
-                names.METADATA_LB: {names.METADATA_ADDRESS: text},
-            }
-        ),
-    )
+    metadata[names.METADATA_LB].fields[names.METADATA_ADDRESS].string_value = text
+    if endpoint.server_id is not None:
+        metadata[names.METADATA_TLS].fields[names.METADATA_PEER].string_value = endpoint.server_id
