@@ -93,7 +93,7 @@ def _terminal(listener: ProxyListener, stat_prefix: str) -> components.Filter:
     if listener.kind in (ListenerKind.TLS_TCP, ListenerKind.TCP_MTLS):
         return _filter("envoy.filters.network.tcp_proxy", _tcp_proxy(listener, stat_prefix))
     make = http.by_service if listener.kind is ListenerKind.HTTP_SERVICE else http.by_workload
-    return _filter("envoy.filters.network.http_connection_manager", make(listener.name, stat_prefix))
+    return _filter("envoy.filters.network.http_connection_manager", make(listener, stat_prefix))
 
 
 def _served(listener: ProxyListener, stat_prefix: str) -> components.FilterChain:

@@ -15,10 +15,12 @@ from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from google.protobuf.message import Message
 
 from penstock.envoy import clusters, listeners, names, routes
-from penstock.routing.model import ProxyEndpoint, ProxyModel
+from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel
 from penstock.world import Settings
 
 T = TypeVar("T")
+
+_TO_WORKLOADS = (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP)
 
 
 def type_url(message: type[Message]) -> str:
@@ -76,7 +78,11 @@ class Builder(Generic[T]):
         for table in model.services:
             add(SCOPED_ROUTE, table.name, routes.scope, table.name, table.address, table.port)
             add(ROUTE, table.name, routes.service, table)
-        add(ROUTE, names.WORKLOADS, routes.workloads, model.workload_rights)
+        for source in sorted({item.source_class for item in model.listeners if item.kind in _TO_WORKLOADS}):
+            rights = tuple(
+                item for item in model.workload_rights if item.sources is None or source in item.sources
+            )
+            add(ROUTE, names.workloads_table(source), routes.workloads, source, rights)
         self._last = now
         return result
 
