@@ -67,7 +67,8 @@ class Builder(Generic[T]):
         add_eds(names.WORKLOADS, model.workloads)
         for cluster in model.clusters:
             servers = clusters.servers(cluster.endpoints)
-            add(CLUSTER, cluster.name, clusters.service, cluster.name, cluster.http2, servers, ports)
+            protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
+            add(CLUSTER, cluster.name, clusters.service, cluster.name, protocol, servers, ports)
             add_eds(cluster.name, cluster.endpoints)
         add(CLUSTER, names.ORIGINAL_DST, clusters.original_dst, names.ORIGINAL_DST, ports)
         for server_id in sorted({item.server_id for item in model.listeners if item.server_id}):
