@@ -130,8 +130,11 @@ class EnvoyProcess:
         Envoy asks the kernel for a SIGTERM when its parent ends, so the one that forks it must be gone
         before it becomes Envoy: it says its pid, and waits for our word.
         """
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o750)
-        os.chown(self._directory, *self._owner)
+        # The files here stay root's: what Envoy can write to, we must not follow or believe.
+        sockets = admin_socket(self.run_dir).parent
+        sockets.mkdir(parents=True, exist_ok=True)
+        os.chown(sockets, *self._owner)
+        sockets.chmod(0o750)
         path = self._directory / "bootstrap.json"
         path.write_text(self._bootstrap)
         path.chmod(0o644)
