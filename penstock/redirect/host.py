@@ -173,7 +173,7 @@ class HostSettings:
 
 
 def _local_route(family: int, everything: str) -> dict[str, Any]:
-    """Said the same way when it is made and when it goes: the kernel deletes only what matches in scope too."""
+    """Said the same way when it is made and when it goes: the kernel compares the scope too."""
     scope = RT_SCOPE_HOST if family == socket.AF_INET else 0
     return {"family": family, "dst": everything, "table": TABLE, "type": RTN_LOCAL, "scope": scope}
 

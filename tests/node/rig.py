@@ -17,7 +17,9 @@ import socket
 import struct
 import subprocess
 import sys
+import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -175,6 +177,52 @@ def udp_echoes(
 def pings(client: LabWorkload, address: Any) -> bool:
     process = lab.run_in(client.netns, ["ping", "-n", "-c1", "-W1", str(address)], stdout=subprocess.DEVNULL)
     return process.wait(timeout=10) == 0
+
+
+class Load:
+    """Requests without a pause from a thread of its own, on one kept-alive connection or on a new one each.
+
+    `seen` counts the answers: status codes, or the name of the exception in place of one. A kept-alive
+    connection that breaks is counted and made anew.
+    """
+
+    def __init__(
+        self, client: LabWorkload, address: Any, port: int, path: str = "/", *, keep: bool = True
+    ) -> None:
+        self._client, self._address, self._port, self._path, self._keep = client, address, port, path, keep
+        self.seen: Counter[int | str] = Counter()
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"load of {client.name}")
+
+    def _run(self) -> None:
+        connection: Http | None = None
+        while not self._stop.is_set():
+            try:
+                connection = connection or Http(self._client, self._address, self._port)
+                self.seen[connection.ask(self._path).status] += 1
+                broken = False
+            except (OSError, http.client.HTTPException) as error:
+                self.seen[type(error).__name__] += 1
+                broken = True
+            if connection is not None and (broken or not self._keep):
+                connection.close()
+                connection = None
+        if connection is not None:
+            connection.close()
+
+    def more(self, count: int = 20, seconds: float = 10.0) -> None:
+        """Wait for so many more answers."""
+        target = self.seen.total() + count
+        until(f"{count} more answers", lambda: self.seen.total() >= target, seconds)
+
+    def __enter__(self) -> Load:
+        self._thread.start()
+        self.more(3)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
 
 
 # --- manifests -------------------------------------------------------------------------------------------
