@@ -208,7 +208,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 			ct_touch(ct, now);
 			return forward(skb, p, ct->ifindex[!side]);
 		}
-		if (ct->initiator == side) {
+		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
 
 			return to_proxy(skb, p, &d, hook);
