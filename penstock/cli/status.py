@@ -56,7 +56,8 @@ def _head(found: dict[str, Any]) -> None:
     envoy = found["envoy"]
     state = "settled" if found["settled"] else "busy" if found["busy"] else "not settled"
     click.echo(
-        f"node {found['node']}: {state}; {len(found['objects'])} objects, {found['certificates']} certificates"
+        f"node {found['node']}: {state}; {len(found['objects'])} objects, "
+        f"{found['certificates']} certificates"
     )
     connected = "connected" if envoy["connected"] else "not connected"
     click.echo(

@@ -26,16 +26,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
-from penstock.observe.als import RequestRecord, access_log_service
-from penstock.xds.order import Rollout
-from penstock.xds.server import Outcome, XdsServer
-from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
 
 from penstock.envoy.names import TRUST_BUNDLE
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.envoy.resources import Builder
+from penstock.observe.als import RequestRecord, access_log_service
 from penstock.routing.model import ProxyModel
 from penstock.world import Settings
+from penstock.xds.order import Rollout
+from penstock.xds.server import Outcome, XdsServer
+from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
 
 Address = IPv4Address | IPv6Address
 PREFIX = "ptenvoy-"

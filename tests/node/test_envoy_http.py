@@ -13,7 +13,6 @@ from ipaddress import IPv4Address, IPv6Address
 import pytest
 import pytest_asyncio
 from envoy_rig import GATEWAY, Node, Steer, Workload, nodes, run
-from penstock.xds.snapshot import Snapshot
 
 from penstock.envoy import marks
 from penstock.envoy.resources import LISTENER, ROUTE
@@ -31,6 +30,7 @@ from penstock.routing.model import (
     ServiceTable,
     StringMatch,
 )
+from penstock.xds.snapshot import Snapshot
 
 VIP4, VIP6 = IPv4Address("10.96.0.10"), IPv6Address("fd00:10:96::10")
 SERVICE, SERVICE_OTHER, WORKLOAD = 15001, 15002, 15003
