@@ -66,6 +66,7 @@ class Daemon:
         self._attached: dict[WorkloadName, Attachment] = {}
         self._dirty = asyncio.Event()
         self._look_at_namespaces = True
+        self._looked_for: list[Wanted] = []
         self._revision = 0
         self._applied_revision = -1
         self._applied = asyncio.Condition()
@@ -152,7 +153,6 @@ class Daemon:
             if problem not in self._problems:
                 log.warning("%s", problem, extra={"code": problem.code})
         self._documents, self._problems = result.documents, result.problems
-        self._look_at_namespaces = True
         self._wake()
 
     async def _follow_files(self) -> None:
@@ -199,6 +199,9 @@ class Daemon:
     async def _reconcile(self) -> None:
         documents = self._documents
         wanted = self._wanted(documents)
+        # Entering every namespace is dear: not for a change of files that names the same ones.
+        if wanted != self._looked_for:
+            self._looked_for, self._look_at_namespaces = wanted, True
         addresses: tuple[Address, ...] = self._world.node_addresses
         if self._look_at_namespaces:
             self._look_at_namespaces = False
