@@ -205,6 +205,7 @@ class Daemon:
         addresses: tuple[Address, ...] = self._world.node_addresses
         if self._look_at_namespaces:
             self._look_at_namespaces = False
+            self._node.host.forget_links()
             self._namespaces.watch(w.netns for w in wanted)
             self._attached = await self._blocking(attachments, wanted)
             addresses = await self._blocking(self._node.host.node_addresses)

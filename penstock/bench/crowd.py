@@ -22,7 +22,9 @@ def workloads(server: Sequence[str], count: int = WORKLOADS) -> list[dict[str, A
     """`server` is the command that serves HTTP_PORT in HTTP_SERVER."""
     ports = [{"name": "http", "containerPort": HTTP_PORT}]
     return [
-        workload(name, ports=ports, run=[list(server)] if name == HTTP_SERVER else [], serviceAccountName=name)
+        workload(
+            name, ports=ports, run=[list(server)] if name == HTTP_SERVER else [], serviceAccountName=name
+        )
         for name in (f"w{number:02}" for number in range(count))
     ]
 
@@ -55,5 +57,7 @@ def http_policy(allowed: bool) -> dict[str, Any]:
     """The client may GET LIVE_PATH, or another path only."""
     path = LIVE_PATH if allowed else OTHER_PATH
     return policy(
-        "http", HTTP_SERVER, ingress=[allow(CLIENT, (HTTP_PORT, "TCP"), http=[{"method": "GET", "path": path}])]
+        "http",
+        HTTP_SERVER,
+        ingress=[allow(CLIENT, (HTTP_PORT, "TCP"), http=[{"method": "GET", "path": path}])],
     )

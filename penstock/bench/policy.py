@@ -70,14 +70,18 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
         arms={
             **{arm: {**found, "unit": "ms"} for arm, found in figures.items()},
             "l7_connections_lost": {"count": reconnects},
-            "daemon_steps": {name: round(median([s[name] for s in steps]), 2) for name in steps[0]} if steps else {},
+            "daemon_steps": {name: round(median([s[name] for s in steps]), 2) for name in steps[0]}
+            if steps
+            else {},
         },
         bars=tuple(bars),
         raw={"l4_ms": l4, "l7_ms": l7, "daemon_steps_ms": steps},
     )
 
 
-def _measure(place: Site, running: DaemonUnderTest, changes: int, tell: Tell) -> tuple[list[float], list[float], int]:
+def _measure(
+    place: Site, running: DaemonUnderTest, changes: int, tell: Tell
+) -> tuple[list[float], list[float], int]:
     l4: list[float] = []
     l7: list[float] = []
     # A fixed seed: the same waits in each run, none of them in step with anything of the daemon's.
@@ -103,7 +107,9 @@ def _measure(place: Site, running: DaemonUnderTest, changes: int, tell: Tell) ->
                 l7.append(round((requests.until(200 if allowed else 403, started) - started) * 1000, 3))
             running.settle()
             if (number + 1) % 10 == 0:
-                tell(f"{number + 1}/{changes} changes: L4 median {median(l4):.1f} ms, L7 median {median(l7):.1f} ms")
+                tell(
+                    f"{number + 1}/{changes} changes: L4 median {median(l4):.1f} ms, L7 median {median(l7):.1f} ms"
+                )
         return l4, l7, requests.lost
 
 
@@ -154,7 +160,9 @@ class Datagrams:
             self._send()
             now = sent[self._number] = time.monotonic()
             if now - started > GIVE_UP:
-                raise BenchError(f"datagrams are not {'let through' if allowed else 'dropped'} after {GIVE_UP} s")
+                raise BenchError(
+                    f"datagrams are not {'let through' if allowed else 'dropped'} after {GIVE_UP} s"
+                )
             time.sleep(PACE)
             arrived = self._arrived()
             if arrived >= first:
@@ -171,9 +179,7 @@ class KeptAlive:
     def __init__(self, place: Site) -> None:
         self._place = place
         self._address = (place.address(crowd.HTTP_SERVER), HTTP_PORT)
-        self._request = (
-            f"GET {crowd.LIVE_PATH} HTTP/1.1\r\nHost: {crowd.HTTP_SERVER}\r\n\r\n".encode()
-        )
+        self._request = f"GET {crowd.LIVE_PATH} HTTP/1.1\r\nHost: {crowd.HTTP_SERVER}\r\n\r\n".encode()
         self._connection: socket.socket | None = None
         self.lost = 0
 
@@ -247,7 +253,9 @@ def _check_connections(place: Site, allowed: bool) -> None:
         _, connected, _ = select.select([], [client], [], 1.0 if allowed else 0.03)
         refused = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
         if refused or bool(connected) != allowed:
-            raise BenchError(f"datagrams are {'let through' if allowed else 'dropped'}, but a connection is not")
+            raise BenchError(
+                f"datagrams are {'let through' if allowed else 'dropped'}, but a connection is not"
+            )
 
 
 def rows(data: dict[str, Any]) -> list[tuple[Any, ...]]:

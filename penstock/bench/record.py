@@ -55,7 +55,12 @@ class Result:
         found = asdict(self)
         found["bars"] = [{**asdict(bar), "held": bar.held} for bar in self.bars]
         raw = found.pop("raw")
-        return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "machine": machine(), **found, "raw": raw}
+        return {
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "machine": machine(),
+            **found,
+            "raw": raw,
+        }
 
 
 def machine() -> dict[str, Any]:
@@ -103,5 +108,7 @@ def save(data: Mapping[str, Any], directory: Path) -> Path:
         directory.mkdir(parents=True, exist_ok=True)
         write_atomically(path, msgspec.json.format(msgspec.json.encode(data), indent=1) + b"\n", mode=0o644)
     except OSError as e:
-        raise PenstockError(f"the figures cannot be kept: {e}", hint="give --results another directory") from e
+        raise PenstockError(
+            f"the figures cannot be kept: {e}", hint="give --results another directory"
+        ) from e
     return path

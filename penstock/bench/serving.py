@@ -64,7 +64,16 @@ def nginx(directory: Path, name: str) -> list[str]:
     home.mkdir(mode=0o777)
     config = home / "nginx.conf"
     config.write_text(_NGINX.format(dir=home, port=HTTP_PORT, body=BODY))
-    return ["taskset", "-c", str(server_cpu()), find("nginx") or "nginx", "-c", str(config), "-e", f"{home}/error.log"]
+    return [
+        "taskset",
+        "-c",
+        str(server_cpu()),
+        find("nginx") or "nginx",
+        "-c",
+        str(config),
+        "-e",
+        f"{home}/error.log",
+    ]
 
 
 def iperf3_server() -> list[str]:
@@ -102,7 +111,9 @@ def wrk(site: Site, client: str, server: str, *, connections: int, seconds: floa
 def read_wrk(text: str) -> HttpLoad:
     """What wrk --latency prints. Raises BenchError if it is something else."""
     rate = re.search(r"^Requests/sec:\s*([\d.]+)", text, re.MULTILINE)
-    shares = {share: _microseconds(v) for share, v in re.findall(r"^\s+(\d+)%\s+([\d.]+\w+)", text, re.MULTILINE)}
+    shares = {
+        share: _microseconds(v) for share, v in re.findall(r"^\s+(\d+)%\s+([\d.]+\w+)", text, re.MULTILINE)
+    }
     if rate is None or not {"50", "90", "99"} <= set(shares):
         raise BenchError(f"wrk said something else: {text[-500:]}")
     socket_errors = re.search(r"^\s*Socket errors: (.*)$", text, re.MULTILINE)

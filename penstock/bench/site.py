@@ -125,7 +125,9 @@ def _clear(spec: LabSpec) -> None:
     run_dir, netns = _run_dir(spec.name), spec.node(NODE).netns
     if run_dir.is_dir():
         if netns.exists():
-            lab.run_in(netns, [*_PENSTOCK, "down", "--run-dir", str(run_dir)], stdout=subprocess.DEVNULL).wait()
+            lab.run_in(
+                netns, [*_PENSTOCK, "down", "--run-dir", str(run_dir)], stdout=subprocess.DEVNULL
+            ).wait()
         take_down(run_dir / "bpf")
         shutil.rmtree(run_dir, ignore_errors=True)
     lab.down(spec.name)
@@ -157,7 +159,9 @@ class DaemonUnderTest:
         found = self._client.call("wait", timeout=seconds + 30, seconds=seconds)
         if not found["settled"]:
             bad = [f"{m['kind']} {m['name']}" for m in found["missing"]] + list(found["errors"])
-            raise BenchError(f"not settled after {seconds} s: {', '.join(map(str, bad)) or found['waiting_for']}")
+            raise BenchError(
+                f"not settled after {seconds} s: {', '.join(map(str, bad)) or found['waiting_for']}"
+            )
 
     def write(self, name: str, *documents: Mapping[str, Any]) -> None:
         """Put a manifest into the folder, whole at once."""
@@ -191,7 +195,9 @@ class DaemonUnderTest:
 
 
 @contextmanager
-def daemon(site: Site, policies: Sequence[Mapping[str, Any]], *, concurrency: int | None = None) -> Iterator[DaemonUnderTest]:
+def daemon(
+    site: Site, policies: Sequence[Mapping[str, Any]], *, concurrency: int | None = None
+) -> Iterator[DaemonUnderTest]:
     """The node's daemon with the lab's manifests and `policies` in force; at the end all of it goes."""
     config, run_dir = site.directory / f"{site.spec.name}.d", _run_dir(site.spec.name)
     lab.write_manifests(site.spec, config)

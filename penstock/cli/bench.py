@@ -29,7 +29,9 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
                 show_default=True,
                 help="Where the figures as measured are kept, a file for each run.",
             ),
-            click.option("-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True),
+            click.option(
+                "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True
+            ),
         )
     ):
         command = option(command)
@@ -97,13 +99,18 @@ def _teller(name: str) -> Callable[[str], None]:
 def _show(module: Any, data: dict[str, Any]) -> None:
     machine = data["machine"]
     click.echo(f"\n{data['bench']}: {data['method']}")
-    click.echo(f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, load {machine['load'][0]:.1f}\n")
+    click.echo(
+        f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, load {machine['load'][0]:.1f}\n"
+    )
     table(module.COLUMNS, module.rows(data))
     click.echo()
     for bar in data["bars"]:
         sign = ">=" if bar["above"] else "<"
         verdict = click.style("held", fg="green") if bar["held"] else click.style("MISSED", fg="red")
-        click.echo(f"{verdict}  {bar['name']}: {bar['value']:g} {bar['unit']}".rstrip() + f" (bar {sign} {bar['limit']:g})")
+        click.echo(
+            f"{verdict}  {bar['name']}: {bar['value']:g} {bar['unit']}".rstrip()
+            + f" (bar {sign} {bar['limit']:g})"
+        )
 
 
 def _end(number: int, _: FrameType | None) -> None:

@@ -56,6 +56,7 @@ class HostSettings:
         with suppress(FileNotFoundError, msgspec.MsgspecError):
             self._done = msgspec.json.decode(record.read_bytes(), type=_Done)
         self.ip = IPRoute()
+        self._netdevs: tuple[frozenset[int], tuple[int, ...]] | None = None
 
     def close(self) -> None:
         self.ip.close()
@@ -89,7 +90,19 @@ class HostSettings:
     def settle(
         self, workloads: Collection[int], routes: Mapping[Network, Address]
     ) -> tuple[tuple[int, ...], list[str]]:
-        """Make way for these workloads and routes; the node's own devices, and what went wrong."""
+        """Make way for these workloads and routes; the node's own devices, and what went wrong.
+
+        Looks at the node's links only if the workloads are others than before, or after `forget_links`.
+        """
+        if self._netdevs is None or self._netdevs[0] != frozenset(workloads):
+            self._netdevs = frozenset(workloads), self._way_for(workloads)
+        return self._netdevs[1], self.routes(routes)
+
+    def forget_links(self) -> None:
+        """A link of the node came, went or changed."""
+        self._netdevs = None
+
+    def _way_for(self, workloads: Collection[int]) -> tuple[int, ...]:
         netdevs = []
         for link in self.ip.get_links():
             name = link.get("IFLA_IFNAME")
@@ -99,7 +112,7 @@ class HostSettings:
                     Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
             elif name != "lo" and link["state"] == "up":
                 netdevs.append(link["index"])
-        return tuple(netdevs), self.routes(routes)
+        return tuple(netdevs)
 
     def node_addresses(self) -> tuple[Address, ...]:
         """Global addresses of the node's own interfaces."""
