@@ -134,6 +134,16 @@ static __always_inline void judge(const struct tuple *t, __be16 policy_port, con
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
 }
 
+/* The port that policy judges of a flow that something answered: only an echo has answers in ICMP. */
+static __always_inline __be16 asked_port(const struct tuple *first)
+{
+	if (first->protocol == IPPROTO_ICMP)
+		return bpf_htons(8);
+	if (first->protocol == IPPROTO_ICMPV6)
+		return bpf_htons(128);
+	return first->dport;
+}
+
 /*
  * What an ICMP error may speak of: a flow that we let through, told to the side that the quoted packet came
  * from; a workload (`here`) speaks only of what was sent to itself. 0 if it is so.
@@ -247,11 +257,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 	if (known && ct->verdict == VERDICT_ALLOW && ct->initiator != side) {
 		answer = 1;
 		first = reversed(&p->t);
-		port = first.dport;
-		if (p->t.protocol == IPPROTO_ICMP)
-			port = bpf_htons(8);
-		else if (p->t.protocol == IPPROTO_ICMPV6)
-			port = bpf_htons(128);
+		port = asked_port(&first);
 	}
 	judge(&first, port, c, &j);
 	if (!answer) {
