@@ -125,6 +125,15 @@ def test_a_workload_answers_the_host(kernel: Kernel, at: dict[int, str]) -> None
 
 
 @families
+def test_a_flow_is_told_once(kernel: Kernel, at: dict[int, str]) -> None:
+    up(kernel)
+    assert kernel.run("to_workload", tcp_frame(at[WORLD], at[A], 40000, 80), "wa").events
+    up(kernel, OPEN | rule(B, IN, DENY))
+    ran = kernel.run("to_workload", tcp_frame(at[WORLD], at[A], 40000, 80, "A"), "wa")
+    assert (ran.action, ran.events) == (OK, ())
+
+
+@families
 def test_a_tightened_rule_ends_what_it_allowed(kernel: Kernel, at: dict[int, str]) -> None:
     up(kernel)
     kernel.run("to_workload", tcp_frame(at[WORLD], at[A], 40000, 80), "wa")
