@@ -33,13 +33,13 @@ class Outcome:
 
 class Running:
     """`clients` threads, each with a connection of its own out of `netns`, until the block ends or each has
-    sent `requests`. `outcome` is complete after the block."""
+    sent `requests`, with `pause` seconds between two. `outcome` is complete after the block."""
 
-    def __init__(self, netns: Path, address: str, path: str, *, clients: int, requests: int = 0) -> None:
+    def __init__(self, netns: Path, address: str, path: str, *, clients: int, requests: int = 0, pause: float = 0.0) -> None:
         self.outcome = Outcome()
         self._stop = threading.Event()
         self._lock = threading.Lock()
-        arguments = (netns, address, path, requests)
+        arguments = (netns, address, path, requests, pause)
         self._threads = [
             threading.Thread(target=self._ask, args=arguments, name=f"client {n}") for n in range(clients)
         ]
@@ -57,10 +57,10 @@ class Running:
         for thread in self._threads:
             thread.join()
 
-    def _ask(self, netns: Path, address: str, path: str, requests: int) -> None:
+    def _ask(self, netns: Path, address: str, path: str, requests: int, pause: float) -> None:
         client = Client(netns, address)
         sent = 0
-        while not self._stop.is_set() and (not requests or sent < requests):
+        while not self._stop.wait(pause) and (not requests or sent < requests):
             sent += 1
             try:
                 answer = client.ask(path)

@@ -24,9 +24,10 @@ from typing import Any
 import yaml
 
 from penstock import lab
+from penstock.cli.observe import line
 from penstock.control import ControlClient, socket_path
 from penstock.demo.evidence import Counters, counters
-from penstock.demo.watch import Watch
+from penstock.demo.watch import Record, Watch
 from penstock.envoy.admin import Admin
 from penstock.envoy.bootstrap import admin_socket
 from penstock.errors import HostError, InputError, NoDaemonError, PenstockError
@@ -107,6 +108,12 @@ class Mesh:
             "get", kind="Service", object_name=service, namespace="default", all_namespaces=False
         )
         return str(found["spec"]["clusterIP"])
+
+    def told(self, record: Record | None) -> str:
+        """A record as `penstock observe` prints it, without the time and the folder's long name."""
+        if record is None:
+            return "no record came"
+        return line(record).partition(" ")[2].replace(f"{self.config}/", "")
 
     def edit(self, file: str, change: Callable[[list[Any]], None]) -> None:
         """Rewrite a manifest of the folder, as an editor that saves would: renamed into place."""

@@ -6,6 +6,7 @@ import http.client
 import time
 from collections import Counter
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from penstock.demo import client, load
@@ -25,6 +26,9 @@ SHARE = 0.1
 PARALLEL = 4
 EDITS = 40
 ROUTE = "route.yaml"
+PAUSE = 0.005
+"""Seconds that each client thinks between two requests while routes are edited."""
+HANDSHAKE = 0x16
 
 
 def kernel_only(mesh: Mesh) -> Step:
@@ -41,7 +45,7 @@ def kernel_only(mesh: Mesh) -> Step:
         "L4 allowed: it stays in the kernel, Envoy never sees it",
         sent=(f"frontend → db {address}:5432, {len(data) >> 10} KiB over TCP",),
         got=(f"{len(got) >> 10} KiB back",),
-        went=(_told(record), f"{forwarded} packets forwarded in the kernel, {redirected} steered to Envoy"),
+        went=(mesh.told(record), f"{forwarded} packets forwarded in the kernel, {redirected} steered to Envoy"),
         checks=(
             Check("the same bytes came back", got == data),
             Check("the kernel handed them over (FORWARDED_LOCAL)", _reason(record) == "FORWARDED_LOCAL"),
@@ -63,7 +67,7 @@ def kernel_drop(mesh: Mesh) -> Step:
         "L4 dropped: a client that no rule names gets silence, the operator gets the reason",
         sent=(f"intruder → db {address}:5432",),
         got=(outcome,),
-        went=(_told(record), f"POLICY_DENIED_INGRESS +{moved.get('POLICY_DENIED_INGRESS', 0)} packets"),
+        went=(mesh.told(record), f"POLICY_DENIED_INGRESS +{moved.get('POLICY_DENIED_INGRESS', 0)} packets"),
         checks=(
             Check("nothing came back", outcome == NOTHING),
             Check("observe tells the reason", _reason(record) == "POLICY_DENIED_INGRESS"),
@@ -84,8 +88,8 @@ def request_allowed(mesh: Mesh) -> Step:
         "l7-allowed",
         "L7 allowed: what a rule or a route names goes through the node's Envoy",
         sent=(f"frontend → api: GET http://{address}{path}",),
-        got=(f"{answer.status}, answered by {answer.pod}",),
-        went=(_told(record), f"{redirected} packets steered to Envoy"),
+        got=(_said(answer),),
+        went=(mesh.told(record), f"{redirected} packets steered to Envoy"),
         checks=(
             Check("200 from a backend", answer.status == 200 and answer.pod in ("api-v1", "api-v2")),
             Check(
@@ -98,33 +102,34 @@ def request_allowed(mesh: Mesh) -> Step:
 
 
 def request_denied(mesh: Mesh) -> Step:
-    """Method and path are judged; another identity has other rights on the same port."""
+    """Method and path are judged request by request; another identity has other rights on the same port."""
     node, address = mesh.node_of("frontend"), mesh.vip("api")
     mark = node.watch.mark()
-    tries = [("frontend", "GET", "/admin"), ("frontend", "DELETE", "/api/1"), ("admin", "GET", "/admin")]
-    answers = [
-        client.ask(mesh.netns(who), address, path, method=method, headers=V1) for who, method, path in tries
-    ]
-    records = [node.watch.after(mark, request(f"default/{who}", path)) for who, _, path in tries]
+    frontend = client.Client(mesh.netns("frontend"), address)
+    asked = [("GET", "/api/1"), ("GET", "/admin"), ("DELETE", "/api/2"), ("GET", "/api/3")]
+    answers = [frontend.ask(path, method) for method, path in asked]
+    frontend.close()
+    admin = client.ask(mesh.netns("admin"), address, "/admin")
+    records = [node.watch.after(mark, request("default/frontend", path)) for _, path in asked]
+    allowed = node.watch.after(mark, request("default/admin", "/admin"))
     return Step(
         "l7-denied",
-        "L7 denied: the same connection, another path: 403",
-        sent=tuple(f"{who} → api: {method} http://{address}{path}" for who, method, path in tries),
-        got=tuple(
-            f"{answer.status} {answer.body!r}" if answer.status != 200 else f"200, answered by {answer.pod}"
-            for answer in answers
+        "L7 denied: on one connection, what the policy names passes and the rest is 403",
+        sent=(
+            *(f"frontend → api: {method} http://{address}{path}" for method, path in asked),
+            f"admin → api: GET http://{address}/admin",
         ),
-        went=tuple(_told(record) for record in records),
+        got=tuple(_said(answer) for answer in (*answers, admin)),
+        went=tuple(mesh.told(record) for record in (*records, allowed)),
         checks=(
             *(
-                Check(
-                    f"{method} {path} of {who}: 403 and {DENIED!r}",
-                    (answer.status, answer.body) == (403, DENIED),
-                )
-                for (who, method, path), answer in zip(tries[:2], answers[:2], strict=True)
+                Check(f"{method} {path}: 403 and {DENIED!r}", (answer.status, answer.body) == (403, DENIED))
+                for (method, path), answer in zip(asked[1:3], answers[1:3], strict=True)
             ),
-            Check("GET /admin of admin: 200, by its own rule", answers[2].status == 200),
-            Check("observe tells both denials", all(r and r["verdict"] == "DENIED" for r in records[:2])),
+            Check("before and after, the connection serves", answers[0].status == answers[3].status == 200),
+            Check("one connection for all four", frontend.connections == 1),
+            Check("admin has rights of its own: 200", admin.status == 200),
+            Check("observe tells both denials", all(r and r["verdict"] == "DENIED" for r in records[1:3])),
         ),
     )
 
@@ -151,44 +156,49 @@ def split(mesh: Mesh) -> Step:
 
 
 def between_nodes(mesh: Mesh) -> Step:
-    """Between nodes a request is mesh TLS with both workloads' certificates."""
+    """Between nodes everything to the API is mesh TLS with both workloads' certificates."""
     here, there = mesh.node_of("frontend"), mesh.node_of("api-v2")
-    address, path = mesh.vip("api"), "/api/card/4929-1234"
-    secret = "Bearer-of-good-news"
+    routed, direct = mesh.vip("api"), mesh.vip("api-v2")
+    paths, secret = ("/api/card/4929-1234", "/api/card/4929-5678"), "Bearer-of-good-news"
+    headers = {"x-version": "v2", "authorization": secret}
     mark = there.watch.mark()
     with Capture(mesh.netns("frontend")) as inside, Capture(here.netns) as underlay:
-        answer = client.ask(
-            mesh.netns("frontend"), address, path, headers={"x-version": "v2", "authorization": secret}
-        )
+        answers = [
+            client.ask(mesh.netns("frontend"), address, path, headers=headers)
+            for address, path in zip((routed, direct), paths, strict=True)
+        ]
         plain = b"".join(s.data for s in inside.segments())
         ends = {mesh.address("frontend"), mesh.address("api-v2")}
         crossed = streams(s for s in underlay.segments() if {s.source[0], s.destination[0]} == ends)
-    record = there.watch.after(mark, request("default/frontend", path))
+    logged = [there.watch.after(mark, request("default/frontend", path)) for path in paths]
     records = [tls_records(data) for data in crossed.values()]
     wire = b"".join(crossed.values())
-    words = [text.encode() for text in (path, secret, "HTTP/1.1")]
-    peer, local = _ids(record)
-    first = next((data[:16].hex(" ") for data in crossed.values()), "nothing")
+    words = [text.encode() for text in (*paths, secret, "HTTP/1.1")]
+    ids = {_ids(record) for record in logged}
+    hello = next((d[:16].hex(" ") for d in crossed.values() if d[0] == HANDSHAKE), "nothing")
     return Step(
         "mtls",
         "Between nodes: mutual TLS with the workloads' own certificates",
-        sent=(f"frontend on {here.name} → api-v2 on {there.name}: GET http://{address}{path}",),
-        got=(
-            f"{answer.status}, answered by {answer.pod}",
-            f"on the underlay {len(wire)} bytes, the first: {first} …",
-            f"TLS records: {_tally(records)}",
+        sent=(
+            f"frontend on {here.name} → api by its route, to version 2: GET http://{routed}{paths[0]}",
+            f"frontend on {here.name} → api-v2 on {there.name} by its own Service: GET http://{direct}{paths[1]}",
         ),
-        went=(_told(record), f"client certificate {peer}", f"server certificate {local}"),
+        got=(
+            *(_said(answer) for answer in answers),
+            f"on the underlay: {len(wire)} bytes, TLS records: {_tally(records)}",
+            f"the handshake begins {hello} …",
+        ),
+        went=(
+            *(mesh.told(record) for record in logged),
+            *(f"client {client_id}, server {server_id}" for client_id, server_id in sorted(ids)),
+        ),
         checks=(
-            Check("200 from api-v2", (answer.status, answer.pod) == (200, "api-v2")),
-            Check(
-                "on frontend's own link the request can be read",
-                all(word in plain for word in words),
-            ),
+            Check("both answered by api-v2", all((a.status, a.pod) == (200, "api-v2") for a in answers)),
+            Check("on frontend's own link the requests can be read", all(word in plain for word in words)),
             Check("between the nodes there are TLS records and nothing else", bool(records) and all(records)),
-            Check("no word of the request is among them", not any(word in wire for word in words)),
-            Check("the client proved to be frontend", peer == _spiffe("frontend")),
-            Check("the server proved to be api", local == _spiffe("api")),
+            Check("a handshake is among them", any(r and "handshake" in r for r in records)),
+            Check("no word of the requests is among them", not any(word in wire for word in words)),
+            Check("the client proved to be frontend, the server api", ids == {(_spiffe("frontend"), _spiffe("api"))}),
         ),
     )
 
@@ -215,8 +225,8 @@ def unauthorised(mesh: Mesh) -> Step:
             f"{here.name} itself → api-v2 direct, without TLS: {strict}:9090",
             f"{there.name} itself, where api-v2 runs: GET http://{strict}:9090/metrics",
         ),
-        got=(f"{answer.status} {answer.body!r}", dropped, plaintext, f"{neighbour.status}"),
-        went=(_told(by_route), _told(by_rule), _told(by_mode), f"PLAINTEXT_TO_STRICT +{counted} packets"),
+        got=(_said(answer), dropped, plaintext, _said(neighbour)),
+        went=(mesh.told(by_route), mesh.told(by_rule), mesh.told(by_mode), f"PLAINTEXT_TO_STRICT +{counted} packets"),
         checks=(
             Check("the route: 403", (answer.status, answer.body) == (403, DENIED)),
             Check(
@@ -238,13 +248,12 @@ def live_change(mesh: Mesh) -> Step:
     delays: list[float] = []
     late = 0
     probe = client.Client(netns, address)
-    with load.Running(netns, address, "/api/live", clients=PARALLEL) as running:
+    with load.Running(netns, address, "/api/live", clients=PARALLEL, pause=PAUSE) as running:
         try:
             for number in range(EDITS):
                 wanted = ("api-v1", "api-v2")[number % 2]
-                saved = time.perf_counter()
-                mesh.edit(ROUTE, lambda documents, to=wanted: _all_to(documents, to))
-                delay = _until(probe, wanted, saved)
+                mesh.edit(ROUTE, partial(_all_to, version=wanted))
+                delay = _until(probe, wanted)
                 if delay is None:
                     late += 1
                 else:
@@ -297,7 +306,6 @@ def run(step: Callable[[Mesh], Step], mesh: Mesh) -> Step:
 # --- small things -------------------------------------------------------------------------------------
 
 NOTHING = f"nothing in {REFUSED_AFTER} s"
-V1 = {"x-version": "v1"}
 
 
 def _dial(netns: Path, address: str, port: int) -> str:
@@ -314,11 +322,8 @@ def _reason(record: Record | None) -> str:
     return str(record["reason"]) if record else ""
 
 
-def _told(record: Record | None) -> str:
-    """A record as `penstock observe` prints it, without the time."""
-    from penstock.cli.observe import line
-
-    return line(record).partition(" ")[2] if record else "no record came"
+def _said(answer: client.Answer) -> str:
+    return f"200, answered by {answer.pod}" if answer.status == 200 else f"{answer.status} {answer.body!r}"
 
 
 def _ids(record: Record | None) -> tuple[str, str]:
@@ -345,8 +350,9 @@ def _all_to(documents: list[object], version: str) -> None:
         reference["weight"] = 100 if reference["name"] == version else 0
 
 
-def _until(probe: client.Client, pod: str, since: float) -> float | None:
-    """Seconds from `since` to the first answer of `pod` over the probe's one connection; None after 2 s."""
+def _until(probe: client.Client, pod: str) -> float | None:
+    """Seconds from now to the first answer of `pod` over the probe's one connection; None after 2 s."""
+    since = time.perf_counter()
     while (taken := time.perf_counter() - since) < 2.0:
         if probe.ask("/api/probe").pod == pod:
             return taken
