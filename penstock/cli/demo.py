@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,13 +26,19 @@ STYLES = {
     help="Folder with lab.yaml and manifests/.  [default: examples/ of the checkout]",
 )
 @click.option(
-    "-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True, help="How to print."
+    "-o",
+    "--output",
+    type=click.Choice(["text", "json"]),
+    default="text",
+    show_default=True,
+    help="How to print.",
 )
 def demo(examples: Path, output: str) -> int:
     """Bring up a lab of two nodes and show what Penstock does: what was sent, what came back, where it went.
 
     Ends by itself and leaves nothing behind. Exits 0 only if every step held.
     """
+    from penstock.cli.observe import line
     from penstock.demo import report, steps
     from penstock.demo.mesh import mesh
 
@@ -41,11 +48,14 @@ def demo(examples: Path, output: str) -> int:
     def say(text: str) -> None:
         click.secho(f"[{time.monotonic() - began:5.1f} s] {text}", err=True, dim=True)
 
-    with mesh(examples, say) as stage:
-        for number, step in enumerate(steps.STEPS, 1):
+    def tell(record: dict[str, Any]) -> str:
+        return click.unstyle(line(record)).partition(" ")[2]  # without the time
+
+    with mesh(examples, say, tell) as stage:
+        for number, act in enumerate(steps.ACTS, 1):
             if output == "text" and sys.stderr.isatty():
                 click.secho(f"{number} …\r", err=True, nl=False)
-            found = steps.run(step, stage)
+            found = steps.run(act, stage)
             done.append(found)
             for style, text in report.lines(number, found) if output == "text" else ():
                 click.secho(text, **STYLES.get(style, {}))  # type: ignore[arg-type]

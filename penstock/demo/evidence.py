@@ -85,7 +85,7 @@ def streams(segments: Iterable[Segment]) -> dict[Stream, bytes]:
 def tls_records(stream: bytes) -> list[str] | None:
     """The names of the TLS records that a stream consists of, from its first byte to its last; None if it
     is anything else. The last record may still be on its way."""
-    names = []
+    names: list[str] = []
     at = 0
     while at < len(stream):
         if len(stream) - at < 5:

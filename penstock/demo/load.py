@@ -26,16 +26,20 @@ class Outcome:
     def total(self) -> int:
         return self.pods.total() + len(self.failures)
 
-    def told(self) -> list[str]:
-        """The failures, equal ones together, the most frequent first."""
-        return [f"{count} × {text}" for text, count in Counter(self.failures).most_common(3)]
+    def told(self) -> tuple[str, ...]:
+        """The counts, and the most frequent failures."""
+        by_pod = ", ".join(f"{count} from {pod}" for pod, count in sorted(self.pods.items()))
+        worst = Counter(self.failures).most_common(3)
+        return (f"{by_pod}, {len(self.failures)} failed", *(f"{count} × {text}" for text, count in worst))
 
 
 class Running:
     """`clients` threads, each with a connection of its own out of `netns`, until the block ends or each has
     sent `requests`, with `pause` seconds between two. `outcome` is complete after the block."""
 
-    def __init__(self, netns: Path, address: str, path: str, *, clients: int, requests: int = 0, pause: float = 0.0) -> None:
+    def __init__(
+        self, netns: Path, address: str, path: str, *, clients: int, requests: int = 0, pause: float = 0.0
+    ) -> None:
         self.outcome = Outcome()
         self._stop = threading.Event()
         self._lock = threading.Lock()

@@ -24,7 +24,6 @@ from typing import Any
 import yaml
 
 from penstock import lab
-from penstock.cli.observe import line
 from penstock.control import ControlClient, socket_path
 from penstock.demo.evidence import Counters, counters
 from penstock.demo.watch import Record, Watch
@@ -41,6 +40,7 @@ RUN = Path("/run")
 PENSTOCK = (sys.executable, "-m", "penstock.cli")
 
 Say = Callable[[str], None]
+Tell = Callable[[Record], str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,7 @@ class Mesh:
     spec: LabSpec
     nodes: Mapping[str, Node]
     config: Path
+    tell: Tell
 
     def netns(self, workload: str) -> Path:
         return self.spec.workload(workload).netns
@@ -110,10 +111,8 @@ class Mesh:
         return str(found["spec"]["clusterIP"])
 
     def told(self, record: Record | None) -> str:
-        """A record as `penstock observe` prints it, without the time and the folder's long name."""
-        if record is None:
-            return "no record came"
-        return line(record).partition(" ")[2].replace(f"{self.config}/", "")
+        """A record in one line, without the folder's long name."""
+        return self.tell(record).replace(f"{self.config}/", "") if record else "no record came"
 
     def edit(self, file: str, change: Callable[[list[Any]], None]) -> None:
         """Rewrite a manifest of the folder, as an editor that saves would: renamed into place."""
@@ -124,21 +123,21 @@ class Mesh:
 
 
 @contextmanager
-def mesh(examples: Path, say: Say) -> Iterator[Mesh]:
+def mesh(examples: Path, say: Say, tell: Tell) -> Iterator[Mesh]:
     """Bring everything up from `examples` (lab.yaml and manifests/), and take it down at the end.
 
-    SIGTERM and SIGHUP end the block as Ctrl-C does. Raises InputError, HostError or LabError when it cannot
-    be brought up.
+    `say` is told of progress, `tell` prints a record of `observe` in one line. SIGTERM and SIGHUP end the
+    block as Ctrl-C does. Raises InputError, HostError or LabError when it cannot be brought up.
     """
     with _signals() as hush, ExitStack() as stack:
         try:
-            yield _bring_up(examples, stack, say)
+            yield _bring_up(examples, stack, say, tell)
         finally:
             hush()
             say("clearing up")
 
 
-def _bring_up(examples: Path, stack: ExitStack, say: Say) -> Mesh:
+def _bring_up(examples: Path, stack: ExitStack, say: Say, tell: Tell) -> Mesh:
     name = f"demo-{secrets.token_hex(3)}"
     spec = lab.load({**_lab_file(examples), "name": name})
     # Sockets live below it, whose paths may have 107 bytes, and Envoy's user passes through.
@@ -163,7 +162,7 @@ def _bring_up(examples: Path, stack: ExitStack, say: Say) -> Mesh:
         except PenstockError as error:
             raise HostError(str(error), hint=_last_words(node.log)) from None
     say("everything is in force")
-    return Mesh(spec, nodes, config)
+    return Mesh(spec, nodes, config, tell)
 
 
 def _lab_file(examples: Path) -> dict[str, Any]:
@@ -178,7 +177,9 @@ def _lab_file(examples: Path) -> dict[str, Any]:
     return content
 
 
-def _start(directory: Path, config: Path, name: str, netns: Path, stack: ExitStack) -> subprocess.Popen[bytes]:
+def _start(
+    directory: Path, config: Path, name: str, netns: Path, stack: ExitStack
+) -> subprocess.Popen[bytes]:
     run_dir = directory / name
     run_dir.mkdir()
     with (directory / f"{name}.log").open("wb") as log:
@@ -245,7 +246,7 @@ def _last_words(log: Path) -> str:
 
 @contextmanager
 def _signals() -> Iterator[Callable[[], None]]:
-    """Signals that end a program interrupt the block; after `hush` was called none disturbs the clearing up."""
+    """Signals that end a program interrupt the block; after `hush()` none disturbs the clearing up."""
 
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt

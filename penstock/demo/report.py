@@ -16,23 +16,27 @@ class Check:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
-    """What was sent, what came back, where it went, and the claims that this proves.
+class Found:
+    """What was sent, what came back, where it went (an entry for each thing tried), and the claims."""
 
-    `sent`, `got` and `went` have an entry for each thing that was tried.
-    """
-
-    name: str
-    title: str
     sent: tuple[str, ...] = ()
     got: tuple[str, ...] = ()
     went: tuple[str, ...] = ()
     checks: tuple[Check, ...] = ()
 
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """`ok` if every claim held. A step that claims nothing proves nothing."""
+
+    name: str
+    title: str
+    found: Found
+
     @property
     def ok(self) -> bool:
-        """True if every claim held. A step that claims nothing proves nothing."""
-        return bool(self.checks) and all(check.held for check in self.checks)
+        checks = self.found.checks
+        return bool(checks) and all(check.held for check in checks)
 
 
 def as_data(steps: Iterable[Step]) -> dict[str, Any]:
@@ -42,10 +46,10 @@ def as_data(steps: Iterable[Step]) -> dict[str, Any]:
             "name": step.name,
             "ok": step.ok,
             "title": step.title,
-            "sent": list(step.sent),
-            "got": list(step.got),
-            "went": list(step.went),
-            "checks": [{"claim": check.claim, "ok": check.held} for check in step.checks],
+            "sent": list(step.found.sent),
+            "got": list(step.found.got),
+            "went": list(step.found.went),
+            "checks": [{"claim": check.claim, "ok": check.held} for check in step.found.checks],
         }
         for step in steps
     ]
@@ -59,13 +63,13 @@ Line = tuple[str, str]
 def lines(number: int, step: Step) -> Iterator[Line]:
     """A step for people, line by line."""
     yield "ok" if step.ok else "fail", f"{number} {_mark(step.ok)} {step.title}"
-    for label, texts in (("sent", step.sent), ("got", step.got), ("went", step.went)):
+    for label, texts in (("sent", step.found.sent), ("got", step.found.got), ("went", step.found.went)):
         for index, text in enumerate(texts):
             first, *more = text.splitlines() or [""]
             yield "", f"    {label if index == 0 else '':5} {first}"
             for line in more:
                 yield "", f"          {line}"
-    for check in step.checks:
+    for check in step.found.checks:
         yield "dim" if check.held else "fail", f"    {_mark(check.held)} {check.claim}"
 
 

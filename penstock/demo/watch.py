@@ -57,7 +57,7 @@ class Watch:
 
 
 def flow(source: str, destination: str, port: int) -> Callable[[Record], bool]:
-    """Fits the kernel's record of a flow. Parties are workload names as `observe` prints them, or addresses."""
+    """Fits the kernel's record of a flow. Parties are names as `observe` prints them, or addresses."""
 
     def fits(record: Record) -> bool:
         return (

@@ -33,7 +33,7 @@ class Capture:
 
     def segments(self) -> list[Segment]:
         """The TCP segments with data that passed so far."""
-        found = []
+        found: list[Segment] = []
         while True:
             try:
                 frame = self._socket.recv(SNAPLEN)
