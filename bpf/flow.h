@@ -208,7 +208,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 			ct_touch(ct, now);
 			return forward(skb, p, ct->ifindex[!side]);
 		}
-		if (ct->initiator == side) {
+		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
 
 			return to_proxy(skb, p, &d, hook);
@@ -220,7 +220,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 
 	/* An answer is judged as the flow that it answers. */
 	first = p->t;
-	if (known && ct->verdict == VERDICT_ALLOW && ct->initiator != side) {
+	if (known && ct->verdict != VERDICT_REDIRECT && ct->initiator != side) {
 		answer = 1;
 		first = reversed(&p->t);
 		port = first.dport;
@@ -242,8 +242,11 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		__u8 was = known ? ct->verdict : VERDICT_NONE;
 		__be16 proxy_port = known ? ct->proxy_port : 0;
 
-		if (known)
-			bpf_map_delete_elem(&conntrack, &key);
+		/* Who began is kept: else the answering side's next segment would begin a flow of its own. */
+		if (known && was != VERDICT_REDIRECT) {
+			ct->verdict = VERDICT_DENY;
+			ct->epoch = c->epoch;
+		}
 		if (answer)
 			return drop(p, &j.d, POLICY_CHANGED, hook);
 		/* A proxied connection: its resets must reach the proxy, it may outlive its route, else it is reset. */
@@ -261,10 +264,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		}
 		return drop(p, &j.d, j.d.reason, hook);
 	}
-	if (answer && j.d.verdict != VERDICT_ALLOW) {
-		bpf_map_delete_elem(&conntrack, &key);
+	if (answer && j.d.verdict != VERDICT_ALLOW)
 		return drop(p, &j.d, POLICY_CHANGED, hook);
-	}
 
 	/* A proxied connection goes on through the proxy to its end, also when no rule names it any more. */
 	if (j.d.verdict == VERDICT_ALLOW && !answer && p->t.protocol == IPPROTO_TCP && !begins(p) &&

@@ -1,7 +1,8 @@
 """Makes a Plan real: certificates, Envoy and the kernel, in the order that loses and leaks nothing.
 
     1  kernel   what needs no proxy: denials, plain allows, who is who; what waits for the proxy stays
-                closed, or as it was (redirect/stage.py)
+                closed, or as it was (redirect/stage.py); proxied connections of addresses that change
+                hands are reset
     2  secrets  certificates of workloads that came
     3  Envoy    make: clusters warm, then listeners, scopes and routes, each behind its ACKs
     4  kernel   redirects to listeners that are active
@@ -23,14 +24,15 @@ from typing import Any
 from penstock.envoy.admin import Admin
 from penstock.envoy.errors import EnvoyAdminError
 from penstock.envoy.resources import Builder
+from penstock.errors import HostError
 from penstock.mtls.issuer import Issuer
 from penstock.mtls.secrets import secrets
 from penstock.mtls.svid import SVID
 from penstock.plan import KernelTables, ListenerKey, Plan
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
-from penstock.redirect.libbpf import BpfError
-from penstock.redirect.stage import after_proxy, before_proxy
+from penstock.redirect.sockets import reset_proxied
+from penstock.redirect.stage import InKernel, after_proxy, before_proxy, changing_hands
 from penstock.redirect.tables import Tables
 from penstock.routing.model import ListenerKind
 from penstock.world import Settings
@@ -81,10 +83,12 @@ class Applier:
         self._issuer, self._bundle, self._clock = issuer, bundle, clock
         self._blocking = blocking
         self._builder: Builder[Resource] = Builder(settings, resource)
+        # Listener → version that is known to serve.
         self._active: dict[str, str] = {}
         self.svids: Mapping[str, SVID] = {}
         self._secrets: dict[str, tuple[SVID, Resource]] = {}
         self._bundle_resource: Resource | None = None
+        self._place: object = None
 
     async def apply(self, plan: Plan) -> Applied:
         errors: list[str] = []
@@ -97,15 +101,17 @@ class Applier:
         changed = 0
         try:
             wanted = plan.kernel
-            changed += self.tables.apply(
-                before_proxy(
-                    wanted, self.tables.policy(), self.tables.listeners(), self.tables.http_services()
-                )
+            now = InKernel(
+                self.tables.policy(),
+                self.tables.listeners(),
+                self.tables.http_services(),
+                self.tables.identities(),
             )
-            netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
-            self._datapath.attach(wanted.attach, netdevs)
-            errors += problems
-        except (BpfError, OSError) as e:
+            changed += self.tables.apply(before_proxy(wanted, now))
+            if leaving := changing_hands(wanted, now):
+                await self._blocking(reset_proxied, leaving)
+            errors += await self._attach(wanted)
+        except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         lap("kernel_closed")
 
@@ -136,7 +142,7 @@ class Applier:
 
         try:
             changed += self.tables.apply(self._steered(plan, wanted, snapshot, refused, proxy=not waiting))
-        except (BpfError, OSError) as e:
+        except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         lap("kernel_open")
 
@@ -152,6 +158,20 @@ class Applier:
 
     # --- the kernel ------------------------------------------------------------------------------------
 
+    async def _attach(self, wanted: KernelTables) -> list[str]:
+        """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
+        place = (wanted.attach, wanted.routes)
+        if place == self._place:
+            return []
+        netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
+        self._datapath.attach(wanted.attach, netdevs)
+        self._place = place if not problems else None
+        return list(problems)
+
+    def forget_host(self) -> None:
+        """Interfaces or addresses of the host have changed: look again."""
+        self._place = None
+
     def _steered(
         self,
         plan: Plan,
@@ -164,10 +184,10 @@ class Applier:
         active: set[ListenerKey] = set()
         for listener in plan.proxy.listeners:
             item = snapshot.get(TypeUrl.LDS, listener.name)
-            if item is not None and self._active.get(listener.name):
+            if item is not None and listener.name in self._active:
                 active.add(ListenerKey(listener.source_class, listener.kind, listener.destination))
         classes_ready = all(
-            self._active.get(each.name)
+            each.name in self._active
             for each in plan.proxy.listeners
             if each.kind is ListenerKind.HTTP_SERVICE
         )
@@ -213,9 +233,12 @@ class Applier:
         return found
 
     async def _all_active(self, snapshot: Snapshot, deadline: float) -> bool:
-        """An LDS ACK is not readiness: ask which versions serve, until all do or the time is over."""
-        wanted = {name: item.version for name, item in snapshot.of(TypeUrl.LDS).items()}
-        if all(self._active.get(name) == version for name, version in wanted.items()):
+        """After the LDS ACK, which is not readiness: wait until every listener serves and none is warming.
+
+        Versions are no help: Envoy keeps the old version of a listener that differs in nothing it can see.
+        """
+        wanted = snapshot.of(TypeUrl.LDS)
+        if all(self._active.get(name) == item.version for name, item in wanted.items()):
             return True
         pause = 0.002
         while True:
@@ -223,12 +246,13 @@ class Applier:
                 states = await self._admin.listeners()
             except EnvoyAdminError:
                 return False
-            self._active = {name: state.active for name, state in states.items() if state.active}
-            missing = [name for name, version in wanted.items() if self._active.get(name) != version]
-            if not missing:
+            ready = {name for name, state in states.items() if state.active and not state.warming}
+            self._active = {name: item.version for name, item in wanted.items() if name in ready}
+            if len(self._active) == len(wanted):
                 return True
+            refused = self._refusals()
             if time.monotonic() > deadline or all(
-                (("Listener", name) in self._refusals()) for name in missing
+                ("Listener", name) in refused for name in wanted.keys() - ready
             ):
                 return False
             # Envoy tells nobody when a listener turns active; its admin interface can only be asked.

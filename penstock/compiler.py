@@ -18,7 +18,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from ipaddress import ip_address, ip_network
+from ipaddress import ip_network
+from itertools import chain
 
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.kinds import CiliumNetworkPolicy, Node, Workload
@@ -38,8 +39,9 @@ from penstock.plan import (
     SecretWanted,
     ServiceEntry,
     ServiceKey,
+    Verdict,
 )
-from penstock.policy.entries import Stance, entries, redirected_ports, stance
+from penstock.policy.entries import entries, redirected_ports, stances
 from penstock.policy.identities import Member, Members, identity_text, members
 from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
 from penstock.policy.mesh_tls import MeshModes
@@ -48,8 +50,8 @@ from penstock.policy.rules import policy_specs
 from penstock.routing.listeners import Demand, listeners
 from penstock.routing.mesh import MeshRoutes, RouteTable, mesh_routes
 from penstock.routing.model import ProxyCluster, ProxyEndpoint, ProxyModel, Rights, ServiceTable
-from penstock.routing.services import Backend, ServedPort, served_ports, wanted_vips
-from penstock.world import Address, Network, World
+from penstock.routing.services import Backend, ServedPort, served_names, served_ports, wanted_vips
+from penstock.world import Address, Network, World, parse_address
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,12 +65,11 @@ class Names:
 
 def names(world: World) -> Names:
     """Everything in `world` that is known by a number."""
-    vips = {name: ip_address(text) if text else None for name, text in wanted_vips(world).items()}
-    everyone = members(world)
+    vips = {name: parse_address(text) if text else None for name, text in wanted_vips(world).items()}
     return Names(
         identities=tuple(identity_text(d, w) for d, w in world.of_kind(Workload)),
         vips=vips,
-        services=tuple(_service_name(s) for s in served_ports(world, everyone)),
+        services=served_names(world),
     )
 
 
@@ -103,22 +104,17 @@ class _Compilation:
         return found
 
     @cached_property
-    def subjects(self) -> dict[int, Member]:
-        """One member for each subject: all members of a subject have the same entries."""
-        return {m.subject: m for m in reversed(self.members.all)}
-
-    @cached_property
     def stances(self) -> Stances:
         specs = [
             spec
             for document, policy in self.world.of_kind(CiliumNetworkPolicy)
             for spec in policy_specs(document, policy)
         ]
-        both: dict[Direction, dict[int, Stance]] = {d: {} for d in Direction}
-        for subject, member in self.subjects.items():
-            for direction in Direction:
-                both[direction][subject] = stance(specs, member, direction)
-        return Stances(both[Direction.INGRESS], both[Direction.EGRESS], self.by_identity)
+        return Stances(
+            stances(specs, self.members, Direction.INGRESS),
+            stances(specs, self.members, Direction.EGRESS),
+            self.by_identity,
+        )
 
     @cached_property
     def entries(self) -> dict[tuple[int, Direction], dict[PolicyKey, PolicyEntry]]:
@@ -177,15 +173,20 @@ class _Compilation:
     @cached_property
     def guarded(self) -> tuple[tuple[Member, int], ...]:
         """Every (workload, port) that a connection may reach through the proxy at its own address."""
+        of_subject: dict[int, list[Member]] = {}
+        for member in self.members.all:
+            if member.present:
+                of_subject.setdefault(member.subject, []).append(member)
         found: dict[tuple[ObjectKey, int], tuple[Member, int]] = {}
         for (subject, direction), table in self.entries.items():
-            for member in self.members.all:
-                if direction is Direction.EGRESS:
-                    ports = redirected_ports(table, member.identity)
-                else:
-                    ports = redirected_ports(table) if member.subject == subject else set()
-                if member.present:
-                    found.update({(member.document.key, port): (member, port) for port in ports})
+            steered = {key: e for key, e in table.items() if e.verdict is Verdict.REDIRECT}
+            if not steered:
+                continue
+            outward = direction is Direction.EGRESS
+            reached = of_subject if outward else {subject: of_subject.get(subject, [])}
+            for member in chain.from_iterable(reached.values()):
+                for port in redirected_ports(steered, member.identity if outward else None):
+                    found[(member.document.key, port)] = (member, port)
         return tuple(found[key] for key in sorted(found))
 
     def proxy(self, demand: Demand) -> ProxyModel:
@@ -289,7 +290,7 @@ class _Compilation:
         for document, node in self.world.of_kind(Node):
             if document.key.name == self.world.node:
                 continue
-            vias = [ip_address(a.address) for a in node.status.addresses if a.type == "InternalIP"]
+            vias = [parse_address(a.address) for a in node.status.addresses if a.type == "InternalIP"]
             for text in node.spec.pod_cidrs or [c for c in (node.spec.pod_cidr,) if c]:
                 network = ip_network(text)
                 via = next((v for v in vias if v.version == network.version), None)

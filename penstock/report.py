@@ -20,12 +20,11 @@ from penstock.policy.labels import RESERVED
 from penstock.redirect.layout import rule_number
 from penstock.status import Transitions
 from penstock.world import World
+from penstock.xds.watch import SyncState
 
 if TYPE_CHECKING:
-    from penstock.apply import Applied, Applier
-    from penstock.daemon import Options
-    from penstock.envoy.process import EnvoyProcess
-    from penstock.xds.server import XdsServer
+    from penstock.apply import Applied
+    from penstock.node import Node, Options
 
 
 def directory(world: World, plan: Plan) -> Directory:
@@ -48,8 +47,9 @@ def directory(world: World, plan: Plan) -> Directory:
 
 
 class Report:
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: Options, node: Node) -> None:
         self._options = options
+        self._node = node
         self._since = time.time()
         self._world = World(options.node, {})
         self._plan = Plan()
@@ -57,9 +57,6 @@ class Report:
         self._problems: tuple[Problem, ...] = ()
         self._failure = "nothing was applied yet"
         self._transitions = Transitions()
-
-    def bind(self, applier: Applier, server: XdsServer, envoy: EnvoyProcess) -> None:
-        self._applier, self._server, self._envoy = applier, server, envoy
 
     def update(self, world: World, plan: Plan, applied: Applied, problems: tuple[Problem, ...]) -> None:
         self._world, self._plan, self._applied, self._problems = world, plan, applied, problems
@@ -97,18 +94,41 @@ class Report:
             "problems": [_problem(p) for p in self._problems],
             "last_apply_ms": {k: round(v * 1000, 2) for k, v in (applied.seconds if applied else {}).items()},
             "envoy": {
-                "pid": self._envoy.pid,
-                "connected": self._server.connected > 0,
+                "pid": self._node.envoy.pid,
+                "connected": self._node.server.connected > 0,
                 "listeners": len(self._plan.proxy.listeners),
-                "nacks": sum(client.nacks for client in self._server.state()),
+                "nacks": sum(client.nacks for client in self._node.server.state()),
+                "resources": self._resources(),
             },
             "limits": {
                 "listener_ports": [len(self._plan.proxy.listeners), high - low + 1],
-                **{f"map {name}": list(sizes) for name, sizes in self._applier.tables.sizes().items()},
+                **{f"map {name}": list(sizes) for name, sizes in self._node.tables.sizes().items()},
             },
             "counters": self._counters(),
-            "certificates": len(self._applier.svids),
+            "certificates": len(self._node.applier.svids),
         }
+
+    def _resources(self) -> dict[str, dict[str, Any]]:
+        """Resource type → how many are acknowledged, and each that is not, with its version and error."""
+        found: dict[str, dict[str, Any]] = {}
+        for client in self._node.server.state():
+            for kind, resources in client.types.items():
+                synced = [r for r in resources if r.state is SyncState.SYNCED]
+                found[kind.rpartition(".")[2]] = {
+                    "synced": len(synced),
+                    "others": [
+                        {
+                            "name": r.name,
+                            "state": r.state,
+                            "version": r.version,
+                            "acked": r.acked,
+                            "error": r.error,
+                        }
+                        for r in resources
+                        if r.state is not SyncState.SYNCED
+                    ],
+                }
+        return found
 
     def _counters(self) -> dict[str, dict[str, int]]:
         return {
@@ -116,7 +136,7 @@ class Report:
                 "packets": packets,
                 "bytes": size,
             }
-            for number, (packets, size) in self._applier.tables.counters().items()
+            for number, (packets, size) in self._node.tables.counters().items()
         }
 
     def get(self, kind: str, object_name: str | None, namespace: str, all_namespaces: bool) -> Any:

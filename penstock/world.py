@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
+from functools import cached_property, lru_cache
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import TypeVar
 
 from penstock.manifests.document import Document, ObjectKey
@@ -20,6 +20,12 @@ WorkloadName = tuple[str, str]
 """(namespace, name) of a workload."""
 
 K = TypeVar("K")
+
+
+@lru_cache(maxsize=65536)
+def parse_address(text: str) -> Address:
+    """The address that `text` spells. The same few are read at every change. Raises ValueError."""
+    return ip_address(text)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,9 @@ def get(
     from penstock.control import ControlClient
 
     with ControlClient(run_dir) as client:
-        found = client.call("get", kind=kind, object_name=name, namespace=namespace, all_namespaces=all_namespaces)
+        found = client.call(
+            "get", kind=kind, object_name=name, namespace=namespace, all_namespaces=all_namespaces
+        )
     items = found["items"] if name is None else [found]
     rows = [
         (

@@ -25,7 +25,8 @@ def line(record: dict[str, Any]) -> str:
     """One record for people."""
     when = datetime.fromtimestamp(record["time"]).strftime("%H:%M:%S.%f")[:-3]
     verdict = click.style(f"{record['verdict']:10}", fg=_COLOURS.get(record["verdict"]))
-    head = f"{when} {verdict} {record['protocol']:8} {_party(record['source'])} -> {_party(record['destination'])}"
+    parties = f"{_party(record['source'])} -> {_party(record['destination'])}"
+    head = f"{when} {verdict} {record['protocol']:8} {parties}"
     if record["type"] == "flow":
         rule = f" by {record['rule']}" if record["rule"] else ""
         return f"{head} {record['reason']}{rule}"

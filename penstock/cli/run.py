@@ -63,8 +63,9 @@ def run(
     """
     import uvloop
 
-    from penstock.daemon import Daemon, Options
+    from penstock.daemon import Daemon
     from penstock.mtls.spiffe import check_trust_domain
+    from penstock.node import Options
     from penstock.observe.logs import set_up
     from penstock.world import Settings
 
@@ -80,6 +81,7 @@ def run(
     )
 
     async def main() -> None:
-        await Daemon(options).run()
+        daemon = await Daemon.open(options)
+        await daemon.run()
 
     uvloop.run(main())

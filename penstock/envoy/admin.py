@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +99,7 @@ class Admin:
 
     async def stats(self, prefix: str) -> Mapping[str, int]:
         """Counters and gauges whose names begin with `prefix`."""
-        text = await self.request(f"/stats?filter=^{quote(prefix)}&type=All")
+        text = await self.request(f"/stats?filter=^{quote(re.escape(prefix))}")
         pairs = (line.rpartition(": ") for line in text.decode().splitlines())
         return {name: int(value) for name, _, value in pairs if value.isdigit()}
 

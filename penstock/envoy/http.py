@@ -2,7 +2,8 @@
 
 It leaves requests alone as far as HTTP lets a proxy: no x-forwarded-for, no own server or request-id
 header, no time limits of its own. What could turn a policy is dealt with: paths are normalised before
-anything looks at them, and the headers with which a client steers Envoy's router are dropped.
+anything looks at them, and no address is internal, so that Envoy drops the headers (x-envoy-retry-on and
+the like) with which a client could steer its router.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from google.protobuf.message import Message
 
 from penstock.envoy import accesslog, names, routes
 from penstock.envoy.protos import ADS, extension, pack, seconds
+from penstock.routing.model import ProxyListener
 
 _TRUE = wrappers_pb2.BoolValue(value=True)
 _FALSE = wrappers_pb2.BoolValue(value=False)
@@ -30,29 +32,15 @@ _Hcm = hcm_pb2.HttpConnectionManager
 
 DENIED = "Access denied\r\n"
 
-_ROUTER_HEADERS = (
-    "x-envoy-hedge-on-per-try-timeout",
-    "x-envoy-max-retries",
-    "x-envoy-retriable-header-names",
-    "x-envoy-retriable-status-codes",
-    "x-envoy-retry-grpc-on",
-    "x-envoy-retry-on",
-    "x-envoy-upstream-alt-stat-name",
-    "x-envoy-upstream-rq-per-try-timeout-ms",
-    "x-envoy-upstream-rq-timeout-alt-response",
-    "x-envoy-upstream-rq-timeout-ms",
-    "x-envoy-upstream-stream-duration-ms",
-)
-
 
 def _filter(name: str, config: Message) -> hcm_pb2.HttpFilter:
     return hcm_pb2.HttpFilter(name=name, typed_config=pack(config))
 
 
 def _early_mutation() -> header_mutation_pb2.HeaderMutation:
-    mutations = [mutation_rules_pb2.HeaderMutation(remove=name) for name in _ROUTER_HEADERS]
-    mutations.append(mutation_rules_pb2.HeaderMutation(append=routes.destination_header()))
-    return header_mutation_pb2.HeaderMutation(mutations=mutations)
+    """What happens to a request before anything looks at it: it is told which address was dialled."""
+    overwrite = mutation_rules_pb2.HeaderMutation(append=routes.destination_header())
+    return header_mutation_pb2.HeaderMutation(mutations=[overwrite])
 
 
 def _local_reply() -> hcm_pb2.LocalReplyConfig:
@@ -96,6 +84,7 @@ def _base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
         ],
         local_reply_config=_local_reply(),
         use_remote_address=_FALSE,
+        internal_address_config=_Hcm.InternalAddressConfig(),
         skip_xff_append=True,
         generate_request_id=_FALSE,
         preserve_external_request_id=True,
@@ -115,9 +104,9 @@ def _router() -> hcm_pb2.HttpFilter:
     )
 
 
-def by_service(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
+def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     """Routes by the table of the virtual address that was dialled; an unknown one answers 404."""
-    manager = _base(listener, stat_prefix)
+    manager = _base(listener.name, stat_prefix)
     builder = hcm_pb2.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder
     extractor = builder.HeaderValueExtractor(name=names.DESTINATION_HEADER, index=0)
     manager.scoped_routes.CopyFrom(
@@ -134,10 +123,12 @@ def by_service(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager
     return manager
 
 
-def by_workload(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
+def by_workload(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     """Sends each request to exactly the address that was dialled."""
-    manager = _base(listener, stat_prefix)
-    manager.rds.CopyFrom(hcm_pb2.Rds(config_source=ADS, route_config_name=names.WORKLOADS))
+    manager = _base(listener.name, stat_prefix)
+    manager.rds.CopyFrom(
+        hcm_pb2.Rds(config_source=ADS, route_config_name=names.workloads_table(listener.source_class))
+    )
     config = header_to_metadata_pb2.Config
     rule = config.Rule(
         header=names.DESTINATION_HEADER,

@@ -9,11 +9,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import resource
+import select
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -24,11 +25,14 @@ from penstock.envoy.admin import Admin
 from penstock.envoy.bootstrap import admin_socket, bootstrap
 from penstock.envoy.errors import EnvoyAdminError, EnvoyMissingError, EnvoyStartError
 
+log = logging.getLogger(__name__)
+
 UID = 64055
 """User and group without a name: the range 60000-64999 is allocated by Debian on demand and rarely met."""
 
 _CAPABILITIES = "-all,+net_admin,+net_bind_service"
 _OPEN_FILES = 1 << 20
+_WAIT_AND_BECOME = 'echo $$; read -r go && exec "$@" </dev/null >>"$0" 2>&1'
 _START_TIMEOUT = 15.0
 _SHARED_MEMORY = Path("/dev/shm")
 _BACKOFF = (0.1, 10.0)
@@ -70,23 +74,6 @@ def _open_files() -> int:
     return min(hard, _OPEN_FILES)
 
 
-# With hot restart on, Envoy asks the kernel to be ended with its parent (PR_SET_PDEATHSIG). So its parent
-# must be gone before it starts: a shell that puts it in the background and exits.
-_DETACH = 'setsid "$@" </dev/null >>"$0" 2>&1 & echo $!'
-
-
-def _detached(command: list[str], log: Path) -> int:
-    """Start `command` in a session of its own, as nobody's child, its output appended to `log`; its pid."""
-    done = subprocess.run(
-        ["sh", "-c", _DETACH, str(log), *command],
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        check=True,
-        env={"PATH": os.environ.get("PATH", os.defpath)},
-    )
-    return int(done.stdout)
-
-
 def _settle(future: asyncio.Future[None]) -> None:
     if not future.done():
         future.set_result(None)
@@ -106,6 +93,7 @@ class EnvoyProcess:
         concurrency: int | None = None,
         log_level: str = "warning",
     ) -> None:
+        self.run_dir = run_dir
         self._directory = run_dir / "envoy"
         self._base_id = base_id(run_dir)
         self._files = _open_files()
@@ -137,13 +125,37 @@ class EnvoyProcess:
         ]  # fmt: skip
 
     def _spawn(self) -> int:
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o750)
-        os.chown(self._directory, *self._owner)
-        (self._directory / "bootstrap.json").write_text(self._bootstrap)
-        os.chmod(self._directory / "bootstrap.json", 0o644)
-        pid = _detached(self._command(), self._directory / "envoy.log")
-        self._pid_file.write_text(f"{pid}\n")
-        return pid
+        """Starts it as a child of nobody and returns its pid.
+
+        Envoy asks the kernel for a SIGTERM when its parent ends, so the one that forks it must be gone
+        before it becomes Envoy: it says its pid, and waits for our word.
+        """
+        # The files here stay root's: what Envoy can write to, we must not follow or believe.
+        sockets = admin_socket(self.run_dir).parent
+        sockets.mkdir(parents=True, exist_ok=True)
+        os.chown(sockets, *self._owner)
+        sockets.chmod(0o750)
+        path = self._directory / "bootstrap.json"
+        path.write_text(self._bootstrap)
+        path.chmod(0o644)
+        says, its_output = os.pipe()
+        its_input, go = os.pipe()
+        with open(says) as said, open(go, "w") as word:
+            parent = os.posix_spawnp(
+                "setsid",
+                ["setsid", "--fork", "sh", "-c", _WAIT_AND_BECOME, str(self._log), *self._command()],
+                {"PATH": os.environ.get("PATH", os.defpath)},
+                file_actions=[(os.POSIX_SPAWN_DUP2, its_input, 0), (os.POSIX_SPAWN_DUP2, its_output, 1)],
+            )
+            os.close(its_input)
+            os.close(its_output)
+            pid = said.readline()
+            os.waitpid(parent, 0)
+            if not pid:
+                raise EnvoyStartError("Envoy could not be forked")
+            self._pid_file.write_text(pid)
+            word.write("go\n")
+        return int(pid)
 
     async def start(self) -> bool:
         """Adopts the Envoy of this run directory, or starts one. True if it was adopted.
@@ -155,7 +167,8 @@ class EnvoyProcess:
             return True
         await self.stop()
         self.pid = self._spawn()
-        self._pidfd = os.pidfd_open(self.pid)
+        with contextlib.suppress(ProcessLookupError):
+            self._pidfd = os.pidfd_open(self.pid)
         deadline = time.monotonic() + _START_TIMEOUT
         while not await self._answers():
             if self._ended() or time.monotonic() > deadline:
@@ -166,7 +179,7 @@ class EnvoyProcess:
 
     def _last_words(self) -> str:
         with contextlib.suppress(OSError, IndexError):
-            return (self._directory / "envoy.log").read_text(errors="replace").splitlines()[-1]
+            return self._log.read_text(errors="replace").splitlines()[-1]
         return "it said nothing"
 
     async def adopt(self) -> bool:
@@ -209,20 +222,20 @@ class EnvoyProcess:
     # -- its end ------------------------------------------------------------------------------------
 
     @property
+    def _log(self) -> Path:
+        return self._directory / "envoy.log"
+
+    @property
     def _pid_file(self) -> Path:
         return self._directory / "envoy.pid"
 
     def _ended(self) -> bool:
-        """Whether it is gone. Reaps it if it was our child."""
+        """Whether it is gone (a pidfd is readable then, also while nobody has reaped the process)."""
         if self._pidfd is None:
             return True
-        with contextlib.suppress(ChildProcessError):
-            os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG)
-        try:
-            signal.pidfd_send_signal(self._pidfd, 0)
-        except ProcessLookupError:
-            return True
-        return False
+        poll = select.poll()
+        poll.register(self._pidfd, select.POLLIN)
+        return bool(poll.poll(0))
 
     async def wait_exit(self) -> None:
         """Returns when the process is gone; at once if there is none."""
@@ -230,13 +243,11 @@ class EnvoyProcess:
             return
         loop = asyncio.get_running_loop()
         ended: asyncio.Future[None] = loop.create_future()
-        # A pidfd is readable when its process has ended (pidfd_open(2)).
         loop.add_reader(self._pidfd, _settle, ended)
         try:
             await ended
         finally:
             loop.remove_reader(self._pidfd)
-        self._ended()
 
     async def keep(self, on_start: Callable[[bool], None]) -> None:
         """Keeps an Envoy running until cancelled, and leaves it running then.
@@ -245,14 +256,19 @@ class EnvoyProcess:
         """
         pause = _BACKOFF[0]
         while True:
-            with contextlib.suppress(EnvoyStartError):
+            try:
                 adopted = await self.start()
+            except EnvoyStartError as error:
+                log.error("%s; trying again in %.1f s", error, pause)
+            else:
+                log.info("Envoy %s: pid %s", "adopted" if adopted else "started", self.pid)
                 since = time.monotonic()
                 on_start(adopted)
                 await self.wait_exit()
                 self._release()
                 if time.monotonic() - since > _HEALTHY_AFTER:
                     pause = _BACKOFF[0]
+                log.error("Envoy ended: %s; starting it again in %.1f s", self._last_words(), pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _BACKOFF[1])
 
@@ -266,7 +282,7 @@ class EnvoyProcess:
                     await asyncio.wait_for(self.wait_exit(), seconds)
                     break
         self._release()
-        for leftover in (self._pid_file, admin_socket(self._directory.parent)):
+        for leftover in (self._pid_file, admin_socket(self.run_dir)):
             leftover.unlink(missing_ok=True)
         for epoch in range(10):
             (_SHARED_MEMORY / f"envoy_shared_memory_{self._base_id}{epoch}").unlink(missing_ok=True)

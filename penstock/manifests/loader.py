@@ -170,6 +170,7 @@ class _Reader:
                 message = "has no value"
                 self._report(Finding(path, message, "leave it out, or write what it holds", "type"))
             absent.append(path)
+        is_whole = not self.problems
         shape.drop_nulls(value, tuple(absent))
         converted = shape.convert(value, served.type)
         if converted is None:
@@ -179,7 +180,7 @@ class _Reader:
             if len(self.problems) == before:
                 self._report(Finding((), f"is not a {served.name}", code="type"))
             return None
-        return cast(AnyKind, converted)
+        return cast(AnyKind, converted) if is_whole else None
 
     def _report(self, finding: Finding) -> None:
         self.problems.append(

@@ -1,4 +1,5 @@
-"""What only the whole set of objects shows: names and selectors that find nothing, addresses given twice.
+"""What only the whole set of objects shows: names and selectors that find nothing, addresses
+given twice, L7 rules that another rule makes void.
 
 Warnings all: the object is in force as it is written, and what it names may still come.
 """
@@ -17,11 +18,11 @@ from penstock.manifests.kinds import (
     Labels,
     LabelSelector,
     PeerAuthentication,
-    PolicyRule,
     Service,
     Workload,
 )
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, show_path
+from penstock.manifests.voided import rules_of, voided
 
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
 SERVICE_ACCOUNT_LABEL = "io.cilium.k8s.policy.serviceaccount"
@@ -37,6 +38,7 @@ def review(documents: Iterable[Document]) -> list[Problem]:
         if (reviewer := _REVIEWERS.get(type(document.value))) is not None:
             for finding in reviewer(document, inventory):
                 problems.append(_problem(document, finding))
+    problems += [_problem(document, finding) for document, finding in voided(everything)]
     return sorted(problems, key=lambda p: (p.file, p.line))
 
 
@@ -175,10 +177,8 @@ def _peer(selector: LabelSelector, path: Path, inventory: _Inventory, namespace:
 def _policy(document: Document, inventory: _Inventory) -> Iterator[Finding]:
     policy = document.value
     assert isinstance(policy, CiliumNetworkPolicy)
-    rules: list[tuple[Path, PolicyRule]] = [(("spec",), policy.spec)] if policy.spec else []
-    rules += [(("specs", i), rule) for i, rule in enumerate(policy.specs or ())]
     namespace = document.key.namespace
-    for path, rule in rules:
+    for path, rule in rules_of(policy):
         if rule.endpoint_selector is not None:
             yield from _selects(rule.endpoint_selector, (*path, "endpointSelector"), inventory, namespace)
         peers: list[tuple[Path, list[LabelSelector] | None]] = []

@@ -32,7 +32,8 @@ class JsonFormatter(logging.Formatter):
 
 class PlainFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
-        text = f"{datetime.fromtimestamp(record.created):%H:%M:%S} {record.levelname.lower():7} {record.getMessage()}"
+        moment = datetime.fromtimestamp(record.created)
+        text = f"{moment:%H:%M:%S} {record.levelname.lower():7} {record.getMessage()}"
         extra = " ".join(f"{k}={v}" for k, v in _extra(record).items())
         text = f"{text}  {extra}" if extra else text
         return f"{text}\n{self.formatException(record.exc_info)}" if record.exc_info else text

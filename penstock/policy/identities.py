@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import ip_address
+from dataclasses import dataclass, field
 
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import Node, Workload
-from penstock.policy.labels import RESERVED, reserved_labels, workload_labels
-from penstock.world import Address, Attachment, World
+from penstock.policy.labels import RESERVED, LabelIndex, reserved_labels, workload_labels
+from penstock.policy.rules import Peers
+from penstock.world import Address, Attachment, World, parse_address
 
 MESH_ANNOTATION = "penstock.dev/mesh"
 
@@ -65,7 +65,19 @@ class Members:
     """All workloads, and the labels of every identity (reserved ones included)."""
 
     all: tuple[Member, ...]
-    labels: Mapping[int, Mapping[str, str]]
+    index: LabelIndex
+    _resolved: dict[Peers, frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def labels(self) -> Mapping[int, Mapping[str, str]]:
+        return self.index.labels
+
+    def meant(self, peers: Peers) -> frozenset[int]:
+        """The identities that `peers` means; looked up once."""
+        found = self._resolved.get(peers)
+        if found is None:
+            found = self._resolved[peers] = peers.resolve(self.index)
+        return found
 
     def local(self) -> tuple[Member, ...]:
         return tuple(m for m in self.all if m.local and m.attachment is not None)
@@ -102,7 +114,7 @@ def members(world: World) -> Members:
         )
         name = (document.key.namespace, document.key.name)
         attachment = world.attachments.get(name) if local else None
-        addresses = tuple(ip_address(a) for a in workload.spec.addresses)
+        addresses = tuple(parse_address(a) for a in workload.spec.addresses)
         result.append(
             Member(
                 document=document,
@@ -117,4 +129,4 @@ def members(world: World) -> Members:
                 attachment=attachment,
             )
         )
-    return Members(tuple(result), labels)
+    return Members(tuple(result), LabelIndex(labels))

@@ -16,6 +16,7 @@ from penstock.redirect import layout
 from penstock.redirect.layout import SHAPES, Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
 from penstock.routing.model import ListenerKind
+from penstock.world import Address
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services")
@@ -98,6 +99,14 @@ class Tables:
                 value[:2], "big"
             )
         return found
+
+    def identities(self) -> Mapping[Address, int]:
+        """Single addresses and who they are."""
+        return {
+            layout.address_of(raw[4:20]): int(struct.unpack_from("=I", value)[0])
+            for raw, value in self._now["ipcache"].items()
+            if struct.unpack_from("=I", raw)[0] == 128
+        }
 
     def http_services(self) -> frozenset[ServiceKey]:
         return frozenset(

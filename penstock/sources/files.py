@@ -71,6 +71,8 @@ class FileSource:
         if not os.path.isdir(self._directory):
             raise InputError(f"{directory}: there is no such directory", hint=f"mkdir -p {directory}")
         self._inotify = Inotify(cache_size=128)
+        # asyncinotify 4.4 gives its NONBLOCK flag the value of CLOEXEC.
+        os.set_blocking(self._inotify.fd, False)
         self._watched: dict[int, _Watched] = {}
         """By watch descriptor: the kernel has one for each directory, whatever it is called."""
         self._targets: dict[str, set[str]] = {}
@@ -80,6 +82,7 @@ class FileSource:
         self._events: list[Event] = []
         self._arrived = asyncio.Event()
         self._lost = False
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     def __enter__(self) -> FileSource:
         return self
@@ -90,6 +93,7 @@ class FileSource:
         self.close()
 
     def close(self) -> None:
+        self._stop_draining()
         self._inotify.close()
 
     @property
@@ -113,15 +117,15 @@ class FileSource:
 
     async def changes(self) -> AsyncIterator[Mapping[str, str | None]]:
         """Every later change as it happens, in the form of `scan`. Runs until it is cancelled."""
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._inotify.fd, self._drain)
+        self._loop = asyncio.get_running_loop()
+        self._loop.add_reader(self._inotify.fd, self._drain)
         try:
             while True:
                 await self._wait()
                 if changes := self._look():
                     yield changes
         finally:
-            loop.remove_reader(self._inotify.fd)
+            self._stop_draining()
 
     # --- watching -----------------------------------------------------------------------------------------
 
@@ -167,6 +171,11 @@ class FileSource:
         for parent in parents:
             self._watch(parent, "")
         return parents
+
+    def _stop_draining(self) -> None:
+        loop, self._loop = self._loop, None
+        if loop is not None and not loop.is_closed():
+            loop.remove_reader(self._inotify.fd)
 
     def _drain(self) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""Nodes and workloads out of network namespaces, with a real Envoy and real xDS, for the tests of penstock.envoy.
+"""Nodes and workloads out of network namespaces, with a real Envoy and real xDS.
 
 Everything that speaks is in this process: sockets are made inside the namespaces and used from here.
 """
@@ -26,15 +26,16 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
-from penstock.xds.order import Rollout
-from penstock.xds.server import Outcome, XdsServer
-from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
 
 from penstock.envoy.names import TRUST_BUNDLE
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.envoy.resources import Builder
+from penstock.observe.als import RequestRecord, access_log_service
 from penstock.routing.model import ProxyModel
 from penstock.world import Settings
+from penstock.xds.order import Rollout
+from penstock.xds.server import Outcome, XdsServer
+from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
 
 Address = IPv4Address | IPv6Address
 PREFIX = "ptenvoy-"
@@ -58,7 +59,7 @@ def _setns(fd: int) -> None:
 
 @contextlib.contextmanager
 def inside(namespace: str) -> Iterator[None]:
-    """Runs this thread in a network namespace. Awaiting inside takes others along: only where nothing else runs."""
+    """Runs this thread in a network namespace. Awaiting inside takes all other tasks along."""
     with open("/proc/thread-self/ns/net") as home, open(f"/run/netns/{PREFIX}{namespace}") as there:
         _setns(there.fileno())
         try:
@@ -259,7 +260,9 @@ class Node:
     """Of its workloads, closed at the end."""
 
     def __post_init__(self) -> None:
-        self.xds = XdsServer(self.run_dir / "xds.sock", group=UID)
+        self.log: asyncio.Queue[RequestRecord] = asyncio.Queue()
+        logs = access_log_service(self.log.put_nowait)
+        self.xds = XdsServer(self.run_dir / "xds.sock", services=(logs,), group=UID)
         self.envoy = EnvoyProcess(self.run_dir, node=self.name, concurrency=2, log_level="warning")
         self.builder = Builder(self.settings, resource)
 

@@ -1,4 +1,4 @@
-"""HTTP listeners as a client sees them: routes, shares, rights, and that they change under open connections."""
+"""HTTP listeners as a client sees them: routes, shares, rights, and changes under open connections."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ import pytest
 import pytest_asyncio
 from envoy_rig import GATEWAY, Node, Steer, Workload, nodes, run
 
+from penstock.envoy import marks
+from penstock.envoy.resources import LISTENER, ROUTE
 from penstock.routing.model import (
     ListenerKind,
     ProxyCluster,
@@ -28,6 +30,7 @@ from penstock.routing.model import (
     ServiceTable,
     StringMatch,
 )
+from penstock.xds.snapshot import Snapshot
 
 VIP4, VIP6 = IPv4Address("10.96.0.10"), IPv6Address("fd00:10:96::10")
 SERVICE, SERVICE_OTHER, WORKLOAD = 15001, 15002, 15003
@@ -218,20 +221,68 @@ async def test_a_denial_says_what_a_policy_says_and_a_backends_own_is_left_alone
     assert (grpc.headers["grpc-message"], grpc.body) == ("Access denied", b"")
     own = await connection.request("/", x_status="403")
     assert (own.status, own.json()["backend"]) == (403, "n1-one")
-    unknown = await connection.request("/two", x_envoy_retry_on="retriable-status-codes", x_envoy_max_retries="9",
-                                       x_envoy_retriable_status_codes="403")  # fmt: skip
-    assert unknown.status == 403
     connection.close()
 
 
 async def test_denied_requests_are_neither_retried_nor_reweighted(mesh: Mesh) -> None:
     await mesh.node.apply(mesh.model(route("split", EVERYTHING, ("one", 1), ("two", 1))))
     connection = await mesh.a.connect(VIP4, 80)
-    retry = {"x_envoy_retry_on": "5xx,retriable-status-codes", "x_envoy_retriable_status_codes": "403"}
+    retry = {
+        "x_envoy_retry_on": "5xx,retriable-status-codes",
+        "x_envoy_retriable_status_codes": "403",
+        "x_envoy_max_retries": "9",
+        # Makes Envoy believe that the request comes from a trusted network.
+        "x_forwarded_for": "10.0.0.1",
+    }
     statuses = Counter([(await connection.request(**retry)).status for _ in range(200)])
     connection.close()
     assert statuses.keys() == {200, 403}
     assert 60 < statuses[403] < 140, statuses
+
+
+async def test_each_request_is_logged_with_what_became_of_it(mesh: Mesh) -> None:
+    routes = (
+        route("default/denied/0/0", RouteMatch(StringMatch("prefix", "/two")), ("two", 1)),
+        route("default/open/0/0", EVERYTHING, ("one", 1)),
+    )
+    await mesh.node.apply(mesh.model(*routes))
+    async with asyncio.timeout(5):
+        await mesh.a.get(VIP4, 80, "/x?y=z")
+        served = await mesh.node.log.get()
+        await mesh.b.get(VIP4, 80, "/two")
+        denied = await mesh.node.log.get()
+    assert (served.log_name, served.route_name, served.code) == ("http-service/7", "default/open/0/0", 200)
+    assert (served.source[0], served.destination) == (str(mesh.a.v4), (str(VIP4), 80))
+    assert (served.upstream, served.path) == ((str(mesh.one.v4), 8080), "/x?y=z")
+    assert (denied.log_name, denied.route_name, denied.code) == ("http-service/8", "default/denied/0/0", 403)
+    assert (denied.upstream[0], denied.details) == (
+        str(mesh.two.v4),
+        "rbac_access_denied_matched_policy[none]",
+    )
+
+
+async def test_a_listener_without_its_routes_is_told_as_warming(mesh: Mesh) -> None:
+    types = dict(mesh.node.builder.build(mesh.model()))
+    del types[ROUTE]
+    mesh.node.xds.publish(Snapshot(types))
+    assert (await mesh.node.xds.wait_acked([LISTENER], 5)).ok
+    states = await mesh.node.envoy.admin.listeners()
+    assert states["http-workload/7"].active is None
+    assert states["http-workload/7"].warming == types[LISTENER]["http-workload/7"].version
+    await mesh.node.apply(mesh.model())
+    states = await mesh.node.envoy.admin.listeners()
+    assert states["http-workload/7"].active == types[LISTENER]["http-workload/7"].version
+
+
+async def test_long_regular_expressions_are_taken(mesh: Mesh) -> None:
+    long = "|".join(f"/tenant-{number}/[a-z0-9-]+/(items|orders)" for number in range(60))
+    await mesh.node.apply(
+        mesh.model(
+            route("long", RouteMatch(StringMatch("regex", long)), ("one", 1)),
+            rights=(Rights((7,), ("web",), ((RequestMatch(path=long),),)),),
+        )
+    )
+    assert (await mesh.a.get(VIP4, 80, "/tenant-59/a-b/orders")).status == 200
 
 
 async def test_no_rights_deny_everything(mesh: Mesh) -> None:
@@ -253,6 +304,60 @@ async def test_rules_and_routes_change_under_an_open_connection(mesh: Mesh) -> N
     assert (await service.request("/public")).json()["backend"] == "n1-two"
     service.close()
     workload.close()
+
+
+async def test_an_endpoint_that_changes_its_class_is_judged_anew(mesh: Mesh) -> None:
+    model = mesh.model(route("all", EVERYTHING, ("one", 1)))
+    await mesh.node.apply(model)
+    service, workload = await mesh.a.connect(VIP4, 80), await mesh.a.connect(mesh.one.v4, 8080)
+    assert (await service.request()).status == (await workload.request()).status == 200
+
+    def guarded(endpoints: tuple[ProxyEndpoint, ...]) -> tuple[ProxyEndpoint, ...]:
+        return tuple(replace(endpoint, policy_class="guarded") for endpoint in endpoints)
+
+    clusters = tuple(replace(cluster, endpoints=guarded(cluster.endpoints)) for cluster in model.clusters)
+    await mesh.node.apply(replace(model, clusters=clusters, workloads=guarded(model.workloads)))
+    assert (await service.request()).status == (await workload.request()).status == 403
+
+
+async def test_the_sockets_of_both_sides_are_marked(mesh: Mesh) -> None:
+    await mesh.node.apply(mesh.model(route("all", EVERYTHING, ("one", 1))))
+    for vip, backend in ((VIP4, str(mesh.one.v4)), (VIP6, f"[{mesh.one.v6}]")):
+        connection = await mesh.a.connect(vip, 80)
+        assert (await connection.request()).status == 200
+        lines = mesh.node.sh("ss -tnHOe state established").splitlines()
+        downstream = [line for line in lines if "10:96::10]:80 " in line or "10.96.0.10:80 " in line]
+        upstream = [line for line in lines if f"{backend}:8080 " in line]
+        assert len(downstream) == len(upstream) == 1, lines
+        assert f"fwmark:{marks.DOWNSTREAM:#x} " in downstream[0]
+        assert f"fwmark:{marks.UPSTREAM:#x} " in upstream[0]
+        connection.close()
+
+
+async def test_a_listener_serves_before_there_is_any_service(mesh: Mesh) -> None:
+    full = mesh.model()
+    await mesh.node.apply(replace(full, services=()))
+    states = await mesh.node.envoy.admin.listeners()
+    assert all(states[item.name].active and not states[item.name].warming for item in full.listeners)
+    assert (await mesh.a.get(VIP4, 80)).status == 404
+
+
+async def test_a_backend_that_speaks_http2_is_spoken_to_in_http2(mesh: Mesh) -> None:
+    preface: asyncio.Queue[bytes] = asyncio.Queue()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        preface.put_nowait(await reader.readexactly(24))
+        writer.close()
+
+    async with contextlib.AsyncExitStack() as stack:
+        await mesh.one.listen(9000, listen, stack)
+        model = mesh.model(route("all", EVERYTHING, ("h2", 1)))
+        endpoint = ProxyEndpoint(mesh.one.v4, 9000, "web")
+        await mesh.node.apply(
+            replace(model, clusters=(*model.clusters, ProxyCluster("h2", 4, (endpoint,), http2=True)))
+        )
+        assert (await mesh.a.get(VIP4, 80)).status == 503
+        assert await asyncio.wait_for(preface.get(), 2) == b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 
 
 async def test_the_ack_of_a_new_service_means_that_its_routes_are_usable(mesh: Mesh) -> None:
@@ -283,6 +388,15 @@ async def test_a_workloads_own_address_is_served_by_nobody_else(mesh: Mesh) -> N
     await mesh.node.apply(replace(full, workloads=full.workloads[2:]))
     assert (await mesh.a.get(mesh.one.v4, 8080)).status == 503
     assert (await mesh.a.get(mesh.two.v4, 8080)).status == 200
+
+
+async def test_a_backend_that_is_a_proxy_port_makes_no_loop(mesh: Mesh) -> None:
+    model = mesh.model(route("loop", EVERYTHING, ("loop", 1)))
+    endpoints = tuple(ProxyEndpoint(IPv4Address("127.0.0.1"), port, "web") for port in (SERVICE, WORKLOAD))
+    await mesh.node.apply(replace(model, clusters=(*model.clusters, ProxyCluster("loop", 4, endpoints))))
+    assert (await mesh.a.get(VIP4, 80)).status == 503
+    served = await mesh.node.envoy.admin.stats("http.http_service.downstream_rq_total")
+    assert served == {"http.http_service.downstream_rq_total": 1}
 
 
 async def test_what_a_client_sends_reaches_the_backend_unchanged(mesh: Mesh) -> None:

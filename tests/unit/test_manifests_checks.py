@@ -72,7 +72,8 @@ def test_good_policies(body: str) -> None:
             "spec.endpointSelector.matchExpressions[0].values: In needs values",
         ),
         (
-            "spec: {endpointSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}, ingress: []}",
+            "spec: {endpointSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}, "
+            "ingress: []}",
             "spec.endpointSelector.matchExpressions[0].values: Exists takes no values",
         ),
         (
@@ -146,7 +147,8 @@ def rule(entry: str) -> str:
         "spec: {hostnames: ['*.a.example']}",
         rule("{backendRefs: [{name: a, port: 80, weight: 0}]}"),
         rule(
-            "{matches: [{path: {type: RegularExpression, value: '/a[0-9]+'}, headers: [{name: A, value: b}]}]}"
+            "{matches: [{path: {type: RegularExpression, value: '/a[0-9]+'}, "
+            "headers: [{name: A, value: b}]}]}"
         ),
         rule("{backendRefs: [{kind: Other, group: x.io, name: a}]}"),
     ],

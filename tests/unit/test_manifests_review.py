@@ -33,7 +33,8 @@ def service(name: str, spec: str) -> str:
 
 
 def route(spec: str) -> str:
-    return f"apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {{name: r}}\nspec: {{{spec}}}\n"
+    head = "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\n"
+    return f"{head}spec: {{{spec}}}\n"
 
 
 PARENT = "parentRefs: [{group: '', kind: Service, name: web, port: 80}]"
@@ -55,15 +56,15 @@ def test_selectors_that_match_are_silent() -> None:
 
 def test_a_value_that_no_workload_has() -> None:
     assert said(workload("w"), policy("{matchLabels: {app: wbe}}")) == [
-        "CiliumNetworkPolicy p: spec.endpointSelector.matchLabels.app: selects no workload in namespace default: "
-        'none has app "wbe"; did you mean "web"?'
+        "CiliumNetworkPolicy p: spec.endpointSelector.matchLabels.app: "
+        'selects no workload in namespace default: none has app "wbe"; did you mean "web"?'
     ]
 
 
 def test_a_label_that_no_workload_has() -> None:
     assert said(workload("w"), policy("{}", "{matchLabels: {ap: web}}")) == [
-        "CiliumNetworkPolicy p: spec.ingress[0].fromEndpoints[0].matchLabels.ap: selects no workload in namespace "
-        'default: none has the label "ap"; did you mean "app"?'
+        "CiliumNetworkPolicy p: spec.ingress[0].fromEndpoints[0].matchLabels.ap: "
+        'selects no workload in namespace default: none has the label "ap"; did you mean "app"?'
     ]
 
 
@@ -79,7 +80,8 @@ def test_workloads_of_another_namespace() -> None:
 
 def test_no_workload_at_all() -> None:
     assert said(policy("{matchLabels: {app: web}}")) == [
-        "CiliumNetworkPolicy p: spec.endpointSelector: selects no workload: there is none in namespace default"
+        "CiliumNetworkPolicy p: spec.endpointSelector: "
+        "selects no workload: there is none in namespace default"
     ]
 
 
@@ -127,3 +129,33 @@ def test_addresses_given_twice() -> None:
         "Workload v: spec.addresses[0]: 10.0.0.1 is also the address of Workload default/w (f:6)"
     )
     assert len(found) == 2
+
+
+def void(*entries: str) -> list[str]:
+    text = (
+        "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: p}\n"
+        "spec:\n  endpointSelector: {}\n  ingress:\n" + "".join(f"  - {entry}\n" for entry in entries)
+    )
+    return said(workload("w"), text)
+
+
+L7 = "{fromEndpoints: [{}], toPorts: [{ports: [{port: 80}], rules: {http: [{path: /a}]}}]}"
+
+
+def test_an_l7_rule_beside_a_broad_l4_allow() -> None:
+    message = (
+        "CiliumNetworkPolicy p: spec.ingress[0].toPorts[0].rules.http: is void: "
+        "f:13 spec.ingress[1]{} allows every request of the same peers on this port; "
+        "give that rule rules.http too, or remove it"
+    )
+    assert void(L7, "{}") == [message.format("")]
+    assert void(L7, "{fromEndpoints: [{}]}") == [message.format("")]
+    assert void(L7, "{toPorts: [{ports: [{port: 70, endPort: 90}]}]}") == [message.format(".toPorts[0]")]
+
+
+def test_an_l7_rule_that_holds() -> None:
+    assert void(L7) == []
+    assert void(L7, L7) == []
+    assert void(L7, "{toPorts: [{ports: [{port: 81}]}]}") == []
+    assert void(L7, "{toPorts: [{ports: [{port: 80, protocol: UDP}]}]}") == []
+    assert void(L7, "{fromEntities: [host]}") == []

@@ -64,21 +64,19 @@ def test_scalars_are_read_as_kubernetes_reads_them(text: str, value: object) -> 
     assert one(f"a: {text}" if text != "-" else "a:\n- ").value == {"a": value}
 
 
+_TEXT = st.text(st.characters(codec="utf-8"), max_size=20)
+
+
+@settings(max_examples=100, deadline=None)
 @given(
     st.recursive(
-        st.none() | st.booleans() | st.integers(-(10**12), 10**12) | st.text(st.characters(codec="utf-8")),
-        lambda inner: st.lists(inner) | st.dictionaries(st.text(st.characters(codec="utf-8")), inner),
-        max_leaves=20,
-    ),
-    st.booleans(),
+        st.none() | st.booleans() | st.integers(-(10**12), 10**12) | _TEXT,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(_TEXT, inner, max_size=3),
+        max_leaves=10,
+    )
 )
-def test_json_reads_as_json(value: object, ascii_only: bool) -> None:
-    text = json.dumps({"a": value}, ensure_ascii=ascii_only, indent=1)
-    found = list(parse(text))
-    if isinstance(found[0], RawDocument):
-        assert found[0].value == {"a": value}
-    else:  # characters that YAML has no place for
-        assert "control character" in found[0].message or "<<" in text
+def test_json_reads_as_json(value: object) -> None:
+    assert one(json.dumps({"a": value}, indent=1)).value == {"a": value}
 
 
 def test_a_key_given_twice_is_found_with_both_lines() -> None:

@@ -1,0 +1,160 @@
+"""What one node's daemon holds: opened in order, let go in order, and taken down for good by `tear_down`.
+
+`close` leaves the datapath, the host's settings and Envoy as they are: the next daemon adopts them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+
+from penstock import state
+from penstock.apply import Applier
+from penstock.control import socket_path
+from penstock.envoy.bootstrap import xds_socket
+from penstock.envoy.process import UID, EnvoyProcess
+from penstock.errors import HostError
+from penstock.mtls.ca import CertificateAuthority
+from penstock.mtls.issuer import Issuer
+from penstock.redirect.datapath import Datapath, take_down
+from penstock.redirect.host import HostSettings
+from penstock.redirect.libbpf import RingBuffer, open_pin
+from penstock.redirect.tables import Tables
+from penstock.world import Allocations, Settings
+from penstock.xds.server import XdsServer
+
+Blocking = Callable[..., Awaitable[Any]]
+"""Runs a call on the one thread that owns netlink and the disk: ``await blocking(function, *arguments)``."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What `penstock run` was asked for. `ca_dir` None keeps the CA in the state directory."""
+
+    config: Path
+    run_dir: Path
+    state_dir: Path
+    node: str
+    ca_dir: Path | None = None
+    settings: Settings = field(default_factory=Settings)
+    concurrency: int | None = None
+
+
+def _pins(run_dir: Path) -> Path:
+    return run_dir / "bpf"
+
+
+def _host_record(run_dir: Path) -> Path:
+    return run_dir / "host.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """Everything that is open. `cookie` is the network namespace's own."""
+
+    lock: int
+    host: HostSettings
+    datapath: Datapath
+    tables: Tables
+    server: XdsServer
+    envoy: EnvoyProcess
+    issuer: Issuer
+    applier: Applier
+    events: RingBuffer
+    allocations: Allocations
+    cookie: int
+
+    async def close(self, blocking: Blocking) -> None:
+        await self.server.stop()
+        self.events.close()
+        self.tables.close()
+        self.datapath.close()
+        await blocking(self.host.close)
+        os.close(self.lock)
+
+
+async def open_node(
+    options: Options,
+    blocking: Blocking,
+    *,
+    on_event: Callable[[bytes], None],
+    services: Sequence[grpc.GenericRpcHandler],
+) -> Node:
+    """Open or adopt all that the node needs. Raises PenstockError if it cannot carry us.
+
+    `on_event` gets the samples of the kernel's ring buffer; `services` are served beside xDS, to Envoy.
+    """
+    for directory in (options.run_dir, options.state_dir):
+        directory.mkdir(parents=True, exist_ok=True)
+    # Envoy's user passes through to its own folder and to the xDS socket, and sees nothing else.
+    options.run_dir.chmod(0o711)
+    lock = _lock(options.run_dir)
+    settings = options.settings
+    ca_dir = options.ca_dir or options.state_dir / "ca"
+    ca = await blocking(CertificateAuthority.open, ca_dir, settings.trust_domain)
+    allocations = await blocking(state.load, options.state_dir)
+    host: HostSettings = await blocking(HostSettings, _host_record(options.run_dir))
+    await blocking(host.up, settings.proxy_source_ports)
+    datapath = Datapath(_pins(options.run_dir))
+    tables = Tables(datapath.pins, settings.proxy_source_ports, host_access=settings.host_access)
+    datapath.attach_cgroup()
+    socket = xds_socket(options.run_dir)
+    socket.unlink(missing_ok=True)
+    server = XdsServer(socket, services=services, group=UID)
+    envoy = EnvoyProcess(options.run_dir, node=options.node, concurrency=options.concurrency)
+    issuer = Issuer(ca, directory=options.state_dir / "svids")
+    applier = Applier(
+        settings=settings,
+        datapath=datapath,
+        tables=tables,
+        host=host,
+        server=server,
+        admin=envoy.admin,
+        issuer=issuer,
+        bundle=ca.bundle_pem,
+        blocking=blocking,
+    )
+    events = RingBuffer(open_pin(datapath.pins / "events"), on_event)
+    cookie = int(await blocking(host.cookie))
+    return Node(lock, host, datapath, tables, server, envoy, issuer, applier, events, allocations, cookie)
+
+
+def _lock(run_dir: Path) -> int:
+    """One daemon for each run directory."""
+    fd = os.open(run_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as e:
+        os.close(fd)
+        raise HostError(
+            f"another daemon runs at {run_dir}", hint="give this one a --run-dir of its own, or stop that one"
+        ) from e
+    return fd
+
+
+def tear_down(run_dir: Path) -> None:
+    """Remove programs, maps, rules, routes, sysctls and Envoy of `run_dir`; twice is fine.
+
+    Raises HostError while a daemon runs there.
+    """
+    if not run_dir.is_dir():
+        return
+    lock = _lock(run_dir)
+    try:
+        asyncio.run(EnvoyProcess(run_dir, node="").stop())
+        take_down(_pins(run_dir))
+        host = HostSettings(_host_record(run_dir))
+        host.down()
+        host.close()
+        for left in (socket_path(run_dir), xds_socket(run_dir)):
+            left.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+        (run_dir / "daemon.lock").unlink(missing_ok=True)

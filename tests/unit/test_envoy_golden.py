@@ -1,0 +1,121 @@
+"""Whole models and the resources they become, word for word.
+
+`python tests/unit/test_envoy_golden.py` writes the files anew; read the difference before you commit it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from ipaddress import IPv4Address, IPv6Address
+from pathlib import Path
+
+import pytest
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
+
+from penstock.envoy.resources import build
+from penstock.routing.model import (
+    ListenerKind,
+    ProxyCluster,
+    ProxyEndpoint,
+    ProxyListener,
+    ProxyModel,
+    RequestMatch,
+    Rights,
+    Route,
+    RouteBackend,
+    RouteMatch,
+    ServiceTable,
+    StringMatch,
+)
+from penstock.world import Settings
+
+GOLDEN = Path(__file__).parent / "golden" / "envoy"
+V1, V2, FAR = IPv4Address("10.244.0.11"), IPv4Address("10.244.0.12"), IPv6Address("fd00:244:1::13")
+WEB = "spiffe://penstock.local/ns/default/sa/web"
+
+MODELS = {
+    "empty": ProxyModel(),
+    "service": ProxyModel(
+        listeners=(ProxyListener("http-service/3", ListenerKind.HTTP_SERVICE, 3, 15001),),
+        services=(
+            ServiceTable(
+                "default/web:80/4",
+                IPv4Address("10.96.0.10"),
+                80,
+                (
+                    Route(
+                        "default/web/0/0",
+                        RouteMatch(
+                            StringMatch("prefix", "/v2/"),
+                            "GET",
+                            (("x-env", StringMatch("regex", "test|dev")),),
+                            (("page", StringMatch("exact", "1")),),
+                        ),
+                        (
+                            RouteBackend("default/web-v2:80/4", 9),
+                            RouteBackend(None, 1),
+                            RouteBackend("default/off:80/4", 0),
+                        ),
+                    ),
+                    Route(
+                        "default/web/1/0",
+                        RouteMatch(StringMatch("prefix", "/")),
+                        (RouteBackend("default/web-v1:80/4", 1),),
+                    ),
+                ),
+                (
+                    Rights((5, 3), ("v2", "v1"), ((RequestMatch(method="GET|HEAD", path="/v2(/.*)?"),),)),
+                    Rights(None, ("v1",)),
+                ),
+            ),
+        ),
+        clusters=(
+            ProxyCluster("default/web-v1:80/4", 4, (ProxyEndpoint(V1, 8080, "v1"),)),
+            ProxyCluster("default/web-v2:80/4", 4, (ProxyEndpoint(V2, 8080, "v2", weight=3),), http2=True),
+        ),
+    ),
+    "workloads": ProxyModel(
+        listeners=(ProxyListener("http-workload/3", ListenerKind.HTTP_WORKLOAD, 3, 15002),),
+        workloads=(ProxyEndpoint(V1, 8080, "v1"), ProxyEndpoint(FAR, 8080, "v2", WEB)),
+        workload_rights=(
+            Rights(
+                (3,),
+                ("v1",),
+                (
+                    (RequestMatch(host="web"), RequestMatch(headers=(("x-token", None), ("x-env", "test")))),
+                    (RequestMatch(),),
+                ),
+            ),
+        ),
+    ),
+    "mesh-tls": ProxyModel(
+        listeners=(
+            ProxyListener("tls-http/4", ListenerKind.TLS_HTTP, 4, 15003, WEB),
+            ProxyListener("tls-tcp/4", ListenerKind.TLS_TCP, 4, 15004, WEB),
+            ProxyListener("tcp-mtls/3/300", ListenerKind.TCP_MTLS, 3, 15005, None, 300, WEB),
+        ),
+        clusters=(ProxyCluster("default/web:80/6", 6, (ProxyEndpoint(FAR, 8080, "v2", WEB),)),),
+    ),
+}
+
+
+def _shown(resources: Mapping[str, Mapping[str, Message]]) -> str:
+    document = {
+        kind.rpartition(".")[2]: {
+            name: MessageToDict(message, preserving_proto_field_name=True) for name, message in items.items()
+        }
+        for kind, items in resources.items()
+    }
+    return json.dumps(document, indent=1, sort_keys=True) + "\n"
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_model_becomes_what_it_became(name: str) -> None:
+    assert _shown(build(MODELS[name], Settings())) == (GOLDEN / f"{name}.json").read_text()
+
+
+if __name__ == "__main__":
+    for name, model in MODELS.items():
+        (GOLDEN / f"{name}.json").write_text(_shown(build(model, Settings())))
