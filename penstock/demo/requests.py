@@ -117,7 +117,7 @@ def live_change(mesh: Mesh) -> Found:
         ),
         got=outcome.told(),
         went=(
-            f"from saving the file to the first request that goes by it: {middle} (median), {longest} at most",
+            f"from saving the file to the first answer by it: {middle} (median), {longest} at most",
         ),
         checks=(
             Check(f"every edit was seen in an answer within {EFFECT:.0f} s", max(delays) < EFFECT),
