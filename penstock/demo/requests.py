@@ -17,7 +17,7 @@ SPLIT = 1000
 SHARE = 0.1
 """Of version 2, in examples/manifests/route.yaml."""
 PARALLEL = 4
-EDITS = 40
+EDITS = 100
 ROUTE = "route.yaml"
 PAUSE = 0.005
 """Seconds that each client thinks between two requests while routes are edited."""
