@@ -40,7 +40,7 @@ def directory(world: World, plan: Plan) -> Directory:
         if entry.origins
     }
     services = {
-        (str(key.address), key.port): entry.name.rpartition("/")[0]
+        (str(key.address), key.port): entry.name.rpartition(":")[0]
         for key, entry in plan.kernel.services.items()
     }
     return Directory(workloads, identities, rules, services)
