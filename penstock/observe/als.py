@@ -99,7 +99,7 @@ class Budget:
 def access_log_service(
     callback: Callable[[RequestRecord], None], budget: Budget | None = None
 ) -> grpc.GenericRpcHandler:
-    """A gRPC service that calls `callback` for the entries in `budget`, in the event loop of its server."""
+    """A gRPC service that calls `callback` for the entries in `budget`, in its server's event loop."""
 
     async def stream(messages: AsyncIterator[Any], context: Any) -> Any:
         log_name = ""
