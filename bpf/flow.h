@@ -198,7 +198,11 @@ static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet
 	return TC_ACT_OK;
 }
 
-/* To the local workload behind `ifindex`, past this namespace's stack; or up the stack. */
+/*
+ * To the local workload behind `ifindex`, past this namespace's stack; or up the stack. What goes up carries no
+ * mark of ours: if somebody's rule sends it on to a local workload after all (DNAT of a published port), it meets
+ * to_workload as what it is by then.
+ */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, __u32 ifindex)
 {
 	if (ifindex) {
@@ -206,7 +210,6 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		return bpf_redirect_peer(ifindex, 0);
 	}
 	count(FORWARDED_STACK, p->length);
-	skb->mark = (skb->mark & ~MARK_MASK) | MARK_JUDGED;
 	return TC_ACT_OK;
 }
 
