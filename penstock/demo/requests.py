@@ -116,9 +116,7 @@ def live_change(mesh: Mesh) -> Found:
             f"meanwhile frontend → api: {outcome.total} × GET over {PARALLEL} kept-alive connections",
         ),
         got=outcome.told(),
-        went=(
-            f"from saving the file to the first answer by it: {middle} (median), {longest} at most",
-        ),
+        went=(f"from saving the file to the first answer by it: {middle} (median), {longest} at most",),
         checks=(
             Check(f"every edit was seen in an answer within {EFFECT:.0f} s", max(delays) < EFFECT),
             Check("0 failed requests", outcome.total > EDITS and not outcome.failures),
