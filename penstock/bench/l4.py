@@ -129,8 +129,8 @@ def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: fl
     ]
     return Result(
         bench="l4",
-        method="1 KB answers over kept-alive connections (wrk, nginx) and one TCP stream (iperf3) between two "
-        "workloads of one node: programs and L4 policy against no programs, in turns; medians",
+        method="1 KB answers over kept-alive connections (wrk, nginx) and one TCP stream (iperf3) between "
+        "two workloads of one node: programs and L4 policy against no programs, in turns; medians",
         settings={
             "rounds": rounds,
             "seconds": seconds,

@@ -91,7 +91,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     }
     return Result(
         bench="memory",
-        method="MB resident, from smaps_rollup: with no workload (empty), all and a policy for each (settled), "
+        method="MB resident, from smaps_rollup: no workload (empty), all and a policy for each (settled), "
         "after further changes (changed); modules: increase of RSS by imports in a fresh interpreter",
         settings={"workloads": crowd.WORKLOADS, "changes": changes},
         arms=arms,
