@@ -30,7 +30,7 @@ STAGES = (
     ("msgspec, yaml, re2", "msgspec, yaml, re2"),
     ("pyroute2, asyncinotify", "pyroute2, asyncinotify"),
     ("cryptography", "cryptography.x509, cryptography.hazmat.primitives.asymmetric.ec"),
-    ("aiohttp", "aiohttp"),
+    ("click", "click"),
     ("Envoy's protobuf classes", "penstock.envoy.protos"),
     ("the rest of the daemon", "penstock.daemon"),
 )
