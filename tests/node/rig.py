@@ -80,16 +80,22 @@ def make_socket(where: Path, kind: int = socket.SOCK_STREAM, version: int = 4) -
 
 
 def connect(
-    client: LabWorkload | LabNode, address: Any, port: int, *, timeout: float = 5.0, source_port: int = 0
+    client: LabWorkload | LabNode,
+    address: Any,
+    port: int,
+    *,
+    timeout: float = 5.0,
+    source: Any = None,
+    source_port: int = 0,
 ) -> socket.socket:
     """A TCP connection from inside `client`. Raises OSError, TimeoutError where packets are dropped."""
     version = 6 if ":" in str(address) else 4
     sock = make_socket(client.netns, version=version)
     sock.settimeout(timeout)
     try:
-        if source_port:
+        if source or source_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            sock.bind(("" if version == 4 else "::", source_port))
+            sock.bind((str(source or ("0.0.0.0" if version == 4 else "::")), source_port))
         sock.connect((str(address), port))
     except BaseException:
         sock.close()
@@ -177,6 +183,69 @@ def udp_echoes(
 def pings(client: LabWorkload, address: Any) -> bool:
     process = lab.run_in(client.netns, ["ping", "-n", "-c1", "-W1", str(address)], stdout=subprocess.DEVNULL)
     return process.wait(timeout=10) == 0
+
+
+@contextmanager
+def extra_address(where: LabWorkload | LabNode, address: Any, device: str = "eth0") -> Iterator[None]:
+    """One more address in a namespace, while the block lasts."""
+    text = f"{address}/{128 if ':' in str(address) else 32}"
+    flags = ["nodad"] if ":" in text else []
+    assert lab.run_in(where.netns, ["ip", "addr", "add", text, "dev", device, *flags]).wait() == 0
+    try:
+        yield
+    finally:
+        assert lab.run_in(where.netns, ["ip", "addr", "del", text, "dev", device]).wait() == 0
+
+
+def served(sock: socket.socket, request: bytes = b"GET / HTTP/1.1\r\nHost: x\r\n\r\n") -> bytes:
+    """What comes back for a request; nothing if the connection ends, or is silent for a while."""
+    sock.settimeout(1.0)
+    try:
+        sock.sendall(request)
+        return sock.recv(4096)
+    except (TimeoutError, ConnectionError):
+        return b""
+
+
+class Sniffer:
+    """Every TCP segment with a payload that passes a device meanwhile, as (source port, bytes)."""
+
+    def __init__(self, where: Path, device: str) -> None:
+        with lab.entered(where):
+            self._sock = socket.socket(socket.AF_PACKET, socket.SOCK_RAW, socket.htons(3))
+        self._sock.bind((device, 3))
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1 << 24)
+        self.segments: list[tuple[int, bytes]] = []
+
+    def __enter__(self) -> Sniffer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._sock.setblocking(False)
+        with suppress(BlockingIOError):
+            while frame := self._sock.recv(1 << 17):
+                self._take(frame)
+        self._sock.close()
+
+    def _take(self, frame: bytes) -> None:
+        kind = frame[12:14]
+        if kind == b"\x08\x00" and frame[23] == socket.IPPROTO_TCP:
+            start, end = 14 + (frame[14] & 15) * 4, 14 + int.from_bytes(frame[16:18], "big")
+        elif kind == b"\x86\xdd" and frame[20] == socket.IPPROTO_TCP:
+            start, end = 54, 54 + int.from_bytes(frame[18:20], "big")
+        else:
+            return
+        payload = frame[start + (frame[start + 12] >> 4) * 4 : end]
+        if payload:
+            self.segments.append((int.from_bytes(frame[start : start + 2], "big"), payload))
+
+    def carried(self, text: bytes) -> bool:
+        return any(text in payload for _, payload in self.segments)
+
+    def tls(self) -> bool:
+        """Whether everything seen is TLS, handshakes included (RFC 8446, 5.1), and there was some."""
+        starts = [payload for _, payload in self.segments if payload[1:3] in (b"\x03\x01", b"\x03\x03")]
+        return any(p[0] == 0x16 for p in starts) and any(p[0] == 0x17 for p in starts)
 
 
 class Load:

@@ -126,10 +126,7 @@ def test_a_proxied_connection_does_not_outlive_the_right_to_connect(mesh: Mesh) 
         assert open_.ask("/a").status == 200
         mesh.apply(guard(l4("client", 8080)))
         mesh.apply(guard(l4("neighbour", 8080)))
-        try:
-            assert status_or_reset(open_, "/a") in (0, 403)
-        except TimeoutError:
-            pass  # the packets are dropped: nothing passes either
+        assert status_or_reset(open_, "/a") in (0, 403)
 
 
 def test_a_direct_connection_that_loses_its_right_is_dropped_and_goes_on_when_it_gets_it_back(
