@@ -50,7 +50,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     raw: dict[str, dict[str, list[Any]]] = {arm: {} for arm in ARMS}
     with alone(), scratch() as directory, ExitStack() as stack:
         places = {
-            name: stack.enter_context(site(f"bench-{name}", _workloads(directory, name, stream), directory))
+            name: stack.enter_context(site(name, _workloads(directory, name, stream), directory))
             for name in ("bare", "l4")
         }
         tell("two labs, one of them with a daemon")

@@ -62,7 +62,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
         tell("the modules alone")
         stages = stages_mb()
         tell(f"a lab of {crowd.WORKLOADS} workloads")
-        with site("bench-memory", crowd.workloads(), directory) as place:
+        with site("memory", crowd.workloads(), directory) as place:
             tell("a daemon without manifests of its own")
             with daemon(place, (), workloads=False) as running:
                 empty = _both(running.pid, running.envoy_pid())
