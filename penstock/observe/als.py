@@ -74,7 +74,7 @@ class RequestRecord:
 class Budget:
     """How many entries are taken a second; the rest is counted and let go.
 
-    A proxy under load logs more requests than anybody reads, and each costs the daemon more than it cost Envoy.
+    A proxy under load logs more than anybody reads, and each entry costs the daemon more than it cost Envoy.
     Refusals and errors are what people look for: they may use twice the budget.
     """
 
