@@ -573,7 +573,8 @@ class Mesh:
 
     def apply(self, *documents: dict[str, Any]) -> None:
         """Exactly these objects besides the lab's own, in force on every node."""
-        self.write("scenario.yaml", yaml.safe_dump_all(documents, sort_keys=False))
+        # The comment: a file that becomes empty keeps its last content for a while.
+        self.write("scenario.yaml", "# objects\n" + yaml.safe_dump_all(documents, sort_keys=False))
         self.wait()
 
     def vip(self, name: str, version: int = 4) -> str:
