@@ -165,4 +165,4 @@ CGROUP_PROGRAM(recvmsg6, "cgroup/recvmsg6", back6)
 CGROUP_PROGRAM(getpeername4, "cgroup/getpeername4", back4)
 CGROUP_PROGRAM(getpeername6, "cgroup/getpeername6", back6)
 
-char _license[] SEC("license") = "Dual BSD/GPL";
+char _license[] SEC("license") = "GPL";

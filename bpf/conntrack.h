@@ -14,6 +14,11 @@
 /* `seen` is written only this often, so that busy flows do not fight over a cache line. */
 #define SEEN_STEP_NS (1ULL * 1000000000ULL)
 
+static __always_inline int same_addr(const union addr *a, const union addr *b)
+{
+	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
+}
+
 /* 1 if (src, sport) comes after (dst, dport) in the order of the key. */
 static __always_inline int sender_is_b(const struct tuple *t)
 {

@@ -134,18 +134,34 @@ static __always_inline void judge(const struct tuple *t, __be16 policy_port, con
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
 }
 
-/* What an ICMP error may speak of: a flow that we let through. 0 if it does. */
-static __always_inline int related(struct __sk_buff *skb, const struct packet *p)
+/* The port that policy judges of a flow that something answered: only an echo has answers in ICMP. */
+static __always_inline __be16 asked_port(const struct tuple *first)
+{
+	if (first->protocol == IPPROTO_ICMP)
+		return bpf_htons(8);
+	if (first->protocol == IPPROTO_ICMPV6)
+		return bpf_htons(128);
+	return first->dport;
+}
+
+/*
+ * What an ICMP error may speak of: a flow that we let through, told to the side that the quoted packet came
+ * from; a workload (`here`) speaks only of what was sent to itself. 0 if it is so.
+ */
+static __always_inline int related(struct __sk_buff *skb, const struct packet *p, __u32 here)
 {
 	struct tuple quoted;
 	struct ct_value *ct;
 	struct ct_key key;
+	__u8 side;
 
 	if (parse_quoted(skb, p, &quoted))
 		return -1;
-	ct_make_key(&key, &quoted);
+	if (!same_addr(&quoted.src, &p->t.dst))
+		return -1;
+	side = ct_make_key(&key, &quoted);
 	ct = bpf_map_lookup_elem(&conntrack, &key);
-	if (!ct)
+	if (!ct || (here && ct->ifindex[!side] != here))
 		return -1;
 	if (ct->verdict == VERDICT_REDIRECT)
 		skb->mark = (skb->mark & ~MARK_MASK) | MARK_TO_PROXY;
@@ -154,17 +170,39 @@ static __always_inline int related(struct __sk_buff *skb, const struct packet *p
 	return 0;
 }
 
+/* 1 if the source is not whom the device `here` (0: one of the node's own) can speak for. */
+static __always_inline int borrowed_source(const struct packet *p, __u32 here)
+{
+	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &p->t.src);
+	struct ipcache_value *who;
+
+	if (src)
+		return src->ifindex != here;
+	if (here)
+		return 1;
+	who = identify(&p->t.src);
+	return who && who->flags & IPCACHE_LOCAL;
+}
+
 static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet *p, __u8 hook)
 {
+	__u32 here = hook == HOOK_FROM_WORKLOAD ? skb->ifindex : 0;
 	struct decision d = {};
 
-	if (related(skb, p))
+	/* At to_workload the node itself may speak. */
+	if (hook != HOOK_TO_WORKLOAD && borrowed_source(p, here))
+		return drop(p, &d, SPOOFED_SOURCE, hook);
+	if (related(skb, p, here))
 		return drop(p, &d, UNRELATED_ICMP_ERROR, hook);
 	count(FORWARDED_STACK, p->length);
 	return TC_ACT_OK;
 }
 
-/* To the local workload behind `ifindex`, past this namespace's stack; or up the stack. */
+/*
+ * To the local workload behind `ifindex`, past this namespace's stack; or up the stack. What goes up carries no
+ * mark of ours: if somebody's rule sends it on to a local workload after all (DNAT of a published port), it meets
+ * to_workload as what it is by then.
+ */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, __u32 ifindex)
 {
 	if (ifindex) {
@@ -172,7 +210,6 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		return bpf_redirect_peer(ifindex, 0);
 	}
 	count(FORWARDED_STACK, p->length);
-	skb->mark = (skb->mark & ~MARK_MASK) | MARK_JUDGED;
 	return TC_ACT_OK;
 }
 
@@ -223,11 +260,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 	if (known && ct->verdict != VERDICT_REDIRECT && ct->initiator != side) {
 		answer = 1;
 		first = reversed(&p->t);
-		port = first.dport;
-		if (p->t.protocol == IPPROTO_ICMP)
-			port = bpf_htons(8);
-		else if (p->t.protocol == IPPROTO_ICMPV6)
-			port = bpf_htons(128);
+		port = asked_port(&first);
 	}
 	judge(&first, port, c, &j);
 	if (!answer) {

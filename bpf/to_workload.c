@@ -5,6 +5,13 @@
  */
 #include "flow.h"
 
+static __always_inline int pass(struct ct_value *ct, const struct packet *p, __u64 now)
+{
+	ct_touch(ct, now);
+	count(FORWARDED_STACK, p->length);
+	return TC_ACT_OK;
+}
+
 SEC("tc")
 int to_workload(struct __sk_buff *skb)
 {
@@ -14,10 +21,12 @@ int to_workload(struct __sk_buff *skb)
 	struct config *c;
 	struct ct_key key;
 	struct packet p;
+	struct tuple first;
 	__u32 zero = 0;
+	__be16 port;
 	__u64 now;
 	__u8 side;
-	int parsed;
+	int parsed, known, answer;
 
 	if (mark == MARK_PROXY_DOWNSTREAM || mark == MARK_PROXY_UPSTREAM) {
 		count(FROM_PROXY, skb->len);
@@ -35,16 +44,29 @@ int to_workload(struct __sk_buff *skb)
 	now = bpf_ktime_get_coarse_ns();
 	side = ct_make_key(&key, &p.t);
 	ct = bpf_map_lookup_elem(&conntrack, &key);
-	if (ct && !begins(&p) && !ct_idle(ct, p.t.protocol, now) && ct->verdict == VERDICT_ALLOW &&
-	    (ct->epoch == c->epoch || ct->initiator != side)) {
-		ct_touch(ct, now);
-		count(FORWARDED_STACK, p.length);
-		return TC_ACT_OK;
-	}
+	known = ct && !begins(&p) && !ct_idle(ct, p.t.protocol, now) && ct->verdict == VERDICT_ALLOW;
+	if (known && ct->epoch == c->epoch)
+		return pass(ct, &p, now);
 	if (p.icmp_error)
 		return icmp_error(skb, &p, HOOK_TO_WORKLOAD);
 
-	judge(&p.t, p.policy_port, c, &j);
+	/* An answer is judged as the flow that it answers. */
+	first = p.t;
+	port = p.policy_port;
+	answer = known && ct->initiator != side;
+	if (answer) {
+		first = reversed(&p.t);
+		port = asked_port(&first);
+	}
+	judge(&first, port, c, &j);
+	if (answer) {
+		if (j.d.verdict != VERDICT_ALLOW) {
+			bpf_map_delete_elem(&conntrack, &key);
+			return drop(&p, &j.d, POLICY_CHANGED, HOOK_TO_WORKLOAD);
+		}
+		ct->epoch = c->epoch;
+		return pass(ct, &p, now);
+	}
 	if (j.dst_ifindex != skb->ifindex)
 		return drop(&p, &j.d, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
 	if (j.d.verdict == VERDICT_REDIRECT)
@@ -52,7 +74,9 @@ int to_workload(struct __sk_buff *skb)
 	if (j.d.verdict != VERDICT_ALLOW)
 		return drop(&p, &j.d, j.d.reason, HOOK_TO_WORKLOAD);
 
-	tell(&p, &j.d, HOOK_TO_WORKLOAD);
+	j.d.reason = FORWARDED_STACK;
+	if (!known)
+		tell(&p, &j.d, HOOK_TO_WORKLOAD);
 	fresh.seen = now;
 	fresh.epoch = c->epoch;
 	fresh.initiator = side;
@@ -66,4 +90,4 @@ int to_workload(struct __sk_buff *skb)
 	return TC_ACT_OK;
 }
 
-char _license[] SEC("license") = "Dual BSD/GPL";
+char _license[] SEC("license") = "GPL";

@@ -58,7 +58,7 @@ class Daemon:
         self._flows = flows
         self._thread = thread
         self._namespaces = NamespaceEvents()
-        self._report = Report(options, node)
+        self._report = Report(options, node, flows)
         self._store = Store()
         self._documents: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
@@ -88,7 +88,7 @@ class Daemon:
             options,
             blocking,
             on_event=lambda raw: flows.kernel(decode_event(raw)),
-            services=[access_log_service(flows.request)],
+            services=[access_log_service(flows.request, flows.budget)],
         )
         return cls(options, node, files, flows, thread)
 

@@ -12,7 +12,7 @@ from penstock.errors import PenstockError, UsageError
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.problem import Problem
 from penstock.manifests.registry import served_kind
-from penstock.observe.flows import Directory
+from penstock.observe.flows import Directory, Flows
 from penstock.observe.reasons import BY_NUMBER
 from penstock.plan import Plan
 from penstock.policy.identities import members
@@ -40,16 +40,17 @@ def directory(world: World, plan: Plan) -> Directory:
         if entry.origins
     }
     services = {
-        (str(key.address), key.port): entry.name.rpartition("/")[0]
+        (str(key.address), key.port): entry.name.rpartition(":")[0]
         for key, entry in plan.kernel.services.items()
     }
     return Directory(workloads, identities, rules, services)
 
 
 class Report:
-    def __init__(self, options: Options, node: Node) -> None:
+    def __init__(self, options: Options, node: Node, flows: Flows) -> None:
         self._options = options
         self._node = node
+        self._flows = flows
         self._since = time.time()
         self._world = World(options.node, {})
         self._plan = Plan()
@@ -105,6 +106,7 @@ class Report:
                 **{f"map {name}": list(sizes) for name, sizes in self._node.tables.sizes().items()},
             },
             "counters": self._counters(),
+            "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),
         }
 

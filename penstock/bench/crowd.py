@@ -6,7 +6,7 @@ All others have a policy of their own of the common sorts, by turns: an L4 allow
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
 from typing import Any
 
 from penstock.bench.serving import HTTP_PORT
@@ -18,13 +18,12 @@ LIVE_PATH, OTHER_PATH = "/live", "/other"
 WORKLOADS = 50
 
 
-def workloads(server: Sequence[str], count: int = WORKLOADS) -> list[dict[str, Any]]:
-    """`server` is the command that serves HTTP_PORT in HTTP_SERVER."""
+def workloads(count: int = WORKLOADS) -> list[dict[str, Any]]:
+    """In HTTP_SERVER runs a server of HTTP_PORT; the others run nothing."""
+    server = [sys.executable, "-m", "penstock.bench.answer", str(HTTP_PORT)]
     ports = [{"name": "http", "containerPort": HTTP_PORT}]
     return [
-        workload(
-            name, ports=ports, run=[list(server)] if name == HTTP_SERVER else [], serviceAccountName=name
-        )
+        workload(name, ports=ports, run=[server] if name == HTTP_SERVER else [], serviceAccountName=name)
         for name in (f"w{number:02}" for number in range(count))
     ]
 

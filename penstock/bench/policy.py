@@ -25,7 +25,7 @@ from penstock import lab
 from penstock.bench import crowd
 from penstock.bench.errors import BenchError
 from penstock.bench.record import Bar, Result
-from penstock.bench.serving import HTTP_PORT, need, nginx
+from penstock.bench.serving import HTTP_PORT
 from penstock.bench.site import DaemonUnderTest, Site, alone, daemon, scratch, site
 from penstock.bench.stats import median, summary
 
@@ -42,12 +42,11 @@ Tell = Callable[[str], None]
 
 def run(tell: Tell, *, quick: bool = False) -> Result:
     """Measure. Raises PenstockError, and BenchError where a verdict does not come or does not stay."""
-    need("nginx")
     changes = QUICK_CHANGES if quick else CHANGES
     with alone(), scratch() as directory:
         tell(f"a lab of {crowd.WORKLOADS} workloads")
         with (
-            site("bench-policy", crowd.workloads(nginx(directory, "policy")), directory) as place,
+            site("bench-policy", crowd.workloads(), directory) as place,
             daemon(place, crowd.policies()) as running,
         ):
             running.write("plain", crowd.plain_policy(True))
@@ -64,8 +63,8 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     ]
     return Result(
         bench="policy",
-        method="ms from the rename of the manifest to the new verdict as a client meets it: l4 by datagrams of a live "
-        "flow, l7 by requests over a kept-alive connection through Envoy",
+        method="ms from a manifest's rename to the new verdict as a client meets it: l4 by datagrams of a "
+        "live flow, l7 by requests over a kept-alive connection through Envoy",
         settings={"changes": changes, "workloads": crowd.WORKLOADS, "probe_pace_ms": PACE * 1000},
         arms={
             **{arm: {**found, "unit": "ms"} for arm, found in figures.items()},
@@ -107,9 +106,8 @@ def _measure(
                 l7.append(round((requests.until(200 if allowed else 403, started) - started) * 1000, 3))
             running.settle()
             if (number + 1) % 10 == 0:
-                tell(
-                    f"{number + 1}/{changes} changes: L4 median {median(l4):.1f} ms, L7 median {median(l7):.1f} ms"
-                )
+                so_far = f"L4 median {median(l4):.1f} ms, L7 median {median(l7):.1f} ms"
+                tell(f"{number + 1}/{changes} changes: {so_far}")
         return l4, l7, requests.lost
 
 
@@ -224,7 +222,7 @@ class KeptAlive:
         return int(head.split(b" ", 2)[1])
 
     def until(self, status: int, started: float) -> float:
-        """When the first answer with `status` was there, from which on all have it (CLOCK_MONOTONIC, seconds)."""
+        """When the first answer with `status` was there, followed by more of them (CLOCK_MONOTONIC, s)."""
         while True:
             found = self.ask()
             now = time.monotonic()

@@ -1,4 +1,4 @@
-"""What a benchmark found, and where: the result as data, kept in a file of its own that nothing overwrites."""
+"""What a benchmark found, and on what machine: data, kept in a file of its own for each run."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """`arms`: arm → figures; `raw`: every sample, in the order it was taken; `method`: what was measured, in words."""
+    """`arms`: arm → figures; `raw`: every sample as it was taken; `method`: what was measured, in words."""
 
     bench: str
     method: str

@@ -82,7 +82,7 @@ def iperf3_server() -> list[str]:
 
 @dataclass(frozen=True, slots=True)
 class HttpLoad:
-    """What wrk saw: requests per second, latency in µs, and requests that failed or had another code than 2xx."""
+    """What wrk saw: requests per second, latency in µs; `errors` failed or had a code other than 2xx."""
 
     rps: float
     p50_us: float
@@ -96,16 +96,9 @@ class HttpLoad:
 
 def wrk(site: Site, client: str, server: str, *, connections: int, seconds: float) -> HttpLoad:
     """Closed loop over kept-alive connections."""
-    text = _output(
-        site,
-        client,
-        [
-            "taskset", "-c", str(load_cpu()), "wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s",
-            "--latency", f"http://{site.address(server)}:{HTTP_PORT}/",
-        ],
-        seconds,
-    )  # fmt: skip
-    return read_wrk(text)
+    url = f"http://{site.address(server)}:{HTTP_PORT}/"
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", "--latency", url]
+    return read_wrk(_output(site, client, argv, seconds))
 
 
 def read_wrk(text: str) -> HttpLoad:
@@ -131,15 +124,17 @@ def _microseconds(text: str) -> float:
 
 def iperf3(site: Site, client: str, server: str, *, seconds: float) -> float:
     """Throughput of one TCP stream in Gbit/s."""
-    text = _output(
-        site,
-        client,
-        [
-            "taskset", "-c", str(load_cpu()), "iperf3", "-c", site.address(server), "-p", str(STREAM_PORT),
-            "-t", str(max(round(seconds), 1)), "-J",
-        ],
-        seconds,
-    )  # fmt: skip
+    argv = [
+        "iperf3",
+        "-c",
+        site.address(server),
+        "-p",
+        str(STREAM_PORT),
+        "-t",
+        str(max(round(seconds), 1)),
+        "-J",
+    ]
+    text = _output(site, client, argv, seconds)
     try:
         return float(json.loads(text)["end"]["sum_received"]["bits_per_second"]) / 1e9
     except (ValueError, KeyError) as e:
@@ -147,7 +142,9 @@ def iperf3(site: Site, client: str, server: str, *, seconds: float) -> float:
 
 
 def _output(site: Site, client: str, argv: list[str], seconds: float) -> str:
-    process = site.run_in(client, argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    """What the load generator says, run on the CPU that is left to it."""
+    pinned = ["taskset", "-c", str(load_cpu()), *argv]
+    process = site.run_in(client, pinned, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     try:
         text, _ = process.communicate(timeout=seconds + 30)
     except BaseException:
@@ -155,5 +152,5 @@ def _output(site: Site, client: str, argv: list[str], seconds: float) -> str:
         process.wait()
         raise
     if process.returncode:
-        raise BenchError(f"{argv[3]} ended with {process.returncode}: {text.strip()[-500:]}")
+        raise BenchError(f"{argv[0]} ended with {process.returncode}: {text.strip()[-500:]}")
     return str(text)

@@ -6,14 +6,15 @@ before the next; and only one runs at a time, since two would measure each other
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -24,7 +25,7 @@ import yaml
 
 from penstock import lab
 from penstock.bench.errors import BenchError
-from penstock.control import ControlClient
+from penstock.control import ControlClient, socket_path
 from penstock.lab import LabSpec
 from penstock.redirect.datapath import take_down
 
@@ -37,17 +38,15 @@ START = 60.0
 @contextmanager
 def alone() -> Iterator[None]:
     """Inside the block no other benchmark runs on this machine. Raises BenchError if one does."""
-    try:
-        handle = os.open(_RUN / "penstock-bench.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except PermissionError as e:
-        raise BenchError(str(e), hint="run it as root") from e
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    if os.geteuid():
+        raise BenchError("benchmarks make network namespaces", hint="run it as root")
+    # A name in the abstract namespace goes with its process; a lock file would be left.
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            lock.bind("\0penstock-bench")
+        except OSError as e:
+            raise BenchError("another benchmark runs on this machine", hint="wait for its end") from e
         yield
-    except BlockingIOError as e:
-        raise BenchError("another benchmark runs on this machine", hint="wait for its end") from e
-    finally:
-        os.close(handle)
 
 
 def workload(name: str, **more: Any) -> dict[str, Any]:
@@ -66,7 +65,7 @@ def policy(name: str, subject: str, **rules: Any) -> dict[str, Any]:
 
 
 def allow(peer: str, *ports: tuple[int, str], http: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
-    """An ingress rule: the workload `peer` may come to these (port, protocol), with `http` as its L7 rules."""
+    """An ingress rule: the workload `peer` may come to these (port, protocol), by these `http` rules."""
     to: dict[str, Any] = {"ports": [{"port": str(port), "protocol": protocol} for port, protocol in ports]}
     if http:
         to["rules"] = {"http": [dict(rule) for rule in http]}
@@ -107,7 +106,7 @@ def site(name: str, workloads: Iterable[Mapping[str, Any]], directory: Path) -> 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
-    """A directory for the files of one benchmark; every user may read in it, since servers drop their rights."""
+    """A directory for the files of one benchmark; all may read in it, since servers drop their rights."""
     directory = Path(tempfile.mkdtemp(prefix="penstock-bench-"))
     directory.chmod(0o755)
     try:
@@ -196,23 +195,28 @@ class DaemonUnderTest:
 
 @contextmanager
 def daemon(
-    site: Site, policies: Sequence[Mapping[str, Any]], *, concurrency: int | None = None
+    site: Site, policies: Sequence[Mapping[str, Any]], *, workloads: bool = True
 ) -> Iterator[DaemonUnderTest]:
-    """The node's daemon with the lab's manifests and `policies` in force; at the end all of it goes."""
-    config, run_dir = site.directory / f"{site.spec.name}.d", _run_dir(site.spec.name)
-    lab.write_manifests(site.spec, config)
-    (config / "policies.yaml").write_text(yaml.safe_dump_all([dict(p) for p in policies], sort_keys=False))
+    """The node's daemon with the lab's manifests and `policies` in force; at the end all of it goes.
+
+    Without `workloads` it is not told of the lab: what it needs by itself.
+    """
+    name = site.spec.name
+    config, state, run_dir = site.directory / f"{name}.d", site.directory / f"{name}.state", _run_dir(name)
+    shutil.rmtree(config, ignore_errors=True)
+    config.mkdir()
+    if workloads:
+        lab.write_manifests(site.spec, config)
+    if policies:
+        (config / "policies.yaml").write_text(
+            yaml.safe_dump_all([dict(p) for p in policies], sort_keys=False)
+        )
     run_dir.mkdir(exist_ok=True)
-    more = ["--concurrency", str(concurrency)] if concurrency else []
-    with (site.directory / f"{site.spec.name}.log").open("ab") as log:
+    argv = [*_PENSTOCK, "run", "--config", config, "--run-dir", run_dir, "--state-dir", state, "--node", NODE]
+    with (site.directory / f"{name}.log").open("ab") as log:
         process = lab.run_in(
-            site.spec.node(NODE).netns,
-            [
-                *_PENSTOCK, "run", "--config", str(config), "--run-dir", str(run_dir),
-                "--state-dir", str(site.directory / f"{site.spec.name}.state"), "--node", NODE, *more,
-            ],
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
-        )  # fmt: skip
+            site.spec.node(NODE).netns, [*map(str, argv)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
     running = DaemonUnderTest(site, process, config)
     try:
         _wait_answering(process, running.run_dir, running.log)
@@ -229,10 +233,6 @@ def _clear_daemon(site: Site) -> None:
 
 
 def _wait_answering(process: subprocess.Popen[Any], run_dir: Path, log: Path) -> None:
-    import time
-
-    from penstock.control import socket_path
-
     deadline = time.monotonic() + START
     while not socket_path(run_dir).exists():
         if process.poll() is not None or time.monotonic() > deadline:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 
 def percentile(samples: Sequence[float], share: float) -> float:
-    """The nearest-rank percentile; `share` in percent, above 0 and at most 100. Raises ValueError if empty."""
+    """The nearest rank; `share` in percent, above 0 and at most 100. Raises ValueError if there are none."""
     if not samples:
         raise ValueError("no samples")
     if not 0 < share <= 100:

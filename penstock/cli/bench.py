@@ -99,9 +99,8 @@ def _teller(name: str) -> Callable[[str], None]:
 def _show(module: Any, data: dict[str, Any]) -> None:
     machine = data["machine"]
     click.echo(f"\n{data['bench']}: {data['method']}")
-    click.echo(
-        f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, load {machine['load'][0]:.1f}\n"
-    )
+    load = f"load {machine['load'][0]:.1f}"
+    click.echo(f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {load}\n")
     table(module.COLUMNS, module.rows(data))
     click.echo()
     for bar in data["bars"]:

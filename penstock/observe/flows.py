@@ -14,12 +14,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.observe.als import RequestRecord
+from penstock.observe.als import Budget, RequestRecord
 from penstock.observe.reasons import BY_NUMBER, Reason
 from penstock.redirect.layout import KernelEvent
 
 KEPT = 4096
 QUEUE = 10_000
+REQUESTS_PER_SECOND = 2000
 PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
@@ -46,6 +47,7 @@ class Flows:
     """The store and its followers. `lost` counts records that a slow follower did not take."""
 
     def __init__(self) -> None:
+        self.budget = Budget(REQUESTS_PER_SECOND)
         self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
         self.directory = Directory()
@@ -99,6 +101,8 @@ class Flows:
             "details": record.details,
             "peer_ids": list(record.peer_ids),
             "local_ids": list(record.local_ids),
+            "upstream_peer_ids": list(record.upstream_peer_ids),
+            "upstream_local_ids": list(record.upstream_local_ids),
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
         }

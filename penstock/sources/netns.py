@@ -40,12 +40,14 @@ def _mac(text: str | None) -> bytes:
 
 
 def _default_index(ip: IPRoute) -> int | None:
+    """The interface with the default route, or the only one there is beside lo."""
     for family in (socket.AF_INET, socket.AF_INET6):
         for route in ip.get_default_routes(family=family):
             index = route.get("RTA_OIF")
             if index:
                 return int(index)
-    return None
+    others = [link["index"] for link in ip.get_links() if link.get("IFLA_IFNAME") != "lo"]
+    return int(others[0]) if len(others) == 1 else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,48 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Never loaded: its BTF tells tests/bpf/test_layout.py every struct, enum and number of penstock.h, also
+ * those that no map names.
+ */
+#include "../maps.h"
+
+#define KEEP(NAME) struct NAME kept_##NAME
+KEEP(endpoint);
+KEEP(ipcache_key);
+KEEP(ipcache_value);
+KEEP(policy_key);
+KEEP(policy_value);
+KEEP(listener_key);
+KEEP(listener_value);
+KEEP(service_key);
+KEEP(service_value);
+KEEP(backend_key);
+KEEP(backend_value);
+KEEP(netns_value);
+KEEP(ct_key);
+KEEP(ct_value);
+KEEP(counter);
+KEEP(config);
+KEEP(event);
+
+enum verdict kept_verdict;
+enum listener_kind kept_listener_kind;
+enum mesh_mode kept_mesh_mode;
+enum direction kept_direction;
+enum reason kept_reason;
+enum hook kept_hook;
+
+enum numbers {
+	N_MARK_MASK = MARK_MASK,
+	N_MARK_TO_PROXY = MARK_TO_PROXY,
+	N_MARK_PROXY_DOWNSTREAM = MARK_PROXY_DOWNSTREAM,
+	N_MARK_PROXY_UPSTREAM = MARK_PROXY_UPSTREAM,
+	N_IDENTITY_HOST = IDENTITY_HOST,
+	N_IDENTITY_WORLD = IDENTITY_WORLD,
+	N_IPCACHE_MESH = IPCACHE_MESH,
+	N_IPCACHE_LOCAL = IPCACHE_LOCAL,
+	N_SERVICE_HTTP = SERVICE_HTTP,
+	N_NETNS_HOST = NETNS_HOST,
+	N_CONFIG_HOST_ACCESS = CONFIG_HOST_ACCESS,
+	N_POLICY_FIXED_BITS = POLICY_FIXED_BITS,
+	N_POLICY_FULL_BITS = POLICY_FULL_BITS,
+} kept_numbers;
