@@ -44,6 +44,7 @@ class Member:
     addresses: tuple[Address, ...]
     ports: tuple[tuple[str, int, str], ...]
     attachment: Attachment | None
+    netns: str | None
 
     @property
     def namespace(self) -> str:
@@ -109,9 +110,7 @@ def members(world: World) -> Members:
             document.key.namespace, workload.spec.service_account_name, workload.metadata.labels
         )
         labels[identity] = own
-        local = workload.spec.node in (None, world.node) and bool(
-            workload.spec.netns or workload.spec.container
-        )
+        local = workload.spec.node in (None, world.node) and workload.spec.netns is not None
         name = (document.key.namespace, document.key.name)
         attachment = world.attachments.get(name) if local else None
         addresses = tuple(parse_address(a) for a in workload.spec.addresses)
@@ -127,6 +126,7 @@ def members(world: World) -> Members:
                 addresses=addresses or (attachment.addresses if attachment else ()),
                 ports=ports,
                 attachment=attachment,
+                netns=workload.spec.netns,
             )
         )
     return Members(tuple(result), LabelIndex(labels))

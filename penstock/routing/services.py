@@ -144,8 +144,13 @@ def _from_slices(
                         yield Backend(address, number, by_address.get(address))
 
 
+def service_name(served: ServedPort) -> str:
+    """What the number of a Service port in the kernel's table is allocated for."""
+    return f"{served.name}/{served.port.protocol}"
+
+
 def served_names(world: World) -> tuple[str, ...]:
-    """``ServedPort.name/protocol`` of every port, without looking for its backends."""
+    """`service_name` of every port, without looking for its backends."""
     return tuple(
         f"{document.key.namespace}/{document.key.name}:{port.port}/{family}/{port.protocol}"
         for document, service in world.of_kind(Service)
