@@ -70,6 +70,7 @@ def compile_world(world: World) -> Plan:
         ),
         statuses=_statuses(facts),
         listener_names=demand.names,
+        routed=tuple(sorted(t.served.name for t in facts.mesh.tables)),
         unallocated=demand.unallocated,
     )
 

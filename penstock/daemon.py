@@ -287,6 +287,7 @@ class Daemon:
         if plan.unallocated:
             world = self._allocate(world, plan.listener_names)
             plan = compile_world(world)
+        world = replace(world, allocations=replace(world.allocations, routed=plan.routed))
         if world.allocations != before:
             await self._blocking(state.save, self.options.state_dir, world.allocations)
         return world, plan

@@ -72,7 +72,10 @@ class Allocations:
     listener_ports: Mapping[str, int] = field(default_factory=dict)
     """Name of an Envoy listener → its port."""
     service_ids: Mapping[str, int] = field(default_factory=dict)
-    """``namespace/name:port/protocol/family`` → number in the kernel's service table."""
+    """``namespace/name:port/family/protocol`` → number in the kernel's service table."""
+    routed: tuple[str, ...] = ()
+    """Service ports (``namespace/name:port/family``) that have or had a route: connections that the proxy
+    carries for them go on through it when the route has gone."""
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,7 @@ def _ipcache(facts: Facts) -> dict[Network, IpcacheEntry]:
 
 
 def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
-    routed = {t.served.name for t in facts.mesh.tables}
+    routed = {t.served.name for t in facts.mesh.tables if not t.plain}
     found: dict[ServiceKey, ServiceEntry] = {}
     for served in facts.served:
         number = facts.world.allocations.service_ids.get(service_name(served))

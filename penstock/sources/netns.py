@@ -118,14 +118,16 @@ class NamespaceEvents:
 
     def __init__(self) -> None:
         self._folders: set[Path] = set()
+        self._paths: frozenset[Path] = frozenset()
         self._inotify = Inotify()
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._netlink.setblocking(False)
         self._netlink.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
 
     def watch(self, paths: Iterable[str]) -> None:
-        """Follow the folders that hold these namespaces."""
-        for folder in {Path(p).parent for p in paths} - self._folders:
+        """Follow these namespaces, by the folders that hold them; others in there are not our concern."""
+        self._paths = frozenset(Path(p) for p in paths)
+        for folder in {p.parent for p in self._paths} - self._folders:
             if folder.is_dir() and not str(folder).startswith("/proc"):
                 self._inotify.add_watch(folder, _APPEARS)
                 self._folders.add(folder)
@@ -145,8 +147,10 @@ class NamespaceEvents:
                 happened.set()
 
         async def follow() -> None:
-            async for _ in self._inotify:
-                happened.set()
+            async for event in self._inotify:
+                # No path: the queue overran, and anything may have happened.
+                if event.path is None or event.path in self._paths:
+                    happened.set()
 
         loop.add_reader(self._netlink.fileno(), drain)
         follower = asyncio.create_task(follow())

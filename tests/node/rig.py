@@ -573,8 +573,13 @@ class Mesh:
 
     def apply(self, *documents: dict[str, Any]) -> None:
         """Exactly these objects besides the lab's own, in force on every node."""
-        self.write("scenario.yaml", yaml.safe_dump_all(documents, sort_keys=False))
+        self.write("scenario.yaml", self.text(*documents))
         self.wait()
+
+    @staticmethod
+    def text(*documents: dict[str, Any]) -> str:
+        """Never empty: a file that becomes empty keeps its last content for a while."""
+        return "# objects\n" + yaml.safe_dump_all(documents, sort_keys=False)
 
     def vip(self, name: str, version: int = 4) -> str:
         node = next(iter(self.daemons.values()))
