@@ -124,6 +124,7 @@ def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: fl
             ratios[f"{name} throughput, programs"],
             THROUGHPUT_BAR,
             above=True,
+            noise=round(abs(ratios[f"{name} throughput, self"] - 1), 4),
         )
         for name in raw["none"]
     ]
