@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 from penstock.plan import KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey, Verdict
 from penstock.policy.lookup import look_up
-from penstock.world import Address
+from penstock.world import Address, is_host
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class InKernel:
 
 def changing_hands(wanted: KernelTables, now: InKernel) -> frozenset[Address]:
     """Addresses that were somebody's and are to be somebody else's, or nobody's."""
-    after = {n.network_address: e.identity for n, e in wanted.ipcache.items() if n.num_addresses == 1}
+    after = {n.network_address: e.identity for n, e in wanted.ipcache.items() if is_host(n)}
     return frozenset(a for a, identity in now.identities.items() if after.get(a) != identity)
 
 
