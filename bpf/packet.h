@@ -151,7 +151,7 @@ static __always_inline int parse_fragment(struct __sk_buff *skb, __u32 offset, s
 		if (err)
 			return err;
 		value.sport = p->t.sport;
-		value.dport = p->t.dport;
+		value.dport = p->policy_port;
 		bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
 		return PARSED;
 	}
@@ -159,8 +159,10 @@ static __always_inline int parse_fragment(struct __sk_buff *skb, __u32 offset, s
 	if (!known)
 		return PARSED_NO_FIRST_FRAGMENT;
 	p->t.sport = known->sport;
-	p->t.dport = known->dport;
-	p->policy_port = p->t.dport;
+	p->policy_port = known->dport;
+	p->t.dport = p->policy_port;
+	if (p->t.protocol == IPPROTO_ICMP || p->t.protocol == IPPROTO_ICMPV6)
+		p->t.dport = p->t.sport;
 	p->tcp_flags = TCP_ACK;
 	return PARSED;
 }

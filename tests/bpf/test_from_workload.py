@@ -193,6 +193,16 @@ def test_echo_and_its_reply(kernel: Kernel, at: dict[int, str]) -> None:
 
 
 @families
+def test_an_echo_request_is_no_answer_to_another(kernel: Kernel, at: dict[int, str]) -> None:
+    """Found by the property test: an identifier that the other side uses let a denied request through."""
+    up(kernel, closed(B, OUT))
+    kernel.run("from_workload", echo(at[A], at[B], 7), "wa")
+    ran = kernel.run("from_workload", echo(at[B], at[A], 7), "wb")
+    assert (ran.action, ran.reason) == (SHOT, Reason.POLICY_DENIED_EGRESS)
+    assert kernel.run("from_workload", echo(at[B], at[A], 7, reply=True), "wb").action == REDIRECT
+
+
+@families
 def test_a_reply_falls_with_the_rule(kernel: Kernel, at: dict[int, str]) -> None:
     up(kernel)
     kernel.run("from_workload", echo(at[A], at[B], 7), "wa")

@@ -164,6 +164,11 @@ def test_an_echo_in_fragments(kernel: Kernel) -> None:
     later = fragment_header(ICMPV6, 30, 2, more=False) + bytes(8)
     for part in (first, later):
         assert _send(kernel, frame(ip(V6[A], V6[B], FRAGMENT, part)))[0] == REDIRECT
+    # Later parts are of the same flow and the same type, also when they are judged anew.
+    policy = closed(A, OUT) | rule(A, OUT, ALLOW, protocol=ICMPV6, port=128)
+    up(kernel, policy)
+    assert _send(kernel, frame(ip(V6[A], V6[B], FRAGMENT, later)))[0] == REDIRECT
+    assert len(kernel.conntrack.items()) == 1
 
 
 def test_neighbour_discovery_does_not_hide_in_fragments(kernel: Kernel) -> None:
