@@ -31,8 +31,8 @@ from penstock.mtls.svid import SVID
 from penstock.plan import KernelTables, ListenerKey, Plan
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
-from penstock.redirect.sockets import reset_proxied
-from penstock.redirect.stage import InKernel, after_proxy, before_proxy, changing_hands
+from penstock.redirect.sockets import proxied, reset, reset_proxied
+from penstock.redirect.stage import InKernel, after_proxy, before_proxy, changing_hands, displaced
 from penstock.redirect.tables import Tables
 from penstock.routing.model import ListenerKind
 from penstock.world import Settings
@@ -82,6 +82,7 @@ class Applier:
         self._server, self._admin = server, admin
         self._issuer, self._bundle, self._clock = issuer, bundle, clock
         self._blocking = blocking
+        self._source_ports = settings.proxy_source_ports
         self._builder: Builder[Resource] = Builder(settings, resource)
         # Listener → version that is known to serve.
         self._active: dict[str, str] = {}
@@ -101,15 +102,7 @@ class Applier:
         changed = 0
         try:
             wanted = plan.kernel
-            now = InKernel(
-                self.tables.policy(),
-                self.tables.listeners(),
-                self.tables.http_services(),
-                self.tables.identities(),
-            )
-            changed += self.tables.apply(before_proxy(wanted, now))
-            if leaving := changing_hands(wanted, now):
-                await self._blocking(reset_proxied, leaving)
+            changed += await self._close(wanted)
             errors += await self._attach(wanted)
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
@@ -157,6 +150,30 @@ class Applier:
         return Applied(tuple(dict.fromkeys(errors)), waiting, took, changed)
 
     # --- the kernel ------------------------------------------------------------------------------------
+
+    async def _close(self, wanted: KernelTables) -> int:
+        """What needs no proxy, and the end of connections that it must not carry any more; entries changed."""
+        now = InKernel(
+            self.tables.policy(),
+            self.tables.listeners(),
+            self.tables.http_services(),
+            self.tables.identities(),
+        )
+        closed = before_proxy(wanted, now)
+        changed = self.tables.apply(closed)
+        if leaving := changing_hands(wanted, now):
+            await self._blocking(reset_proxied, leaving)
+        if changed and now.listeners:
+            await self._blocking(self._reset_displaced, closed)
+        return changed
+
+    def _reset_displaced(self, tables: KernelTables) -> None:
+        """Connections that the proxy carries and must not any more end before Envoy learns of the change:
+        later it would answer for what it does not know, or their listener would be gone without a word."""
+        gone = displaced(tables, self._source_ports, proxied())
+        if gone:
+            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
+            reset(gone)
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""

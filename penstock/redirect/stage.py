@@ -11,11 +11,24 @@ and Envoy learns of the new certificate, then the new workload is let in.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from penstock.plan import KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey, Verdict
+from penstock.plan import (
+    Direction,
+    IpcacheEntry,
+    KernelTables,
+    ListenerKey,
+    MeshMode,
+    PolicyEntry,
+    PolicyKey,
+    ServiceKey,
+    Verdict,
+)
+from penstock.policy.labels import WORLD
 from penstock.policy.lookup import look_up
+from penstock.policy.rules import TCP
+from penstock.redirect.sockets import Proxied
 from penstock.world import Address
 
 
@@ -52,6 +65,44 @@ def before_proxy(wanted: KernelTables, now: InKernel) -> KernelTables:
         listeners={k: port for k, port in wanted.listeners.items() if now.listeners.get(k) == port},
         services={k: replace(s, http=s.http and k in now.http_services) for k, s in wanted.services.items()},
     )
+
+
+def displaced(
+    tables: KernelTables, source_ports: tuple[int, int], connections: Iterable[Proxied]
+) -> list[Proxied]:
+    """Those of the proxy's connections that `tables` would not steer to it: forbidden now, or direct."""
+    identities = {n.network_address: e for n, e in tables.ipcache.items() if n.num_addresses == 1}
+    return [c for c in connections if not _steered(tables, identities, source_ports, c)]
+
+
+def _steered(
+    tables: KernelTables,
+    identities: Mapping[Address, IpcacheEntry],
+    source_ports: tuple[int, int],
+    connection: Proxied,
+) -> bool:
+    """judge() of bpf/flow.h, for a TCP connection."""
+    source, target = tables.endpoints.get(connection.client), tables.endpoints.get(connection.address)
+    if target is None:
+        service = tables.services.get(ServiceKey(connection.address, connection.port, TCP))
+        if service is not None:
+            return service.http
+    from_, to = identities.get(connection.client), identities.get(connection.address)
+    verdict = Verdict.ALLOW
+    if source is not None:
+        identity = target.identity if target else to.identity if to else WORLD
+        verdict = look_up(tables.policy, source.subject, Direction.EGRESS, identity, TCP, connection.port)
+    if target is not None:
+        identity = source.identity if source else from_.identity if from_ else WORLD
+        other = look_up(tables.policy, target.subject, Direction.INGRESS, identity, TCP, connection.port)
+        verdict = max(verdict, other)
+    if verdict is not Verdict.ALLOW:
+        return verdict is Verdict.REDIRECT
+    if source is None:
+        first, last = source_ports
+        between_nodes = from_ is not None and from_.mesh and first <= connection.client_port <= last
+        return target is not None and between_nodes and target.mode is not MeshMode.OFF
+    return to is not None and to.mesh and to.mode is MeshMode.STRICT
 
 
 def after_proxy(
