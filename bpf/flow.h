@@ -307,6 +307,16 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		return TC_ACT_OK;
 	}
 
+	/* Another listener reads it from now on (an L7 rule now names what a tunnel carries): it must begin anew there. */
+	if (known && ct->verdict == VERDICT_REDIRECT && j.d.verdict == VERDICT_REDIRECT &&
+	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST) &&
+	    !assign_listener(skb, p, j.d.proxy_port)) {
+		j.d.reason = POLICY_CHANGED;
+		count(POLICY_CHANGED, p->length);
+		tell(p, &j.d, hook);
+		return TC_ACT_OK;
+	}
+
 	if (!known)
 		tell(p, &j.d, hook);
 	fresh.seen = now;

@@ -1,19 +1,24 @@
 """Resetting the proxy's connections from outside (SOCK_DESTROY, sock_diag(7), through `ss -K`).
 
 Neither a new certificate nor its removal closes a connection that is open, and Envoy keys its upstream
-pools by the client's address: what an address had open must end before it is another's.
+pools by the client's address: what an address had open must end before it is another's. And a connection
+that was steered to the proxy and would not be any more cannot be told so by its own packets alone: once its
+listener is gone there is no socket left to answer them with a reset.
 """
 
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from ipaddress import ip_address
 
 from penstock.errors import HostError
-from penstock.world import Address
+from penstock.world import Address, Proxied
 
 # Downstream and upstream marks of Envoy's sockets (bpf/penstock.h): nobody else's connections are touched.
-_MARKS = ("0xa00/0xf00", "0xb00/0xf00")
+_DOWNSTREAM, _UPSTREAM = "0xa00/0xf00", "0xb00/0xf00"
+_AT_ONCE = 100
+"""Connections that one filter names."""
 
 
 def reset_proxied(addresses: Collection[Address]) -> None:
@@ -22,14 +27,43 @@ def reset_proxied(addresses: Collection[Address]) -> None:
     Raises HostError if `ss` cannot do it.
     """
     for address in addresses:
-        shown = f"[{address}]" if address.version == 6 else str(address)
-        for mark in _MARKS:
-            where = f"( src {shown} or dst {shown} ) and fwmark = {mark}"
-            done = subprocess.run(
-                ["ss", "-K", "-t", "-n", "-H", where],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                raise HostError(f"connections of {address} could not be reset: {done.stderr.strip()}")
+        shown = _shown(address)
+        for mark in (_DOWNSTREAM, _UPSTREAM):
+            _ss("-K", f"( src {shown} or dst {shown} ) and fwmark = {mark}")
+
+
+def proxied() -> list[Proxied]:
+    """Every connection that the proxy has taken, in this network namespace. Raises HostError."""
+    found = []
+    for line in _ss("state", "connected", f"fwmark = {_DOWNSTREAM}").splitlines():
+        *_, local, peer = line.split()[:5]
+        address, port = _end(local)
+        client, client_port = _end(peer)
+        found.append(Proxied(client, client_port, address, port))
+    return found
+
+
+def reset(connections: Sequence[Proxied]) -> None:
+    """Reset exactly these: both the client and the proxy are told. Raises HostError."""
+    for first in range(0, len(connections), _AT_ONCE):
+        ends = [
+            f"( src {_shown(c.address)}:{c.port} and dst {_shown(c.client)}:{c.client_port} )"
+            for c in connections[first : first + _AT_ONCE]
+        ]
+        _ss("-K", f"( {' or '.join(ends)} ) and fwmark = {_DOWNSTREAM}")
+
+
+def _ss(*arguments: str) -> str:
+    done = subprocess.run(["ss", "-t", "-n", "-H", *arguments], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise HostError(f"connections of the proxy could not be looked at or reset: {done.stderr.strip()}")
+    return done.stdout
+
+
+def _shown(address: Address) -> str:
+    return f"[{address}]" if address.version == 6 else str(address)
+
+
+def _end(text: str) -> tuple[Address, int]:
+    address, _, port = text.rpartition(":")
+    return ip_address(address.strip("[]").partition("%")[0]), int(port)

@@ -13,6 +13,7 @@ import http.client
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -438,7 +439,16 @@ class Daemon:
 
     @property
     def envoy_pid(self) -> int:
-        return int((self.run_dir / "envoy" / "envoy.pid").read_text())
+        """0 while there is none."""
+        with suppress(FileNotFoundError, ValueError):
+            return int((self.run_dir / "envoy" / "envoy.pid").read_text())
+        return 0
+
+    def kill_envoy(self) -> None:
+        """SIGKILL, and back when another one runs."""
+        before = self.envoy_pid
+        os.kill(before, signal.SIGKILL)
+        until("another Envoy", lambda: self.envoy_pid not in (0, before))
 
     def end(self) -> None:
         """SIGTERM, and SIGKILL if that does not end it; fine if it does not run."""

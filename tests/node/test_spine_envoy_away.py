@@ -131,9 +131,7 @@ def test_while_envoy_is_killed_again_and_again_l4_does_not_notice(mesh: Mesh) ->
         Load(mesh["client"], address, 8080, "/public/x") as named,
     ):
         for _ in range(3):
-            before = daemon.envoy_pid
-            os.kill(before, signal.SIGKILL)
-            until("another Envoy", lambda before=before: daemon.envoy_pid != before)
+            daemon.kill_envoy()
             mesh.wait()
             l4_holds(mesh)
             # TCP tries again after 1 s, 2 s, … what was dropped meanwhile.
@@ -151,9 +149,7 @@ def test_an_open_connection_through_an_envoy_that_dies_is_reset(mesh: Mesh) -> N
     daemon = mesh.on("api")
     with Http(mesh["client"], mesh["api"].address(), 8080) as open_:
         assert open_.ask("/public/x").status == 200
-        before = daemon.envoy_pid
-        os.kill(before, signal.SIGKILL)
-        until("another Envoy", lambda: daemon.envoy_pid != before)
+        daemon.kill_envoy()
         mesh.wait()
         assert status_or_reset(open_, "/private") in (0, 403)
 

@@ -263,6 +263,18 @@ def test_when_a_workload_becomes_strict_open_plain_connections_end(mesh: Mesh) -
     assert echoes(mesh["client"], mesh["far"].address(), 9090, timeout=3)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_tunnel_to_a_strict_workload_that_an_l7_rule_now_names_ends(mesh: Mesh, version: int) -> None:
+    """The client's Envoy tunnels the bytes; the receiver's must read them from now on."""
+    mesh.apply(STRICT)
+    with Http(mesh["client"], mesh["far"].address(version), 8080) as open_:
+        assert open_.ask("/b").status == 200
+        mesh.apply(STRICT, guard("/a"))
+        assert status_or_reset(open_, "/b") in (0, 403)
+    assert ask(mesh["client"], mesh["far"].address(version), 8080, "/b").status == 403
+    assert ask(mesh["client"], mesh["far"].address(version), 8080, "/a").status == 200
+
+
 def test_the_policy_of_a_strict_workload_is_judged_too(mesh: Mesh) -> None:
     """A certificate says who; the rules say what: TCP of a workload that no rule allows is dropped."""
     only = policy(

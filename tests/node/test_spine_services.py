@@ -21,6 +21,7 @@ from rig import (
     route,
     select,
     service,
+    status_or_reset,
     to,
     udp_echoes,
     workload,
@@ -240,6 +241,15 @@ def test_when_the_route_goes_the_service_is_plain_again(mesh: Mesh) -> None:
     before = (daemon.counter("REDIRECTED"), daemon.downstream())
     assert {ask(mesh["client"], mesh.vip("api"), 80).pod for _ in range(20)} == {"v1", "v2"}
     assert (daemon.counter("REDIRECTED"), daemon.downstream()) == before
+
+
+def test_an_open_connection_whose_route_goes_is_reset(mesh: Mesh) -> None:
+    """Nobody answers for the Service's address any more; the client's next connection is a plain one."""
+    mesh.apply(*SERVICES, route("api", "api", {"backendRefs": [to("v1")]}))
+    with Http(mesh["client"], mesh.vip("api"), 80) as open_:
+        assert open_.ask().pod == "v1"
+        mesh.apply(*SERVICES)
+        assert status_or_reset(open_) == 0
 
 
 def test_other_ports_and_protocols_of_a_routed_service(mesh: Mesh) -> None:

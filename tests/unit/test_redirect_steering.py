@@ -1,0 +1,99 @@
+"""What the kernel would do with the proxy's connections after a change: steer, let past, or forbid."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from penstock.plan import (
+    Direction,
+    EndpointEntry,
+    IpcacheEntry,
+    KernelTables,
+    MeshMode,
+    PolicyEntry,
+    PolicyKey,
+    ServiceEntry,
+    ServiceKey,
+    Verdict,
+)
+from penstock.redirect.stage import Steering, steering
+from penstock.world import Proxied
+
+PORTS = (20000, 31999)
+TO_PROXY, PAST_PROXY, FORBIDDEN = Steering
+CLIENT, API, FAR, VIP = (ip_address(a) for a in ("10.0.0.1", "10.0.0.2", "10.1.0.1", "10.96.0.1"))
+LOCAL = Proxied(CLIENT, 40000, API, 8080)
+
+
+def endpoint(identity: int, mode: MeshMode = MeshMode.PERMISSIVE) -> EndpointEntry:
+    return EndpointEntry(identity, identity * 256, identity, b"", b"", mode)
+
+
+def tables(
+    ingress: Verdict | None, *, mode: MeshMode = MeshMode.PERMISSIVE, far: MeshMode = MeshMode.PERMISSIVE
+) -> KernelTables:
+    """What API's policy says of everyone at 8080 (None: nothing); CLIENT may send anything."""
+    policy = {
+        PolicyKey(256 * 256, Direction.EGRESS, 0): PolicyEntry(Verdict.ALLOW),
+        PolicyKey(257 * 256, Direction.EGRESS, 0): PolicyEntry(Verdict.ALLOW),
+    }
+    if ingress is not None:
+        policy[PolicyKey(257 * 256, Direction.INGRESS, 0, 6, 8080, 16)] = PolicyEntry(ingress)
+    return KernelTables(
+        endpoints={CLIENT: endpoint(256), API: endpoint(257, mode)},
+        ipcache={
+            ip_network(CLIENT): IpcacheEntry(256, 256, local=True),
+            ip_network(API): IpcacheEntry(257, 257, local=True),
+            ip_network(FAR): IpcacheEntry(258, 258, mesh=True, mode=far),
+        },
+        policy=policy,
+    )
+
+
+@pytest.mark.parametrize(
+    ("verdict", "how"),
+    [
+        (Verdict.REDIRECT, TO_PROXY),
+        (Verdict.ALLOW, PAST_PROXY),
+        (Verdict.DENY, FORBIDDEN),
+        (None, FORBIDDEN),
+    ],
+)
+def test_between_two_local_workloads(verdict: Verdict | None, how: Steering) -> None:
+    assert steering(tables(verdict), PORTS, [LOCAL]) == {LOCAL: how}
+
+
+@pytest.mark.parametrize("http", [True, False])
+def test_to_a_services_address(http: bool) -> None:
+    dialled = Proxied(CLIENT, 40000, VIP, 80)
+    service = {ServiceKey(VIP, 80, 6): ServiceEntry(1, "default/api:80/4", (), http=http)}
+    found = steering(replace(tables(None), services=service), PORTS, [dialled])
+    assert found == {dialled: TO_PROXY if http else PAST_PROXY}
+
+
+@pytest.mark.parametrize(
+    ("verdict", "port", "mode", "how"),
+    [
+        (Verdict.ALLOW, 20000, MeshMode.PERMISSIVE, TO_PROXY),
+        (Verdict.ALLOW, 31999, MeshMode.STRICT, TO_PROXY),
+        (Verdict.ALLOW, 32000, MeshMode.PERMISSIVE, PAST_PROXY),
+        (Verdict.ALLOW, 32000, MeshMode.STRICT, FORBIDDEN),
+        (Verdict.ALLOW, 20000, MeshMode.OFF, PAST_PROXY),
+        (Verdict.REDIRECT, 40000, MeshMode.OFF, TO_PROXY),
+        (Verdict.DENY, 20000, MeshMode.STRICT, FORBIDDEN),
+    ],
+)
+def test_from_another_node(verdict: Verdict, port: int, mode: MeshMode, how: Steering) -> None:
+    arrived = Proxied(FAR, port, API, 8080)
+    assert steering(tables(verdict, mode=mode), PORTS, [arrived]) == {arrived: how}
+
+
+@pytest.mark.parametrize(
+    ("mode", "how"), [(MeshMode.STRICT, TO_PROXY), (MeshMode.PERMISSIVE, PAST_PROXY)]
+)
+def test_to_another_node_without_an_l7_rule(mode: MeshMode, how: Steering) -> None:
+    tunnel = Proxied(CLIENT, 40000, FAR, 9090)
+    assert steering(tables(None, far=mode), PORTS, [tunnel]) == {tunnel: how}
