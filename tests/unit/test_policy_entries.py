@@ -221,6 +221,22 @@ def test_workloads_of_one_identity_with_other_named_ports() -> None:
     assert found == {"10.1.0.1": {81}, "10.1.0.2": {82}}
 
 
+def test_a_sender_knows_the_names_of_an_identity() -> None:
+    """Found by the property test: twins share an identity, so egress cannot tell their named ports apart."""
+    text = (
+        workload("web", "10.1.0.1")
+        + workload("one", "10.1.0.2", labels="app: twin", ports="{name: http, containerPort: 81}")
+        + workload("two", "10.1.0.3", labels="app: twin")
+        + policy(f"{{{WEB}, egress: [{{toEndpoints: [{{}}], toPorts: [{{ports: [{{port: http}}]}}]}}]}}")
+    )
+    world, plan = make(text)
+    numbers = identities(world)
+    assert numbers["one"] == numbers["two"]
+    subject = next(e.subject for e in plan.kernel.endpoints.values() if e.identity == numbers["web"])
+    verdicts = {p: look_up(plan.kernel.policy, subject, OUT, numbers["two"], TCP, p) for p in (80, 81)}
+    assert verdicts == {80: DENY, 81: ALLOW}
+
+
 def test_an_entry_names_the_rules_that_it_came_from() -> None:
     ask = Ask(f"{{{WEB}, ingressDeny: [{{fromEndpoints: [{{matchLabels: {{app: db}}}}]}}]}}")
     ((key, origin),) = next(e.origins for e in ask.plan.kernel.policy.values() if e.verdict is DENY)
