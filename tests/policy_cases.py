@@ -152,7 +152,7 @@ REQUESTS = st.fixed_dictionaries(
 @st.composite
 def port_rules(draw: st.DrawFn, *, deny: bool) -> Json:
     http = not deny and draw(st.booleans())
-    found: Json = {"ports": draw(st.lists(ports(http=http), min_size=1, max_size=2))}
+    found: Json = {"ports": draw(st.lists(ports(http=http), min_size=int(http), max_size=2))}
     if http:
         found["rules"] = {"http": draw(st.lists(REQUESTS, min_size=1, max_size=2))}
     return found

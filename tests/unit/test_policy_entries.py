@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import identities, make, policy, workload
 
+from penstock.manifests.loader import load
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.entries import port_prefixes, redirected_ports
 from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD
@@ -148,6 +149,20 @@ def test_port_zero_and_any() -> None:
     for protocol in (TCP, UDP, SCTP):
         assert ask("web", IN, "db", 9, protocol) is ALLOW
     assert ask("web", IN, "db", 9, ICMP) is DENY
+
+
+@pytest.mark.parametrize("item", ["{}", "{ports: []}"])
+def test_an_empty_list_of_ports_selects_none(item: str) -> None:
+    ask = Ask(f"{{{WEB}, ingress: [{{fromEndpoints: [{{}}], toPorts: [{item}]}}]}}")
+    assert ask("web", IN, "db") is DENY
+
+
+def test_port_zero_has_no_end() -> None:
+    """0 means all ports: with an end it would open more than it says."""
+    spec = f"{{{WEB}, ingress: [{{toPorts: [{{ports: [{{port: '0', endPort: 100}}]}}]}}]}}"
+    (problem,) = load(policy(spec), "test.yaml").problems
+    assert problem.severity == "error"
+    assert "endPort" in problem.field
 
 
 def test_a_range() -> None:
