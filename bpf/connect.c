@@ -7,6 +7,7 @@
  */
 #include "maps.h"
 
+#include <linux/errno.h>
 #include <linux/in.h>
 
 /* The decision itself, apart from its hooks, so that a test can run it (cgroup hooks have no test run). */
@@ -55,6 +56,8 @@ static __always_inline int go(struct bpf_sock_addr *ctx, struct service_key *ser
 	result = translate(bpf_get_netns_cookie(ctx), bpf_get_prandom_u32(), service, to);
 	if (result < 0) {
 		count_one(NO_BACKEND);
+		/* Without it the application would be told that it may not, instead of that nobody is there. */
+		bpf_set_retval(-ECONNREFUSED);
 		return -1;
 	}
 	if (!result)
@@ -162,4 +165,4 @@ CGROUP_PROGRAM(recvmsg6, "cgroup/recvmsg6", back6)
 CGROUP_PROGRAM(getpeername4, "cgroup/getpeername4", back4)
 CGROUP_PROGRAM(getpeername6, "cgroup/getpeername6", back6)
 
-char _license[] SEC("license") = "Dual BSD/GPL";
+char _license[] SEC("license") = "GPL";

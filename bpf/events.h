@@ -25,14 +25,36 @@ struct decision {
 	__be16 proxy_port;
 };
 
+static __always_inline int may_tell(__u64 now)
+{
+	__u32 zero = 0;
+	struct event_budget *b = bpf_map_lookup_elem(&event_budgets, &zero);
+
+	if (!b)
+		return 0;
+	if (now - b->since > EVENT_WINDOW_NS) {
+		b->since = now;
+		b->told = 0;
+	}
+	return b->told++ < EVENTS_PER_WINDOW;
+}
+
 static __always_inline void tell(const struct packet *p, const struct decision *d, __u8 hook)
 {
-	struct event *e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	__u64 now = bpf_ktime_get_ns();
+	struct event *e;
 
-	if (!e)
+	if (!may_tell(now)) {
+		count(EVENT_LOST, p->length);
 		return;
+	}
+	e = bpf_ringbuf_reserve(&events, sizeof(*e), 0);
+	if (!e) {
+		count(EVENT_LOST, p->length);
+		return;
+	}
 	__builtin_memset(e, 0, sizeof(*e));
-	e->time = bpf_ktime_get_ns();
+	e->time = now;
 	e->src = p->t.src;
 	e->dst = p->t.dst;
 	e->sport = p->t.sport;

@@ -198,7 +198,11 @@ static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet
 	return TC_ACT_OK;
 }
 
-/* To the local workload behind `ifindex`, past this namespace's stack; or up the stack. */
+/*
+ * To the local workload behind `ifindex`, past this namespace's stack; or up the stack. What goes up carries no
+ * mark of ours: if somebody's rule sends it on to a local workload after all (DNAT of a published port), it meets
+ * to_workload as what it is by then.
+ */
 static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, __u32 ifindex)
 {
 	if (ifindex) {
@@ -206,7 +210,6 @@ static __always_inline int forward(struct __sk_buff *skb, const struct packet *p
 		return bpf_redirect_peer(ifindex, 0);
 	}
 	count(FORWARDED_STACK, p->length);
-	skb->mark = (skb->mark & ~MARK_MASK) | MARK_JUDGED;
 	return TC_ACT_OK;
 }
 
@@ -242,7 +245,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 			ct_touch(ct, now);
 			return forward(skb, p, ct->ifindex[!side]);
 		}
-		if (ct->initiator == side) {
+		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
 
 			return to_proxy(skb, p, &d, hook);
@@ -254,7 +257,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 
 	/* An answer is judged as the flow that it answers. */
 	first = p->t;
-	if (known && ct->verdict == VERDICT_ALLOW && ct->initiator != side) {
+	if (known && ct->verdict != VERDICT_REDIRECT && ct->initiator != side) {
 		answer = 1;
 		first = reversed(&p->t);
 		port = asked_port(&first);
@@ -272,8 +275,11 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		__u8 was = known ? ct->verdict : VERDICT_NONE;
 		__be16 proxy_port = known ? ct->proxy_port : 0;
 
-		if (known)
-			bpf_map_delete_elem(&conntrack, &key);
+		/* Who began is kept: else the answering side's next segment would begin a flow of its own. */
+		if (known && was != VERDICT_REDIRECT) {
+			ct->verdict = VERDICT_DENY;
+			ct->epoch = c->epoch;
+		}
 		if (answer)
 			return drop(p, &j.d, POLICY_CHANGED, hook);
 		/* A proxied connection: its resets must reach the proxy, it may outlive its route, else it is reset. */
@@ -291,10 +297,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		}
 		return drop(p, &j.d, j.d.reason, hook);
 	}
-	if (answer && j.d.verdict != VERDICT_ALLOW) {
-		bpf_map_delete_elem(&conntrack, &key);
+	if (answer && j.d.verdict != VERDICT_ALLOW)
 		return drop(p, &j.d, POLICY_CHANGED, hook);
-	}
 
 	/* A proxied connection goes on through the proxy to its end, also when no rule names it any more. */
 	if (j.d.verdict == VERDICT_ALLOW && !answer && p->t.protocol == IPPROTO_TCP && !begins(p) &&

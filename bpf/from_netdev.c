@@ -29,4 +29,4 @@ int from_netdev(struct __sk_buff *skb)
 	return ingress_hook(skb, &p, c, HOOK_FROM_NETDEV);
 }
 
-char _license[] SEC("license") = "Dual BSD/GPL";
+char _license[] SEC("license") = "GPL";

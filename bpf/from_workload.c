@@ -31,4 +31,4 @@ int from_workload(struct __sk_buff *skb)
 	return ingress_hook(skb, &p, c, HOOK_FROM_WORKLOAD);
 }
 
-char _license[] SEC("license") = "Dual BSD/GPL";
+char _license[] SEC("license") = "GPL";

@@ -61,6 +61,7 @@ enum reason {
 	FROM_PROXY = 5,
 	NOT_IP = 6,
 	TRANSLATED = 7,
+	EVENT_LOST = 8,
 	POLICY_DENIED_EGRESS = 32,
 	POLICY_DENIED_INGRESS = 33,
 	SPOOFED_SOURCE = 34,
@@ -256,6 +257,15 @@ struct event {
 	__be16 proxy_port;
 	__u8 hook;
 	__u8 pad[5];
+};
+
+/* Events are for people: a flood may not buy the daemon's time. Per CPU. */
+#define EVENT_WINDOW_NS (100ULL * 1000000ULL)
+#define EVENTS_PER_WINDOW 250
+
+struct event_budget {
+	__u64 since;
+	__u64 told;
 };
 
 enum hook {

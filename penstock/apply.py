@@ -1,7 +1,8 @@
 """Makes a Plan real: certificates, Envoy and the kernel, in the order that loses and leaks nothing.
 
     1  kernel   what needs no proxy: denials, plain allows, who is who; what waits for the proxy stays
-                closed, or as it was (redirect/stage.py)
+                closed, or as it was (redirect/stage.py); proxied connections of addresses that change
+                hands are reset
     2  secrets  certificates of workloads that came
     3  Envoy    make: clusters warm, then listeners, scopes and routes, each behind its ACKs
     4  kernel   redirects to listeners that are active
@@ -23,14 +24,15 @@ from typing import Any
 from penstock.envoy.admin import Admin
 from penstock.envoy.errors import EnvoyAdminError
 from penstock.envoy.resources import Builder
+from penstock.errors import HostError
 from penstock.mtls.issuer import Issuer
 from penstock.mtls.secrets import secrets
 from penstock.mtls.svid import SVID
 from penstock.plan import KernelTables, ListenerKey, Plan
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
-from penstock.redirect.libbpf import BpfError
-from penstock.redirect.stage import after_proxy, before_proxy
+from penstock.redirect.sockets import reset_proxied
+from penstock.redirect.stage import InKernel, after_proxy, before_proxy, changing_hands
 from penstock.redirect.tables import Tables
 from penstock.routing.model import ListenerKind
 from penstock.world import Settings
@@ -86,6 +88,7 @@ class Applier:
         self.svids: Mapping[str, SVID] = {}
         self._secrets: dict[str, tuple[SVID, Resource]] = {}
         self._bundle_resource: Resource | None = None
+        self._place: object = None
 
     async def apply(self, plan: Plan) -> Applied:
         errors: list[str] = []
@@ -98,15 +101,17 @@ class Applier:
         changed = 0
         try:
             wanted = plan.kernel
-            changed += self.tables.apply(
-                before_proxy(
-                    wanted, self.tables.policy(), self.tables.listeners(), self.tables.http_services()
-                )
+            now = InKernel(
+                self.tables.policy(),
+                self.tables.listeners(),
+                self.tables.http_services(),
+                self.tables.identities(),
             )
-            netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
-            self._datapath.attach(wanted.attach, netdevs)
-            errors += problems
-        except (BpfError, OSError) as e:
+            changed += self.tables.apply(before_proxy(wanted, now))
+            if leaving := changing_hands(wanted, now):
+                await self._blocking(reset_proxied, leaving)
+            errors += await self._attach(wanted)
+        except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         lap("kernel_closed")
 
@@ -137,7 +142,7 @@ class Applier:
 
         try:
             changed += self.tables.apply(self._steered(plan, wanted, snapshot, refused, proxy=not waiting))
-        except (BpfError, OSError) as e:
+        except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         lap("kernel_open")
 
@@ -152,6 +157,20 @@ class Applier:
         return Applied(tuple(dict.fromkeys(errors)), waiting, took, changed)
 
     # --- the kernel ------------------------------------------------------------------------------------
+
+    async def _attach(self, wanted: KernelTables) -> list[str]:
+        """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
+        place = (wanted.attach, wanted.routes)
+        if place == self._place:
+            return []
+        netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
+        self._datapath.attach(wanted.attach, netdevs)
+        self._place = place if not problems else None
+        return list(problems)
+
+    def forget_host(self) -> None:
+        """Interfaces or addresses of the host have changed: look again."""
+        self._place = None
 
     def _steered(
         self,

@@ -81,7 +81,13 @@ class ControlClient:
     def __init__(self, run_dir: Path) -> None:
         self._run_dir = run_dir
         self._channel = grpc.insecure_channel(
-            f"unix:{socket_path(run_dir)}", options=[("grpc.max_receive_message_length", -1)]
+            f"unix:{socket_path(run_dir)}",
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                # Who waits for a daemon that is just starting should not wait much longer than it takes.
+                ("grpc.initial_reconnect_backoff_ms", 50),
+                ("grpc.max_reconnect_backoff_ms", 200),
+            ],
         )
 
     def __enter__(self) -> ControlClient:
@@ -89,6 +95,13 @@ class ControlClient:
 
     def __exit__(self, *_: object) -> None:
         self._channel.close()
+
+    def wait_for_daemon(self, seconds: float) -> None:
+        """Return when a daemon answers. Raises NoDaemonError if none does within `seconds`."""
+        try:
+            grpc.channel_ready_future(self._channel).result(timeout=seconds)
+        except grpc.FutureTimeoutError as e:
+            raise self._nobody() from e
 
     def call(self, name: str, *, timeout: float = 30.0, **arguments: Any) -> Any:
         method = self._channel.unary_unary(
@@ -116,6 +129,9 @@ class ControlClient:
             return found
         if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
             return PenstockError("the daemon did not answer in time")
+        return self._nobody()
+
+    def _nobody(self) -> NoDaemonError:
         return NoDaemonError(
             f"no daemon answers at {self._run_dir}",
             hint=f"start one: penstock run --run-dir {self._run_dir} --config DIR",

@@ -9,6 +9,7 @@ Envoy up; `tear_down` removes all.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import time
@@ -16,19 +17,19 @@ from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from penstock import state
 from penstock.allocate import allocate
 from penstock.apply import Applied
-from penstock.compiler import compile_world, names
+from penstock.compiler import Compiler, names
 from penstock.control import ControlServer, socket_path
 from penstock.errors import PenstockError
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.manifests.problem import Problem
-from penstock.manifests.review import review
 from penstock.manifests.store import Store
 from penstock.node import Node, Options, open_node
 from penstock.observe.als import access_log_service
@@ -37,8 +38,8 @@ from penstock.plan import Plan
 from penstock.redirect.layout import decode_event
 from penstock.report import Report, directory
 from penstock.sources.files import FileSource
-from penstock.sources.netns import NamespaceEvents, Wanted, attachments
-from penstock.world import Address, Attachment, WorkloadName, World
+from penstock.sources.netns import Found, NamespaceEvents, Wanted, attachments
+from penstock.world import Address, World
 
 log = logging.getLogger(__name__)
 
@@ -58,14 +59,17 @@ class Daemon:
         self._flows = flows
         self._thread = thread
         self._namespaces = NamespaceEvents()
-        self._report = Report(options, node)
+        self._report = Report(options, node, flows)
         self._store = Store()
+        self._compiler = Compiler()
         self._documents: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
-        self._attached: dict[WorkloadName, Attachment] = {}
+        self._attached: dict[Wanted, Found] = {}
+        self._sought: list[Wanted] = []
         self._dirty = asyncio.Event()
         self._look_at_namespaces = True
+        self._frozen = False
         self._revision = 0
         self._applied_revision = -1
         self._applied = asyncio.Condition()
@@ -87,7 +91,7 @@ class Daemon:
             options,
             blocking,
             on_event=lambda raw: flows.kernel(decode_event(raw)),
-            services=[access_log_service(flows.request)],
+            services=[access_log_service(flows.request, flows.budget)],
         )
         return cls(options, node, files, flows, thread)
 
@@ -152,7 +156,6 @@ class Daemon:
             if problem not in self._problems:
                 log.warning("%s", problem, extra={"code": problem.code})
         self._documents, self._problems = result.documents, result.problems
-        self._look_at_namespaces = True
         self._wake()
 
     async def _follow_files(self) -> None:
@@ -200,15 +203,17 @@ class Daemon:
         documents = self._documents
         wanted = self._wanted(documents)
         addresses: tuple[Address, ...] = self._world.node_addresses
-        if self._look_at_namespaces:
+        if self._look_at_namespaces or wanted != self._sought:
             self._look_at_namespaces = False
+            self._sought = wanted
+            self._node.applier.forget_host()
             self._namespaces.watch(w.netns for w in wanted)
-            self._attached = await self._blocking(attachments, wanted)
+            self._attached = await self._blocking(attachments, wanted, self._attached)
             addresses = await self._blocking(self._node.host.node_addresses)
         world = World(
             self.options.node,
             documents,
-            attachments=dict(self._attached),
+            attachments={w.name: found.attachment for w, found in self._attached.items()},
             node_addresses=addresses,
             node_cookie=self._node.cookie,
             allocations=self._world.allocations,
@@ -223,10 +228,9 @@ class Daemon:
             return
         compiled = time.perf_counter() - started
         self._world = world
-        self._flows.directory = directory(world, plan)
         applied: Applied = await self._node.applier.apply(plan)
-        # Files only: what is wrong with each by itself is known; what needs them all is looked at here.
-        self._report.update(world, plan, applied, (*self._problems, *review(documents.values())))
+        self._flows.look_up(partial(directory, world, plan))
+        self._report.update(world, plan, applied, self._problems)
         log.info(
             "applied",
             extra={
@@ -239,10 +243,16 @@ class Daemon:
             },
         )
         self._plan_ahead(wanted, applied)
+        if not self._frozen:
+            # What is there after the first change stays for good: collections need not look at it again,
+            # which cost tens of milliseconds each.
+            self._frozen = True
+            gc.collect()
+            gc.freeze()
 
     def _plan_ahead(self, wanted: list[Wanted], applied: Applied) -> None:
         """What will set the loop going without an event: certificates, and namespaces not yet whole."""
-        absent = [w for w in wanted if w.name not in self._attached and Path(w.netns).exists()]
+        absent = [w for w in wanted if w not in self._attached and Path(w.netns).exists()]
         if absent and self._unsettled_pause <= UNSETTLED_RETRY[1]:
             self._wake_in(self._unsettled_pause, namespaces=True)
             self._unsettled_pause *= 2
@@ -281,10 +291,11 @@ class Daemon:
         before = world.allocations
         # Backends are found through identities, and Services are known only with them: two rounds at most.
         world = self._allocate(world, tuple(before.listener_ports))
-        plan = compile_world(world)
+        plan = self._compiler.compile(world)
         if plan.unallocated:
             world = self._allocate(world, plan.listener_names)
-            plan = compile_world(world)
+            plan = self._compiler.compile(world)
+        world = replace(world, allocations=replace(world.allocations, routed=plan.routed))
         if world.allocations != before:
             await self._blocking(state.save, self.options.state_dir, world.allocations)
         return world, plan

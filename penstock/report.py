@@ -12,7 +12,8 @@ from penstock.errors import PenstockError, UsageError
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.problem import Problem
 from penstock.manifests.registry import served_kind
-from penstock.observe.flows import Directory
+from penstock.manifests.review import review
+from penstock.observe.flows import Directory, Flows
 from penstock.observe.reasons import BY_NUMBER
 from penstock.plan import Plan
 from penstock.policy.identities import members
@@ -40,26 +41,29 @@ def directory(world: World, plan: Plan) -> Directory:
         if entry.origins
     }
     services = {
-        (str(key.address), key.port): entry.name.rpartition("/")[0]
+        (str(key.address), key.port): entry.name.rpartition(":")[0]
         for key, entry in plan.kernel.services.items()
     }
     return Directory(workloads, identities, rules, services)
 
 
 class Report:
-    def __init__(self, options: Options, node: Node) -> None:
+    def __init__(self, options: Options, node: Node, flows: Flows) -> None:
         self._options = options
         self._node = node
+        self._flows = flows
         self._since = time.time()
         self._world = World(options.node, {})
         self._plan = Plan()
         self._applied: Applied | None = None
         self._problems: tuple[Problem, ...] = ()
+        self._reviewed: tuple[Problem, ...] | None = ()
         self._failure = "nothing was applied yet"
         self._transitions = Transitions()
 
     def update(self, world: World, plan: Plan, applied: Applied, problems: tuple[Problem, ...]) -> None:
         self._world, self._plan, self._applied, self._problems = world, plan, applied, problems
+        self._reviewed = None
         self._failure = ""
 
     def failed(self, why: str) -> None:
@@ -69,6 +73,13 @@ class Report:
     @property
     def settled(self) -> bool:
         return not self._failure and self._applied is not None and self._applied.settled
+
+    @property
+    def _all_problems(self) -> tuple[Problem, ...]:
+        """What is wrong with each file by itself, and what only all of them show (looked for when asked)."""
+        if self._reviewed is None:
+            self._reviewed = tuple(review(self._world.documents.values()))
+        return (*self._problems, *self._reviewed)
 
     def _objects(self) -> list[dict[str, Any]]:
         return status.objects(self._world.documents, self._problems, self._plan, in_force=self.settled)
@@ -91,7 +102,7 @@ class Report:
             "waiting_for": applied.waiting_for if applied else "",
             "missing": [o for o in objects if o["state"] == "applying"],
             "objects": objects,
-            "problems": [_problem(p) for p in self._problems],
+            "problems": [_problem(p) for p in self._all_problems],
             "last_apply_ms": {k: round(v * 1000, 2) for k, v in (applied.seconds if applied else {}).items()},
             "envoy": {
                 "pid": self._node.envoy.pid,
@@ -105,6 +116,7 @@ class Report:
                 **{f"map {name}": list(sizes) for name, sizes in self._node.tables.sizes().items()},
             },
             "counters": self._counters(),
+            "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),
         }
 

@@ -17,6 +17,7 @@ import click
 from penstock.errors import PenstockError
 
 COMMANDS = {
+    "bench": "Measure what Penstock costs on this machine.",
     "check": "Look whether this machine can run Penstock, and say what to mend.",
     "demo": "Bring up a lab of two nodes and show what Penstock does.",
     "down": "Remove everything that a daemon put on this node.",

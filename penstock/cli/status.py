@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ def status(run_dir: Path, output: str, wait: float | None) -> int:
     """Show every object with its state, and what the daemon is waiting for.
 
     An object is settled when it is in force in the kernel and in Envoy, refused, or pending for a reason
-    outside Penstock. With --wait: exit 0 when all are settled, 1 when the time is over.
+    outside Penstock. With --wait: exit 0 when all are settled, 1 when the time is over; a daemon that is just
+    starting is waited for.
     """
     from penstock.control import ControlClient
 
@@ -33,7 +35,10 @@ def status(run_dir: Path, output: str, wait: float | None) -> int:
         if wait is None:
             found = client.call("status")
         else:
-            found = client.call("wait", timeout=wait + 30, seconds=wait)
+            deadline = time.monotonic() + wait
+            client.wait_for_daemon(wait)
+            left = max(deadline - time.monotonic(), 0.0)
+            found = client.call("wait", timeout=left + 30, seconds=left)
     columns = ("STATE", "KIND", "NAMESPACE", "NAME", "WHERE", "MESSAGE")
     rows = [
         (o["state"], o["kind"], o["namespace"], o["name"], f"{o['file']}:{o['line']}", o["message"])

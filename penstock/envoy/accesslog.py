@@ -14,6 +14,9 @@ from penstock.envoy.protos import pack, seconds
 _FLUSH = 0.1
 """Seconds an entry may wait: `penstock observe` is watched by people."""
 
+_BUFFER = 1 << 17
+"""Bytes of entries in one message: taking a message costs the daemon more than taking an entry."""
+
 UPSTREAM_PEER_TAG = "upstream_peer"
 UPSTREAM_LOCAL_TAG = "upstream_local"
 """Custom tags with the URI SANs that the other end and Envoy itself proved upstream ("-" in plain text)."""
@@ -27,7 +30,7 @@ def _common(listener: str) -> als_pb2.CommonGrpcAccessLogConfig:
         ),
         transport_api_version=config_source_pb2.ApiVersion.V3,
         buffer_flush_interval=seconds(_FLUSH),
-        buffer_size_bytes=wrappers_pb2.UInt32Value(value=16384),
+        buffer_size_bytes=wrappers_pb2.UInt32Value(value=_BUFFER),
         filter_state_objects_to_log=[SOURCE_CLASS_STATE],
         custom_tags=[
             custom_tag_pb2.CustomTag(tag=UPSTREAM_PEER_TAG, value="%UPSTREAM_PEER_URI_SAN%"),

@@ -29,7 +29,8 @@ _STATS = (
 
 
 def admin_socket(run_dir: Path) -> Path:
-    return run_dir / "envoy" / "admin.sock"
+    """Alone in its directory, the only one that Envoy may write to."""
+    return run_dir / "envoy" / "admin" / "admin.sock"
 
 
 def xds_socket(run_dir: Path) -> Path:

@@ -8,6 +8,7 @@ an error where the namespace's ip_local_port_range does not contain the range.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from enum import Enum
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
 from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2
@@ -19,7 +20,7 @@ from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import wrappers_pb2
 
 from penstock.envoy import names, rbac, tls
-from penstock.envoy.protos import ADS, metadata, pack, seconds, socket_address, socket_option
+from penstock.envoy.protos import ADS, pack, seconds, socket_option
 from penstock.routing.model import ProxyEndpoint
 
 _IPPROTO_IP = 0
@@ -32,6 +33,14 @@ _UNLIMITED = 0xFFFFFFFF
 """The kernel has no such limits for direct connections; Envoy's own (1,024) are met by one busy client."""
 
 _Cluster = cluster_pb2.Cluster
+
+
+class Protocol(Enum):
+    """What is spoken to a backend."""
+
+    HTTP1 = "HTTP/1.1"
+    HTTP2 = "HTTP/2"
+    AS_CLIENT = "what the client speaks"
 
 
 def _circuit_breakers() -> circuit_breaker_pb2.CircuitBreakers:
@@ -55,7 +64,7 @@ def _raw_buffer() -> base_pb2.TransportSocket:
     )
 
 
-def _http_options(http2: bool) -> http_protocol_options_pb2.HttpProtocolOptions:
+def _http_options(protocol: Protocol) -> http_protocol_options_pb2.HttpProtocolOptions:
     """The protocol to the backend, and the filter that judges requests for the endpoint that was chosen.
 
     The filter's own rules allow nothing, so that a table which forgot its rights is closed.
@@ -71,11 +80,14 @@ def _http_options(http2: bool) -> http_protocol_options_pb2.HttpProtocolOptions:
             ),
         ]
     )
-    explicit = options.explicit_http_config
-    if http2:
-        explicit.http2_protocol_options.CopyFrom(protocol_pb2.Http2ProtocolOptions())
+    http1, http2 = protocol_pb2.Http1ProtocolOptions(), protocol_pb2.Http2ProtocolOptions()
+    if protocol is Protocol.AS_CLIENT:
+        options.use_downstream_protocol_config.http_protocol_options.CopyFrom(http1)
+        options.use_downstream_protocol_config.http2_protocol_options.CopyFrom(http2)
+    elif protocol is Protocol.HTTP2:
+        options.explicit_http_config.http2_protocol_options.CopyFrom(http2)
     else:
-        explicit.http_protocol_options.CopyFrom(protocol_pb2.Http1ProtocolOptions())
+        options.explicit_http_config.http_protocol_options.CopyFrom(http1)
     return options
 
 
@@ -99,7 +111,7 @@ def _transport_matches(servers: tuple[str, ...]) -> list[cluster_pb2.Cluster.Tra
 
 
 def service(
-    name: str, http2: bool, servers: tuple[str, ...], source_ports: tuple[int, int]
+    name: str, protocol: Protocol, servers: tuple[str, ...], source_ports: tuple[int, int]
 ) -> cluster_pb2.Cluster:
     """An EDS cluster. It changes with the set of `servers`, not with endpoints that come and go."""
     return _Cluster(
@@ -112,14 +124,18 @@ def service(
         upstream_bind_config=_bind(source_ports),
         transport_socket_matches=_transport_matches(servers),
         typed_extension_protocol_options={
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(_http_options(http2))
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(_http_options(protocol))
         },
     )
 
 
 def workloads(servers: tuple[str, ...], source_ports: tuple[int, int]) -> cluster_pb2.Cluster:
-    """The cluster that serves each request at exactly the address that was dialled, or not at all."""
-    cluster = service(names.WORKLOADS, False, servers, source_ports)
+    """The cluster that serves each request at exactly the address that was dialled, or not at all.
+
+    Nothing was said about the protocol there, except by the client; the Envoy of another node, too, says it
+    this way (it asks in HTTP/2 for a backend that needs it).
+    """
+    cluster = service(names.WORKLOADS, Protocol.AS_CLIENT, servers, source_ports)
     selector = _Cluster.LbSubsetConfig.LbSubsetSelector(
         keys=[names.METADATA_ADDRESS], single_host_per_subset=True
     )
@@ -152,28 +168,25 @@ def assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> endpoint_pb2.Cl
 
     Each carries its address as metadata too, by which the workloads cluster picks it.
     """
-    hosts = [_host(endpoint) for endpoint in endpoints if endpoint.weight > 0]
     assigned = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
-    if hosts:
-        assigned.endpoints.add(lb_endpoints=hosts)
+    served = [endpoint for endpoint in endpoints if endpoint.weight > 0]
+    if served:
+        hosts = assigned.endpoints.add().lb_endpoints
+        for endpoint in served:
+            _fill(hosts.add(), endpoint)
     return assigned
 
 
-def _host(endpoint: ProxyEndpoint) -> endpoint_components_pb2.LbEndpoint:
+def _fill(host: endpoint_components_pb2.LbEndpoint, endpoint: ProxyEndpoint) -> None:
+    """Written in place: there may be tens of thousands, and joining parts takes four times as long."""
     address = str(endpoint.address)
+    host.endpoint.hostname = address
+    host.endpoint.address.socket_address.address = address
+    host.endpoint.address.socket_address.port_value = endpoint.port
+    host.load_balancing_weight.value = endpoint.weight
+    metadata = host.metadata.filter_metadata
+    metadata[names.METADATA].fields[names.METADATA_CLASS].string_value = endpoint.policy_class
     text = names.host_port(endpoint.address, endpoint.port)
-    return endpoint_components_pb2.LbEndpoint(
-        endpoint=endpoint_components_pb2.Endpoint(
-            address=socket_address(address, endpoint.port), hostname=address
-        ),
-        load_balancing_weight=wrappers_pb2.UInt32Value(value=endpoint.weight),
-        metadata=metadata(
-            {
-                names.METADATA: {names.METADATA_CLASS: endpoint.policy_class},
-                names.METADATA_TLS: (
-                    {} if endpoint.server_id is None else {names.METADATA_PEER: endpoint.server_id}
-                ),
-                names.METADATA_LB: {names.METADATA_ADDRESS: text},
-            }
-        ),
-    )
+    metadata[names.METADATA_LB].fields[names.METADATA_ADDRESS].string_value = text
+    if endpoint.server_id is not None:
+        metadata[names.METADATA_TLS].fields[names.METADATA_PEER].string_value = endpoint.server_id

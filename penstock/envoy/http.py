@@ -24,6 +24,7 @@ from google.protobuf.message import Message
 
 from penstock.envoy import accesslog, names, routes
 from penstock.envoy.protos import ADS, extension, pack, seconds
+from penstock.routing.model import ProxyListener
 
 _TRUE = wrappers_pb2.BoolValue(value=True)
 _FALSE = wrappers_pb2.BoolValue(value=False)
@@ -103,9 +104,9 @@ def _router() -> hcm_pb2.HttpFilter:
     )
 
 
-def by_service(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
+def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     """Routes by the table of the virtual address that was dialled; an unknown one answers 404."""
-    manager = _base(listener, stat_prefix)
+    manager = _base(listener.name, stat_prefix)
     builder = hcm_pb2.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder
     extractor = builder.HeaderValueExtractor(name=names.DESTINATION_HEADER, index=0)
     manager.scoped_routes.CopyFrom(
@@ -122,10 +123,12 @@ def by_service(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager
     return manager
 
 
-def by_workload(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
+def by_workload(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     """Sends each request to exactly the address that was dialled."""
-    manager = _base(listener, stat_prefix)
-    manager.rds.CopyFrom(hcm_pb2.Rds(config_source=ADS, route_config_name=names.WORKLOADS))
+    manager = _base(listener.name, stat_prefix)
+    manager.rds.CopyFrom(
+        hcm_pb2.Rds(config_source=ADS, route_config_name=names.workloads_table(listener.source_class))
+    )
     config = header_to_metadata_pb2.Config
     rule = config.Rule(
         header=names.DESTINATION_HEADER,

@@ -28,6 +28,7 @@ _SOL_SOCKET = 1
 _SO_MARK = 36
 
 _HANDSHAKE_TIMEOUT = 10.0
+_EARLY_DATA = 1 << 16
 _TLS_KINDS = (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)
 
 _State = value_pb2.FilterStateValue
@@ -82,8 +83,9 @@ def _tcp_proxy(listener: ProxyListener, stat_prefix: str) -> tcp_proxy_pb2.TcpPr
     )
     if listener.kind is ListenerKind.TLS_TCP:
         proxy.cluster = names.ORIGINAL_DST
+        # No connection to the backend for a client that has proven nothing. Envoy demands a bound with it.
         proxy.upstream_connect_mode = tcp_proxy_pb2.UpstreamConnectMode.ON_DOWNSTREAM_TLS_HANDSHAKE
-        proxy.max_early_data_bytes.CopyFrom(wrappers_pb2.UInt32Value(value=65536))
+        proxy.max_early_data_bytes.CopyFrom(wrappers_pb2.UInt32Value(value=_EARLY_DATA))
     else:
         proxy.cluster = names.mtls_cluster(listener.server_id or names.NO_SECRET)
     return proxy
@@ -93,7 +95,7 @@ def _terminal(listener: ProxyListener, stat_prefix: str) -> components.Filter:
     if listener.kind in (ListenerKind.TLS_TCP, ListenerKind.TCP_MTLS):
         return _filter("envoy.filters.network.tcp_proxy", _tcp_proxy(listener, stat_prefix))
     make = http.by_service if listener.kind is ListenerKind.HTTP_SERVICE else http.by_workload
-    return _filter("envoy.filters.network.http_connection_manager", make(listener.name, stat_prefix))
+    return _filter("envoy.filters.network.http_connection_manager", make(listener, stat_prefix))
 
 
 def _served(listener: ProxyListener, stat_prefix: str) -> components.FilterChain:

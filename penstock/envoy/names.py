@@ -9,7 +9,7 @@ from __future__ import annotations
 from penstock.world import Address
 
 WORKLOADS = "workloads"
-"""The route table and the cluster of everything that may be reached at its own address."""
+"""The cluster of everything that may be reached at its own address."""
 
 ORIGINAL_DST = "original-dst"
 """The cluster of TLS_TCP listeners: the address that was dialled, in plain text."""
@@ -52,6 +52,14 @@ METADATA_ADDRESS = "address"
 METADATA_TLS = "envoy.transport_socket_match"
 METADATA_PEER = "peer"
 """Endpoint metadata: the SPIFFE id to demand, by which the transport socket is chosen."""
+
+
+def workloads_table(source_class: int) -> str:
+    """Name of the route table with which a source class reaches workloads at their own address.
+
+    One per class, because Envoy looks at a table's rights one after the other.
+    """
+    return f"{WORKLOADS}:{source_class}"
 
 
 def mtls_cluster(server_id: str) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import resource
 import select
@@ -23,6 +24,8 @@ from pathlib import Path
 from penstock.envoy.admin import Admin
 from penstock.envoy.bootstrap import admin_socket, bootstrap
 from penstock.envoy.errors import EnvoyAdminError, EnvoyMissingError, EnvoyStartError
+
+log = logging.getLogger(__name__)
 
 UID = 64055
 """User and group without a name: the range 60000-64999 is allocated by Debian on demand and rarely met."""
@@ -127,8 +130,11 @@ class EnvoyProcess:
         Envoy asks the kernel for a SIGTERM when its parent ends, so the one that forks it must be gone
         before it becomes Envoy: it says its pid, and waits for our word.
         """
-        self._directory.mkdir(parents=True, exist_ok=True, mode=0o750)
-        os.chown(self._directory, *self._owner)
+        # The files here stay root's: what Envoy can write to, we must not follow or believe.
+        sockets = admin_socket(self.run_dir).parent
+        sockets.mkdir(parents=True, exist_ok=True)
+        os.chown(sockets, *self._owner)
+        sockets.chmod(0o750)
         path = self._directory / "bootstrap.json"
         path.write_text(self._bootstrap)
         path.chmod(0o644)
@@ -250,14 +256,19 @@ class EnvoyProcess:
         """
         pause = _BACKOFF[0]
         while True:
-            with contextlib.suppress(EnvoyStartError):
+            try:
                 adopted = await self.start()
+            except EnvoyStartError as error:
+                log.error("%s; trying again in %.1f s", error, pause)
+            else:
+                log.info("Envoy %s: pid %s", "adopted" if adopted else "started", self.pid)
                 since = time.monotonic()
                 on_start(adopted)
                 await self.wait_exit()
                 self._release()
                 if time.monotonic() - since > _HEALTHY_AFTER:
                     pause = _BACKOFF[0]
+                log.error("Envoy ended: %s; starting it again in %.1f s", self._last_words(), pause)
             await asyncio.sleep(pause)
             pause = min(2 * pause, _BACKOFF[1])
 

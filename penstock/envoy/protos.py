@@ -6,16 +6,13 @@ hashes of them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 from envoy.config.core.v3 import (
     address_pb2,
-    base_pb2,
     config_source_pb2,
     extension_pb2,
     socket_option_pb2,
 )
-from google.protobuf import any_pb2, duration_pb2, struct_pb2
+from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 
 ADS = config_source_pb2.ConfigSource(ads={}, resource_api_version=config_source_pb2.ApiVersion.V3)
@@ -48,14 +45,3 @@ def socket_option(level: int, name: int, value: int, description: str) -> socket
         int_value=value,
         state=socket_option_pb2.SocketOption.SocketState.STATE_PREBIND,
     )
-
-
-def metadata(namespaces: Mapping[str, Mapping[str, str]]) -> base_pb2.Metadata:
-    """Filter metadata from plain dictionaries; what is empty is left out."""
-    result = base_pb2.Metadata()
-    for namespace, values in namespaces.items():
-        if values:
-            struct = struct_pb2.Struct()
-            struct.update(dict(values))
-            result.filter_metadata[namespace].CopyFrom(struct)
-    return result

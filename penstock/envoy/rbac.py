@@ -94,7 +94,11 @@ def rules(rights: Iterable[Rights]) -> http_rbac_pb2.RBAC:
 
 
 def sni_is_destination() -> network_rbac_pb2.RBAC:
-    """Lets a TLS connection pass only if the name in its SNI is the address that was dialled."""
+    """Lets a TLS connection pass only if the name in its SNI is the address that was dialled.
+
+    Envoy judges with the first bytes from the client. Where the server speaks first, its first bytes may
+    pass before: to a client that has proven its identity, but dialled another name.
+    """
     destination = cel.attribute("destination.address")
     name = cel.attribute("connection.requested_server_name")
     condition = cel.either(

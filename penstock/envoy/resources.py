@@ -15,10 +15,12 @@ from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from google.protobuf.message import Message
 
 from penstock.envoy import clusters, listeners, names, routes
-from penstock.routing.model import ProxyEndpoint, ProxyModel
+from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel
 from penstock.world import Settings
 
 T = TypeVar("T")
+
+_TO_WORKLOADS = (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP)
 
 
 def type_url(message: type[Message]) -> str:
@@ -65,7 +67,8 @@ class Builder(Generic[T]):
         add_eds(names.WORKLOADS, model.workloads)
         for cluster in model.clusters:
             servers = clusters.servers(cluster.endpoints)
-            add(CLUSTER, cluster.name, clusters.service, cluster.name, cluster.http2, servers, ports)
+            protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
+            add(CLUSTER, cluster.name, clusters.service, cluster.name, protocol, servers, ports)
             add_eds(cluster.name, cluster.endpoints)
         add(CLUSTER, names.ORIGINAL_DST, clusters.original_dst, names.ORIGINAL_DST, ports)
         for server_id in sorted({item.server_id for item in model.listeners if item.server_id}):
@@ -76,7 +79,11 @@ class Builder(Generic[T]):
         for table in model.services:
             add(SCOPED_ROUTE, table.name, routes.scope, table.name, table.address, table.port)
             add(ROUTE, table.name, routes.service, table)
-        add(ROUTE, names.WORKLOADS, routes.workloads, model.workload_rights)
+        for source in sorted({item.source_class for item in model.listeners if item.kind in _TO_WORKLOADS}):
+            rights = tuple(
+                item for item in model.workload_rights if item.sources is None or source in item.sources
+            )
+            add(ROUTE, names.workloads_table(source), routes.workloads, source, rights)
         self._last = now
         return result
 

@@ -113,14 +113,14 @@ def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRout
     return scoped_route_pb2.ScopedRouteConfiguration(name=name, route_configuration_name=name, key=key)
 
 
-def workloads(rights: tuple[Rights, ...]) -> route_pb2.RouteConfiguration:
-    """The table for requests to a workload's own address: no routing, only rights."""
+def workloads(source_class: int, rights: tuple[Rights, ...]) -> route_pb2.RouteConfiguration:
+    """The table for requests of a source class to a workload's own address: no routing, only rights."""
     route = components.Route(
         name=names.WORKLOADS,
         match=components.RouteMatch(prefix="/"),
         route=_Action(cluster=names.WORKLOADS, timeout=seconds(0)),
     )
-    return _table(names.WORKLOADS, [route], rights)
+    return _table(names.workloads_table(source_class), [route], rights)
 
 
 def destination_header() -> base_pb2.HeaderValueOption:

@@ -78,7 +78,7 @@ def _workload(workload: Workload) -> Iterator[Finding]:
         yield Finding((*at, "interface"), f'"{name}" is not the name of an interface')
     for i, address in enumerate(spec.addresses):
         hint = f"write {address.partition('/')[0]}" if "/" in address else ""
-        if wrong := syntax.address(address):
+        if wrong := syntax.host_address(address):
             yield Finding((*at, "addresses", i), wrong, hint)
     yield from _twice((*at, "addresses"), spec.addresses, "the address")
     for i, port in enumerate(spec.ports):
@@ -98,7 +98,7 @@ def _node(node: Node) -> Iterator[Finding]:
         yield from _wrong(("spec", "podCIDRs", i), syntax.network(cidr))
     for i, address in enumerate(node.status.addresses):
         if address.type in ("InternalIP", "ExternalIP"):
-            yield from _wrong(("status", "addresses", i, "address"), syntax.address(address.address))
+            yield from _wrong(("status", "addresses", i, "address"), syntax.host_address(address.address))
 
 
 def _service(service: Service) -> Iterator[Finding]:
@@ -126,10 +126,10 @@ def _service(service: Service) -> Iterator[Finding]:
     yield from _twice((*at, "ports"), (f"{p.port}/{p.protocol}" for p in spec.ports), "the port")
     yield from _labels((*at, "selector"), spec.selector or {})
     if spec.cluster_ip not in (None, "", "None"):
-        yield from _wrong((*at, "clusterIP"), syntax.address(spec.cluster_ip or ""))
+        yield from _wrong((*at, "clusterIP"), syntax.host_address(spec.cluster_ip or ""))
     for i, address in enumerate(spec.cluster_ips):
         if address != "None":
-            yield from _wrong((*at, "clusterIPs", i), syntax.address(address))
+            yield from _wrong((*at, "clusterIPs", i), syntax.host_address(address))
     if spec.cluster_ips and spec.cluster_ip not in (None, spec.cluster_ips[0]):
         yield Finding((*at, "clusterIPs", 0), "must be the same as clusterIP")
     if len(spec.cluster_ips) > 2 or len({":" in a for a in spec.cluster_ips}) < len(spec.cluster_ips):
@@ -143,7 +143,7 @@ def _endpoint_slice(endpoints: EndpointSlice) -> Iterator[Finding]:
         if not endpoint.addresses:
             yield Finding(("endpoints", i, "addresses"), "an endpoint needs an address")
         for j, address in enumerate(endpoint.addresses):
-            yield from _wrong(("endpoints", i, "addresses", j), syntax.address(address, version))
+            yield from _wrong(("endpoints", i, "addresses", j), syntax.host_address(address, version))
     for i, port in enumerate(endpoints.ports):
         if port.port is not None:
             yield from _wrong(("ports", i, "port"), syntax.port_number(port.port))

@@ -113,6 +113,20 @@ def address(word: str, version: int | None = None) -> str:
     return "" if version in (None, parsed.version) else f'"{word}" is not an IPv{version} address'
 
 
+def host_address(word: str, version: int | None = None) -> str:
+    """An address that a host may have and others may reach (the API's own rule for endpoints).
+
+    A loopback endpoint would lead into the proxy's own node.
+    """
+    if wrong := address(word, version):
+        return wrong
+    parsed = ip_address(word)
+    for kind in ("loopback", "link_local", "multicast", "unspecified"):
+        if getattr(parsed, f"is_{kind}"):
+            return f'"{word}" is a {kind.replace("_", "-")} address'
+    return ""
+
+
 def network(word: str) -> str:
     try:
         ip_network(word, strict=True)

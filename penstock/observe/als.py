@@ -7,6 +7,7 @@ receiver. So the callback must be quick, and one that fails costs its own record
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,8 @@ import grpc
 from envoy.config.core.v3 import base_pb2
 from envoy.data.accesslog.v3 import accesslog_pb2
 from envoy.service.accesslog.v3 import als_pb2
+
+from penstock.envoy.accesslog import UPSTREAM_LOCAL_TAG, UPSTREAM_PEER_TAG
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +44,8 @@ class RequestRecord:
     client. `flags` are the set fields of Envoy's ResponseFlags by name, `details` its response code or
     connection termination details. `source` and `destination` are the connection's own addresses (the
     original destination where the kernel redirected), `upstream` the chosen endpoint. `peer_ids` and
-    `local_ids` are the URI SANs of the client's and our certificate. Bytes are bodies for HTTP, the
+    `local_ids` are the URI SANs of the client's and our certificate, `upstream_…` those of the connection to
+    the endpoint. Bytes are bodies for HTTP, the
     payload for TCP; `bytes_in` is from the client.
     """
 
@@ -63,10 +67,39 @@ class RequestRecord:
     peer_ids: tuple[str, ...]
     local_ids: tuple[str, ...]
     route_name: str
+    upstream_peer_ids: tuple[str, ...] = ()
+    upstream_local_ids: tuple[str, ...] = ()
 
 
-def access_log_service(callback: Callable[[RequestRecord], None]) -> grpc.GenericRpcHandler:
-    """A gRPC service that calls `callback` for every entry, in the event loop of its server."""
+class Budget:
+    """How many entries are taken a second; the rest is counted and let go.
+
+    A proxy under load logs more than anybody reads, and each entry costs the daemon more than it cost Envoy.
+    Refusals and errors are what people look for: they may use twice the budget.
+    """
+
+    def __init__(self, per_second: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._per_second = per_second
+        self._clock = clock
+        self._since = clock()
+        self._taken = 0
+        self.skipped = 0
+
+    def takes(self, *, failed: bool) -> bool:
+        now = self._clock()
+        if now - self._since >= 1.0:
+            self._since, self._taken = now, 0
+        if self._taken >= self._per_second * (2 if failed else 1):
+            self.skipped += 1
+            return False
+        self._taken += 1
+        return True
+
+
+def access_log_service(
+    callback: Callable[[RequestRecord], None], budget: Budget | None = None
+) -> grpc.GenericRpcHandler:
+    """A gRPC service that calls `callback` for the entries in `budget`, in its server's event loop."""
 
     async def stream(messages: AsyncIterator[Any], context: Any) -> Any:
         log_name = ""
@@ -74,7 +107,7 @@ def access_log_service(callback: Callable[[RequestRecord], None]) -> grpc.Generi
             # Only the first message of a stream says who it is.
             if message.HasField("identifier"):
                 log_name = message.identifier.log_name
-            for record in records(message, log_name):
+            for record in records(message, log_name, budget):
                 try:
                     callback(record)
                 except Exception:
@@ -89,9 +122,11 @@ def access_log_service(callback: Callable[[RequestRecord], None]) -> grpc.Generi
     return grpc.method_handlers_generic_handler(_SERVICE, {"StreamAccessLogs": method})
 
 
-def records(message: Any, log_name: str) -> Iterator[RequestRecord]:
+def records(message: Any, log_name: str, budget: Budget | None = None) -> Iterator[RequestRecord]:
     """The entries of one StreamAccessLogsMessage. `log_name` is that of the stream's first message."""
     for entry in message.http_logs.log_entry:
+        if budget and not budget.takes(failed=entry.response.response_code.value >= 400):
+            continue
         yield _record(
             log_name,
             entry.common_properties,
@@ -105,6 +140,8 @@ def records(message: Any, log_name: str) -> Iterator[RequestRecord]:
             protocol=_PROTOCOLS.get(entry.protocol_version, "HTTP"),
         )
     for entry in message.tcp_logs.log_entry:
+        if budget and not budget.takes(failed=False):
+            continue
         yield _record(
             log_name,
             entry.common_properties,
@@ -150,6 +187,8 @@ def _record(
         protocol=protocol,
         peer_ids=_uris(tls.peer_certificate_properties),
         local_ids=_uris(tls.local_certificate_properties),
+        upstream_peer_ids=_proven(common.custom_tags.get(UPSTREAM_PEER_TAG, "")),
+        upstream_local_ids=_proven(common.custom_tags.get(UPSTREAM_LOCAL_TAG, "")),
         route_name=common.route_name,
     )
 
@@ -166,3 +205,8 @@ def _flags(flags: Any) -> tuple[str, ...]:
 
 def _uris(certificate: Any) -> tuple[str, ...]:
     return tuple(san.uri for san in certificate.subject_alt_name if san.uri)
+
+
+def _proven(tag: str) -> tuple[str, ...]:
+    """Envoy writes "-" where there is no certificate, and joins several names by commas."""
+    return tuple(tag.split(",")) if tag not in ("", "-") else ()

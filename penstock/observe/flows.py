@@ -9,17 +9,18 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.observe.als import RequestRecord
+from penstock.observe.als import Budget, RequestRecord
 from penstock.observe.reasons import BY_NUMBER, Reason
 from penstock.redirect.layout import KernelEvent
 
 KEPT = 4096
 QUEUE = 10_000
+REQUESTS_PER_SECOND = 2000
 PROTOCOLS = {1: "ICMP", 6: "TCP", 17: "UDP", 58: "ICMPv6", 132: "SCTP"}
 
 
@@ -46,12 +47,24 @@ class Flows:
     """The store and its followers. `lost` counts records that a slow follower did not take."""
 
     def __init__(self) -> None:
+        self.budget = Budget(REQUESTS_PER_SECOND)
         self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
-        self.directory = Directory()
+        self._directory: Directory | None = Directory()
+        self._make_directory: Callable[[], Directory] = Directory
         self.lost = 0
         # Kernel events carry CLOCK_MONOTONIC; records carry the time of day.
         self._boot = time.time() - time.monotonic()
+
+    def look_up(self, make: Callable[[], Directory]) -> None:
+        """Who is who has changed. `make` is called when the next record comes, not now."""
+        self._directory, self._make_directory = None, make
+
+    @property
+    def directory(self) -> Directory:
+        if self._directory is None:
+            self._directory = self._make_directory()
+        return self._directory
 
     def _add(self, record: dict[str, Any]) -> None:
         self._kept.append(record)
@@ -99,6 +112,8 @@ class Flows:
             "details": record.details,
             "peer_ids": list(record.peer_ids),
             "local_ids": list(record.local_ids),
+            "upstream_peer_ids": list(record.upstream_peer_ids),
+            "upstream_local_ids": list(record.upstream_local_ids),
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
         }

@@ -28,6 +28,7 @@ class Reason(IntEnum):
     FROM_PROXY = 5, "sent by the proxy"
     NOT_IP = 6, "not IP, or link-local housekeeping"
     TRANSLATED = 7, "a socket's Service address was translated to a backend"
+    EVENT_LOST = 8, "an event that nobody was told of: too many at once"
     POLICY_DENIED_EGRESS = 32, "no egress rule of the sender allows it"
     POLICY_DENIED_INGRESS = 33, "no ingress rule of the receiver allows it"
     SPOOFED_SOURCE = 34, "the source address is not the sender's"

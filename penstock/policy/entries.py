@@ -29,10 +29,20 @@ class Stance:
     default_deny: bool
 
 
-def stance(specs: Iterable[PolicySpec], member: Member, direction: Direction) -> Stance:
-    selecting = [s for s in specs if s.selects(member.labels)]
-    rules = tuple(r for s in selecting for r in s.rules if r.direction is direction)
-    return Stance(rules, any(direction in s.default_deny for s in selecting))
+def stances(specs: Iterable[PolicySpec], members: Members, direction: Direction) -> dict[int, Stance]:
+    """Subject → what the policies that select it say."""
+    rules: dict[int, list[Rule]] = {}
+    closed: set[int] = set()
+    for spec in specs:
+        listed = [r for r in spec.rules if r.direction is direction]
+        closes = direction in spec.default_deny
+        if not listed and not closes:
+            continue
+        for identity in spec.selects.identities(members.index):
+            rules.setdefault(identity, []).extend(listed)
+            if closes:
+                closed.add(identity)
+    return {m.subject: Stance(tuple(rules.get(m.identity, ())), m.identity in closed) for m in members.all}
 
 
 def port_prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -55,9 +65,7 @@ def resolve(port: Port, named: Iterable[Member]) -> list[tuple[int, int, int]]:
 
 
 def peers_of(rule: Rule, members: Members) -> list[int]:
-    if rule.peers is None:
-        return [ANY]
-    return [i for i, labels in sorted(members.labels.items()) if rule.peers.selects(i, labels)]
+    return [ANY] if rule.peers is None else sorted(members.meant(rule.peers))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
-from ipaddress import ip_address
+from dataclasses import dataclass, field
 
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import Node, Workload
-from penstock.policy.labels import RESERVED, reserved_labels, workload_labels
-from penstock.world import Address, Attachment, World
+from penstock.policy.labels import RESERVED, LabelIndex, reserved_labels, workload_labels
+from penstock.policy.rules import Peers
+from penstock.world import Address, Attachment, World, parse_address
 
 MESH_ANNOTATION = "penstock.dev/mesh"
+MOST_RESOLVED = 16384
 
 
 def identity_text(document: Document, workload: Workload) -> str:
@@ -44,6 +45,7 @@ class Member:
     addresses: tuple[Address, ...]
     ports: tuple[tuple[str, int, str], ...]
     attachment: Attachment | None
+    netns: str | None
 
     @property
     def namespace(self) -> str:
@@ -65,7 +67,22 @@ class Members:
     """All workloads, and the labels of every identity (reserved ones included)."""
 
     all: tuple[Member, ...]
-    labels: Mapping[int, Mapping[str, str]]
+    index: LabelIndex
+    _resolved: dict[Peers, frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
+
+    @property
+    def labels(self) -> Mapping[int, Mapping[str, str]]:
+        return self.index.labels
+
+    def meant(self, peers: Peers) -> frozenset[int]:
+        """The identities that `peers` means; looked up once."""
+        found = self._resolved.get(peers)
+        if found is None:
+            # The workloads may stay for long while policies come and go.
+            if len(self._resolved) > MOST_RESOLVED:
+                self._resolved.clear()
+            found = self._resolved[peers] = peers.resolve(self.index)
+        return found
 
     def local(self) -> tuple[Member, ...]:
         return tuple(m for m in self.all if m.local and m.attachment is not None)
@@ -97,12 +114,10 @@ def members(world: World) -> Members:
             document.key.namespace, workload.spec.service_account_name, workload.metadata.labels
         )
         labels[identity] = own
-        local = workload.spec.node in (None, world.node) and bool(
-            workload.spec.netns or workload.spec.container
-        )
+        local = workload.spec.node in (None, world.node) and workload.spec.netns is not None
         name = (document.key.namespace, document.key.name)
         attachment = world.attachments.get(name) if local else None
-        addresses = tuple(ip_address(a) for a in workload.spec.addresses)
+        addresses = tuple(parse_address(a) for a in workload.spec.addresses)
         result.append(
             Member(
                 document=document,
@@ -115,6 +130,7 @@ def members(world: World) -> Members:
                 addresses=addresses or (attachment.addresses if attachment else ()),
                 ports=ports,
                 attachment=attachment,
+                netns=workload.spec.netns,
             )
         )
-    return Members(tuple(result), labels)
+    return Members(tuple(result), LabelIndex(labels))

@@ -9,7 +9,7 @@ Source: Cilium 1.20, "Endpoint selectors" and "Reserved identities"; ../../READM
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 
 from penstock.manifests.kinds import LabelSelector
 
@@ -21,7 +21,6 @@ RESERVED = {HOST: "host", WORLD: "world", REMOTE_NODE: "remote-node", INGRESS: "
 """Numbers below 256 with a meaning of their own (Cilium's)."""
 
 Labels = Mapping[str, str]
-Predicate = Callable[[Labels], bool]
 
 
 def workload_labels(namespace: str, service_account: str, labels: Labels) -> dict[str, str]:
@@ -39,34 +38,69 @@ def _bare(key: str) -> str:
     return key
 
 
-def predicate(selector: LabelSelector, *, within: str | None = None) -> Predicate:
+class Selector:
+    """What a selector means: of one endpoint's labels when called, of all identities by an index.
+
+    Made by `predicate`.
+    """
+
+    __slots__ = ("_expressions", "_wanted")
+
+    def __init__(self, wanted: dict[str, str], expressions: list[tuple[str, str, frozenset[str]]]) -> None:
+        self._wanted = wanted
+        self._expressions = expressions
+
+    def __call__(self, labels: Labels) -> bool:
+        return all(labels.get(k) == v for k, v in self._wanted.items()) and self._expressed(labels)
+
+    def _expressed(self, labels: Labels) -> bool:
+        for key, operator, values in self._expressions:
+            if operator == "In":
+                ok = labels.get(key) in values
+            elif operator == "NotIn":
+                ok = labels.get(key) not in values
+            elif operator == "Exists":
+                ok = key in labels
+            else:
+                ok = key not in labels
+            if not ok:
+                return False
+        return True
+
+    def identities(self, index: LabelIndex) -> frozenset[int]:
+        """Every identity that the selector selects."""
+        found = index.with_all(self._wanted.items())
+        if self._expressions:
+            found = frozenset(i for i in found if self._expressed(index.labels[i]))
+        return found
+
+
+class LabelIndex:
+    """Identities by label, so that a selector touches only those that it may select."""
+
+    def __init__(self, labels: Mapping[int, Labels]) -> None:
+        self.labels = labels
+        self._all = frozenset(labels)
+        by_label: dict[tuple[str, str], set[int]] = {}
+        for identity, own in labels.items():
+            for pair in own.items():
+                by_label.setdefault(pair, set()).add(identity)
+        self._by_label = {pair: frozenset(found) for pair, found in by_label.items()}
+
+    def with_all(self, pairs: Iterable[tuple[str, str]]) -> frozenset[int]:
+        sets = sorted((self._by_label.get(pair, frozenset()) for pair in pairs), key=len)
+        return frozenset.intersection(*sets) if sets else self._all
+
+
+def predicate(selector: LabelSelector, *, within: str | None = None) -> Selector:
     """What `selector` means as a function of an endpoint's labels.
 
     `within` is the policy's namespace: a selector that names neither a namespace nor a reserved
     label means endpoints of that namespace only. None leaves the selector as it is.
     """
     wanted = {_bare(k): v for k, v in selector.match_labels.items()}
-    expressions = [(_bare(e.key), e.operator, frozenset(e.values)) for e in selector.match_expressions]
+    expressions = [(_bare(e.key), str(e.operator), frozenset(e.values)) for e in selector.match_expressions]
     keys = {*wanted, *(key for key, _, _ in expressions)}
     if within is not None and NAMESPACE not in keys and not any(k.startswith("reserved:") for k in keys):
         wanted[NAMESPACE] = within
-
-    def matches(labels: Labels) -> bool:
-        for key, value in wanted.items():
-            if labels.get(key) != value:
-                return False
-        for key, operator, values in expressions:
-            present = key in labels
-            if operator == "In":
-                ok = present and labels[key] in values
-            elif operator == "NotIn":
-                ok = not present or labels[key] not in values
-            elif operator == "Exists":
-                ok = present
-            else:
-                ok = not present
-            if not ok:
-                return False
-        return True
-
-    return matches
+    return Selector(wanted, expressions)

@@ -6,18 +6,24 @@ and the receiver's ingress, each a list of alternatives. Nothing is decided by a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from penstock.plan import Direction
 from penstock.policy.entries import Stance, resolve
 from penstock.policy.identities import Member, Members
-from penstock.policy.labels import HOST, WORLD, Labels, reserved_labels
+from penstock.policy.labels import HOST, WORLD
 from penstock.policy.rules import TCP, Rule
 from penstock.routing.model import RequestMatch, Rights
 
 Requests = tuple[RequestMatch, ...]
 """Alternatives; the empty tuple allows every request."""
+
+Groups = tuple[Requests, ...]
+"""What a request must meet: one of the alternatives of each."""
+
+SourceRights = tuple[tuple[int, ...] | None, Groups]
+"""Sources (None: every one) and what their requests must meet."""
 
 
 Destination = tuple[Member | None, int]
@@ -39,19 +45,12 @@ def _covers(rule: Rule, port: int, named: Iterable[Member]) -> bool:
     return False
 
 
-def _side(
-    what: Stance | None, peer: int, labels: Labels, port: int, named: Iterable[Member]
-) -> Requests | None:
-    """What one side allows towards `peer`; None is nothing."""
-    if what is None:
-        return ()
-    named = tuple(named)
+def _side(rules: Iterable[Rule], default_deny: bool, peer: int | None, members: Members) -> Requests | None:
+    """What one side's rules allow towards `peer` (None: whom no rule names); None is nothing."""
     alternatives: list[RequestMatch] = []
-    open_ = not what.default_deny
-    for rule in what.rules:
-        if rule.peers is not None and not rule.peers.selects(peer, labels):
-            continue
-        if not _covers(rule, port, named):
+    open_ = not default_deny
+    for rule in rules:
+        if rule.peers is not None and (peer is None or peer not in members.meant(rule.peers)):
             continue
         if rule.deny:
             return None
@@ -75,50 +74,89 @@ class Stances:
     def of(self, direction: Direction) -> Mapping[int, Stance]:
         return self.ingress if direction is Direction.INGRESS else self.egress
 
+    def bound_senders(self) -> dict[int, Stance]:
+        """Identities whose egress is not simply open. Members of one identity send under the same rules."""
+        found = {}
+        for identity, senders in self.by_identity.items():
+            what = self.egress[senders[0].subject]
+            if what.rules or what.default_deny:
+                found[identity] = what
+        return found
+
 
 def rights(
-    destinations: Iterable[Destination], members: Members, stances: Stances, *, host_access: bool
+    destinations: Iterable[Destination],
+    members: Members,
+    stances: Stances,
+    bound: Mapping[int, Stance],
+    memo: dict[str, tuple[Stance | None, tuple[SourceRights, ...]]],
+    *,
+    host_access: bool,
 ) -> tuple[Rights, ...]:
-    """Who may send what to each (workload, port) of `destinations`."""
-    groups: dict[tuple[str, tuple[Requests, ...]], list[int]] = {}
-    seen: set[str] = set()
-    for member, port in destinations:
-        name = policy_class(member, port)
-        if name in seen:
-            continue
-        seen.add(name)
-        for source, labels in sorted(members.labels.items()):
-            ingress = _ingress(member, source, labels, port, stances)
-            if host_access and source == HOST:
-                ingress = ()
-            egress = _egress(source, member, port, stances)
-            if ingress is None or egress is None:
-                continue
-            requests = tuple(side for side in (egress, ingress) if side)
-            groups.setdefault((name, requests), []).append(source)
-    merged: dict[tuple[tuple[int, ...], tuple[Requests, ...]], list[str]] = {}
-    for (name, requests), sources in groups.items():
-        merged.setdefault((tuple(sources), requests), []).append(name)
-    return tuple(
-        Rights(sources, tuple(sorted(names)), requests)
-        for (sources, requests), names in sorted(merged.items(), key=lambda item: (item[1], item[0][0]))
-    )
+    """Who may send what to each (workload, port) of `destinations`.
+
+    `bound` are `stances.bound_senders()`. `memo` is read and filled: class of endpoints → the stance that its
+    rights follow from, and they; it must belong to these members and bound senders.
+    """
+    found: dict[SourceRights, set[str]] = {}
+    for name, (member, port) in {policy_class(m, p): (m, p) for m, p in destinations}.items():
+        what = stances.ingress[member.subject] if member else None
+        known = memo.get(name)
+        if known is None or known[0] is not what:
+            known = (what, tuple(_of_one(member, port, members, stances, bound, host_access=host_access)))
+            memo[name] = known
+        for each in known[1]:
+            found.setdefault(each, set()).add(name)
+    merged = [Rights(sources, tuple(sorted(names)), requests) for (sources, requests), names in found.items()]
+    return tuple(sorted(merged, key=lambda r: (r.destinations, r.sources or ())))
 
 
-def _ingress(
-    member: Member | None, source: int, labels: Labels, port: int, stances: Stances
+def _of_one(
+    member: Member | None,
+    port: int,
+    members: Members,
+    stances: Stances,
+    bound: Mapping[int, Stance],
+    *,
+    host_access: bool,
+) -> Iterator[SourceRights]:
+    """Groups of sources that have the same rights at one class of endpoints.
+
+    Most sources are named by no rule and fare alike, so only those that some rule names, or that are
+    bound by an egress policy, are looked at one by one.
+    """
+    what = stances.ingress[member.subject] if member else Stance((), False)
+    rules = [r for r in what.rules if member and _covers(r, port, [member])]
+    named = frozenset().union(*(members.meant(r.peers) for r in rules if r.peers is not None))
+    special = named | bound.keys() | ({HOST} if host_access else frozenset())
+    common = _side(rules, what.default_deny, None, members)
+    everyone: Groups | None = None if common is None else tuple(side for side in (common,) if side)
+    differing: dict[Groups, list[int]] = {}
+    same = 0
+    for source in sorted(special & members.labels.keys()):
+        ingress: Requests | None = _side(rules, what.default_deny, source, members)
+        if host_access and source == HOST:
+            ingress = ()
+        egress = _egress(bound.get(source), member, port, members, stances)
+        own = None if ingress is None or egress is None else tuple(s for s in (egress, ingress) if s)
+        same += own == everyone
+        if own is not None:
+            differing.setdefault(own, []).append(source)
+    if everyone is not None:
+        if same == len(special):
+            yield None, everyone
+            return
+        differing.setdefault(everyone, []).extend(members.labels.keys() - special)
+    for requests, sources in differing.items():
+        yield tuple(sorted(sources)), requests
+
+
+def _egress(
+    what: Stance | None, member: Member | None, port: int, members: Members, stances: Stances
 ) -> Requests | None:
-    if member is None:
+    """The sender's side."""
+    if what is None:
         return ()
-    return _side(stances.ingress.get(member.subject), source, labels, port, [member])
-
-
-def _egress(source: int, member: Member | None, port: int, stances: Stances) -> Requests | None:
-    """The sender's side. Workloads of one identity that differ in named ports send under the same rules."""
-    senders = stances.by_identity.get(source)
-    if not senders:
-        return ()
-    what = stances.egress.get(senders[0].subject)
-    if member is None:
-        return _side(what, WORLD, reserved_labels(WORLD), port, [])
-    return _side(what, member.identity, member.labels, port, stances.by_identity.get(member.identity, []))
+    peer = member.identity if member else WORLD
+    named = stances.by_identity[peer] if member else []
+    return _side([r for r in what.rules if _covers(r, port, named)], what.default_deny, peer, members)

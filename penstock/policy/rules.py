@@ -24,7 +24,7 @@ from penstock.manifests.kinds import (
     PortRule,
 )
 from penstock.plan import Direction
-from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD, Labels, Predicate, predicate
+from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD, LabelIndex, Selector, predicate
 from penstock.routing.model import RequestMatch
 
 TCP, UDP, SCTP = 6, 17, 132
@@ -45,14 +45,18 @@ class Port:
 class Peers:
     """Any of `selectors`, or any of the reserved identities; `cluster` is every workload of the mesh."""
 
-    selectors: tuple[Predicate, ...] = ()
+    selectors: tuple[Selector, ...] = ()
     identities: frozenset[int] = frozenset()
     cluster: bool = False
 
-    def selects(self, identity: int, labels: Labels) -> bool:
-        if identity in self.identities or (self.cluster and identity >= 256):
-            return True
-        return any(select(labels) for select in self.selectors)
+    def resolve(self, index: LabelIndex) -> frozenset[int]:
+        """Every identity that is meant."""
+        found = {i for i in self.identities if i in index.labels}
+        if self.cluster:
+            found |= {i for i in index.labels if i >= 256}
+        for selector in self.selectors:
+            found |= selector.identities(index)
+        return frozenset(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +76,7 @@ class Rule:
 class PolicySpec:
     """One spec: whom it selects, what it says, and in which directions it closes what it does not name."""
 
-    selects: Predicate
+    selects: Selector
     rules: tuple[Rule, ...]
     default_deny: frozenset[Direction]
 

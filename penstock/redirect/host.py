@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from pyroute2 import IPRoute
@@ -75,15 +76,7 @@ class HostSettings:
         self.ip.link("set", index=lo, state="up")
         for family, everything in _FAMILIES.items():
             self._once("rule", family=family, table=TABLE, fwmark=MARK, fwmask=MARK_MASK, priority=PRIORITY)
-            self._once(
-                "route",
-                family=family,
-                dst=everything,
-                oif=lo,
-                table=TABLE,
-                type=RTN_LOCAL,
-                scope=RT_SCOPE_HOST if family == socket.AF_INET else 0,
-            )
+            self._once("route", **_local_route(family, everything), oif=lo)
         self._save()
 
     def settle(
@@ -171,12 +164,18 @@ class HostSettings:
                     "del", family=family, table=TABLE, fwmark=MARK, fwmask=MARK_MASK, priority=PRIORITY
                 )
             with suppress(NetlinkError):
-                self.ip.route("del", family=family, dst=everything, table=TABLE, type=RTN_LOCAL)
+                self.ip.route("del", **_local_route(family, everything))
         for name, before in self._done.sysctls.items():
             with suppress(OSError):
                 Path("/proc/sys", name).write_text(before)
         self._done = _Done()
         self._record.unlink(missing_ok=True)
+
+
+def _local_route(family: int, everything: str) -> dict[str, Any]:
+    """Said the same way when it is made and when it goes: the kernel compares the scope too."""
+    scope = RT_SCOPE_HOST if family == socket.AF_INET else 0
+    return {"family": family, "dst": everything, "table": TABLE, "type": RTN_LOCAL, "scope": scope}
 
 
 def _read(name: str) -> str:

@@ -155,17 +155,13 @@ def _programs(facts: HostFacts) -> Iterator[Finding]:
 
 
 def _sysctls(facts: HostFacts, settings: Settings) -> Iterator[Finding]:
-    forward = facts.sysctls.get("net.ipv4.ip_forward")
-    yield _either("ip_forward", forward == "1", forward or "unknown", "sysctl -w net.ipv4.ip_forward=1")
+    # What the daemon sets by itself is no fault of the machine; it is said, so that nobody is surprised.
+    forward = facts.sysctls.get("net.ipv4.ip_forward", "unknown")
+    yield Finding("ip_forward", "ok", forward if forward == "1" else f"{forward}; the daemon turns it on")
 
     forward6 = facts.sysctls.get("net.ipv6.conf.all.forwarding")
-    yield _either(
-        "ipv6_forwarding",
-        forward6 in ("1", None),
-        "no IPv6 on this machine" if forward6 is None else forward6,
-        "sysctl -w net.ipv6.conf.all.forwarding=1",
-        otherwise="warn",
-    )
+    found = "no IPv6 on this machine" if forward6 is None else forward6
+    yield Finding("ipv6_forwarding", "ok", f"{found}; the daemon turns it on" if forward6 == "0" else found)
 
     strict = [
         which for which in ("all", "default") if facts.sysctls.get(f"net.ipv4.conf.{which}.rp_filter") == "1"
@@ -173,7 +169,8 @@ def _sysctls(facts: HostFacts, settings: Settings) -> Iterator[Finding]:
     mend = " && ".join(f"sysctl -w net.ipv4.conf.{which}.rp_filter=0" for which in strict)
     if "all" in strict:
         # The kernel takes the greater of `all` and the interface's: one interface cannot be excepted.
-        yield Finding("rp_filter", "fail", "strict on all interfaces: redirected packets are dropped", mend)
+        found = "strict on all interfaces; the daemon turns it off, but who sets it again stops redirection"
+        yield Finding("rp_filter", "warn", found, mend)
     elif strict:
         yield Finding("rp_filter", "warn", "strict on interfaces that come later", mend)
     elif facts.strict_interfaces:

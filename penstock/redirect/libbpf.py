@@ -143,8 +143,10 @@ class BpfObject:
             raise BpfError(f"open {path.name}: {os.strerror(ctypes.get_errno())}", hint="make bpf")
         try:
             _check(lib.bpf_object__load(self._handle), f"load {path.name}")
-        except BpfError:
+        except BpfError as e:
             self.close()
+            # The commonest cause: maps of another layout stand pinned, and libbpf does not reuse them.
+            e.hint = "if another version of Penstock ran here, take it down first: penstock down"
             raise
 
     def programs(self) -> dict[str, int]:

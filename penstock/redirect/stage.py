@@ -4,42 +4,60 @@ Waiting is closed, not open (design §1): what an L7 rule names and was not allo
 once, to a listener that is not there yet, and so dropped as PROXY_NOT_READY. What *was* allowed stays
 allowed until the listener is active. A Service's new route, which protects nothing, waits as the plain
 Service. Everything else (denials above all) is written at once.
+
+An address changes hands in this order: the old workload's entry goes, its proxied connections are reset
+and Envoy learns of the new certificate, then the new workload is let in.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from penstock.plan import Direction, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey, Verdict
 from penstock.policy.lookup import look_up
+from penstock.world import Address, is_host
+
 
 Policy = Mapping[PolicyKey, PolicyEntry]
 
 
-def before_proxy(
-    wanted: KernelTables,
-    policy_now: Policy,
-    listeners_now: Mapping[ListenerKey, int],
-    http_now: Collection[ServiceKey],
-) -> KernelTables:
-    """`wanted`, held back where the proxy must come first. The other arguments are what is in the kernel."""
+@dataclass(frozen=True, slots=True)
+class InKernel:
+    """What stands in the kernel now, as far as the order of a change depends on it."""
+
+    policy: Mapping[PolicyKey, PolicyEntry]
+    listeners: Mapping[ListenerKey, int]
+    http_services: Collection[ServiceKey]
+    identities: Mapping[Address, int]
+
+
+def changing_hands(wanted: KernelTables, now: InKernel) -> frozenset[Address]:
+    """Addresses that were somebody's and are to be somebody else's, or nobody's."""
+    after = {n.network_address: e.identity for n, e in wanted.ipcache.items() if is_host(n)}
+    return frozenset(a for a, identity in now.identities.items() if after.get(a) != identity)
+
+
+def before_proxy(wanted: KernelTables, now: InKernel) -> KernelTables:
+    """`wanted`, held back where the proxy must come first."""
+    leaving = changing_hands(wanted, now)
     policy = dict(wanted.policy)
-    beside = _neighbours((*policy_now, *wanted.policy))
-    for key, entry in wanted.policy.items():
-        if (
-            entry.verdict is not Verdict.REDIRECT
-            or _verdict(policy_now, key, key.identity) is not Verdict.ALLOW
-        ):
-            continue
-        policy[key] = replace(entry, verdict=Verdict.ALLOW)
-        if _opens(key, beside[key.subject, key.direction], policy, wanted.policy, policy_now):
-            policy[key] = entry
+    held = [
+        key
+        for key, entry in wanted.policy.items()
+        if entry.verdict is Verdict.REDIRECT and _verdict(now.policy, key, key.identity) is Verdict.ALLOW
+    ]
+    beside = _neighbours((*now.policy, *wanted.policy)) if held else {}
+    for key in held:
+        policy[key] = replace(wanted.policy[key], verdict=Verdict.ALLOW)
+        if _opens(key, beside[key.subject, key.direction], policy, wanted.policy, now.policy):
+            policy[key] = wanted.policy[key]
     return replace(
         wanted,
+        endpoints={a: e for a, e in wanted.endpoints.items() if a not in leaving},
         policy=policy,
-        listeners={k: port for k, port in wanted.listeners.items() if listeners_now.get(k) == port},
-        services={k: replace(s, http=s.http and k in http_now) for k, s in wanted.services.items()},
+        listeners={k: port for k, port in wanted.listeners.items() if now.listeners.get(k) == port},
+        services={k: replace(s, http=s.http and k in now.http_services) for k, s in wanted.services.items()},
     )
 
 

@@ -24,11 +24,16 @@ CONTROLLER = "penstock.dev/gateway-controller"
 
 @dataclass(frozen=True, slots=True)
 class RouteTable:
-    """The routes of one Service port in one family, in the order in which they are tried."""
+    """The routes of one Service port in one family, in the order in which they are tried.
+
+    `plain` is set where no route applies any more: nothing new is steered here, but what the proxy
+    carries already goes on to the Service's own endpoints.
+    """
 
     served: ServedPort
     routes: tuple[Route, ...]
     clusters: tuple[ServedPort, ...]
+    plain: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -171,12 +176,20 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
                     pending = condition.message
         statuses[document.key] = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
 
-    tables = tuple(
+    tables = [
         RouteTable(
             owners[name],
             tuple(route for _, route in sorted(routes, key=lambda pair: pair[0])),
             tuple(clusters[name][c] for c in sorted(clusters[name])),
         )
         for name, routes in sorted(collected.items())
-    )
-    return MeshRoutes(tables, statuses)
+    ]
+    once = frozenset(world.allocations.routed) - collected.keys()
+    tables += [_plain(s) for s in served if s.name in once and s.vip is not None]
+    return MeshRoutes(tuple(tables), statuses)
+
+
+def _plain(served: ServedPort) -> RouteTable:
+    everything = RouteMatch(StringMatch("prefix", "/"))
+    route = Route(f"{served.name}/plain", everything, (RouteBackend(served.name, 1),))
+    return RouteTable(served, (route,), (served,), plain=True)

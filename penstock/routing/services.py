@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Literal
 
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import EndpointSlice, Service, ServicePort
 from penstock.policy.identities import Member, Members
 from penstock.policy.rules import PROTOCOLS
-from penstock.world import Address, World
+from penstock.world import Address, World, parse_address
 
 Family = Literal[4, 6]
 SLICE_LABEL = "kubernetes.io/service-name"
@@ -63,7 +62,7 @@ def families(service: Service) -> tuple[Family, ...]:
     fixed = [a for a in given if a != "None"]
     found: list[Family] = [4 if f == "IPv4" else 6 for f in service.spec.ip_families]
     if not found:
-        found = [4 if ip_address(a).version == 4 else 6 for a in fixed] or [4]
+        found = [4 if parse_address(a).version == 4 else 6 for a in fixed] or [4]
     if service.spec.ip_family_policy in ("PreferDualStack", "RequireDualStack"):
         found += [f for f in (4, 6) if f not in found]
     return tuple(dict.fromkeys(found))
@@ -76,7 +75,7 @@ def headless(service: Service) -> bool:
 def fixed_vip(service: Service, family: Family) -> str | None:
     """The address that the manifest gives, if any."""
     for text in (*service.spec.cluster_ips, service.spec.cluster_ip):
-        if text and text != "None" and ip_address(text).version == family:
+        if text and text != "None" and parse_address(text).version == family:
             return text
     return None
 
@@ -91,16 +90,20 @@ def wanted_vips(world: World) -> Mapping[str, str | None]:
     }
 
 
-def selected(document: Document, service: Service, members: Members) -> list[Member]:
-    selector = service.spec.selector
-    if not selector:
-        return []
-    return [
-        m
-        for m in members.all
-        if m.namespace == document.key.namespace
-        and all(m.document.metadata.labels.get(k) == v for k, v in selector.items())
-    ]
+class _Selection:
+    """Workloads by namespace and label, so that a Service touches only those that it may select."""
+
+    def __init__(self, members: Members) -> None:
+        self._by_label: dict[tuple[str, str, str], list[Member]] = {}
+        for member in members.all:
+            for key, value in member.document.metadata.labels.items():
+                self._by_label.setdefault((member.namespace, key, value), []).append(member)
+
+    def of(self, namespace: str, selector: Mapping[str, str] | None) -> list[Member]:
+        if not selector:
+            return []
+        fewest = min((self._by_label.get((namespace, k, v), []) for k, v in selector.items()), key=len)
+        return [m for m in fewest if all(m.document.metadata.labels.get(k) == v for k, v in selector.items())]
 
 
 def _target(port: ServicePort, member: Member) -> int | None:
@@ -135,10 +138,25 @@ def _from_slices(
             if endpoint.conditions.ready is False:
                 continue
             for text in endpoint.addresses:
-                address = ip_address(text)
+                address = parse_address(text)
                 for number in numbers:
                     if number is not None:
                         yield Backend(address, number, by_address.get(address))
+
+
+def service_name(served: ServedPort) -> str:
+    """What the number of a Service port in the kernel's table is allocated for."""
+    return f"{served.name}/{served.port.protocol}"
+
+
+def served_names(world: World) -> tuple[str, ...]:
+    """`service_name` of every port, without looking for its backends."""
+    return tuple(
+        f"{document.key.namespace}/{document.key.name}:{port.port}/{family}/{port.protocol}"
+        for document, service in world.of_kind(Service)
+        for family in families(service)
+        for port in service.spec.ports
+    )
 
 
 def served_ports(world: World, members: Members) -> tuple[ServedPort, ...]:
@@ -149,14 +167,15 @@ def served_ports(world: World, members: Members) -> tuple[ServedPort, ...]:
         if owner:
             slices.setdefault((document.key.namespace, owner), []).append(piece)
     by_address = {a: m for m in members.all for a in m.addresses}
+    selection = _Selection(members)
 
     result = []
     for document, service in world.of_kind(Service):
-        chosen = selected(document, service, members)
+        chosen = selection.of(document.key.namespace, service.spec.selector)
         owned = slices.get((document.key.namespace, document.key.name), [])
         for family in families(service):
             text = world.allocations.vips.get(f"{document.key.namespace}/{document.key.name}/{family}")
-            vip = ip_address(text) if text and not headless(service) else None
+            vip = parse_address(text) if text and not headless(service) else None
             for port in service.spec.ports:
                 if service.spec.selector:
                     found = _from_selector(port, family, chosen)

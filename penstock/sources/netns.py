@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
+from typing import Any
 
 from asyncinotify import Inotify, Mask
 from pyroute2 import IPRoute
-from pyroute2.netlink.rtnl import RTMGRP_LINK
+from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
 from penstock.redirect.netns import cookie, entered
-from penstock.world import Attachment, WorkloadName
+from penstock.world import Address, Attachment, WorkloadName
 
 _APPEARS = Mask.CREATE | Mask.MOVED_TO | Mask.DELETE | Mask.MOVED_FROM
 
@@ -38,67 +40,94 @@ def _mac(text: str | None) -> bytes:
 
 
 def _default_index(ip: IPRoute) -> int | None:
+    """The interface with the default route, or the only one there is beside lo."""
     for family in (socket.AF_INET, socket.AF_INET6):
         for route in ip.get_default_routes(family=family):
             index = route.get("RTA_OIF")
             if index:
                 return int(index)
-    return None
+    others = [link["index"] for link in ip.get_links() if link.get("IFLA_IFNAME") != "lo"]
+    return int(others[0]) if len(others) == 1 else None
 
 
-def attachment(wanted: Wanted, node: IPRoute) -> Attachment | None:
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An attachment, and what tells that it is still the same: the namespace's inode."""
+
+    attachment: Attachment
+    inode: int
+
+
+def _inside(wanted: Wanted) -> tuple[int, Any, list[Address]] | None:
+    """(cookie, link, addresses) of the workload's interface, as seen in its own namespace."""
+    with entered(wanted.netns):
+        number = cookie()
+        with IPRoute() as ip:
+            named = ip.link_lookup(ifname=wanted.interface) if wanted.interface else []
+            index = named[0] if named else _default_index(ip)
+            if index is None:
+                return None
+            link = ip.get_links(index)[0]
+            found = [ip_address(a.get("IFA_LOCAL") or a.get("IFA_ADDRESS")) for a in ip.get_addr(index=index)]
+    addresses = sorted((a for a in found if not a.is_link_local), key=lambda a: (a.version, a))
+    return number, link, addresses
+
+
+def _attachment(wanted: Wanted, hosts: Mapping[int, Any]) -> Attachment | None:
     """What the kernel says of one workload; None if it is not (or not yet) attached to this node."""
-    try:
-        with entered(wanted.netns):
-            number = cookie()
-            with IPRoute() as inside:
-                found = inside.link_lookup(ifname=wanted.interface) if wanted.interface else []
-                index = found[0] if found else _default_index(inside)
-                if index is None:
-                    return None
-                link = inside.get_links(index)[0]
-                addresses = [
-                    ip_address(a.get("IFA_LOCAL") or a.get("IFA_ADDRESS"))
-                    for a in inside.get_addr(index=index)
-                ]
-    except OSError:
+    inside = _inside(wanted)
+    if inside is None:
         return None
-    peer = link.get("IFLA_LINK")
-    if not peer:
-        return None
-    hosts = [h for h in node.get_links() if h["index"] == peer and h.get("IFLA_LINK") == index]
-    if not hosts:
+    number, link, addresses = inside
+    host = hosts.get(link.get("IFLA_LINK"))
+    if host is None or host.get("IFLA_LINK") != link["index"]:
         return None
     return Attachment(
-        ifindex=peer,
-        host_mac=_mac(hosts[0].get("IFLA_ADDRESS")),
+        ifindex=host["index"],
+        host_mac=_mac(host.get("IFLA_ADDRESS")),
         mac=_mac(link.get("IFLA_ADDRESS")),
         cookie=number,
-        addresses=tuple(sorted((a for a in addresses if not a.is_link_local), key=lambda a: (a.version, a))),
-        interface=hosts[0].get("IFLA_IFNAME") or "",
+        addresses=tuple(addresses),
+        interface=host.get("IFLA_IFNAME") or "",
     )
 
 
-def attachments(wanted: Iterable[Wanted]) -> dict[WorkloadName, Attachment]:
-    """All that are attached now. Blocks; enters namespaces on the calling thread."""
+def attachments(wanted: Iterable[Wanted], known: Mapping[Wanted, Found]) -> dict[Wanted, Found]:
+    """All that are attached now. Blocks; enters namespaces on the calling thread.
+
+    A namespace is entered only if it is new: a known one whose inode and host side are still there is kept.
+    """
     with IPRoute() as node:
-        found = {w.name: attachment(w, node) for w in wanted}
-    return {name: a for name, a in found.items() if a is not None}
+        hosts = {link["index"]: link for link in node.get_links()}
+    result = {}
+    for each in wanted:
+        with suppress(OSError):
+            inode = Path(each.netns).stat().st_ino
+            before = known.get(each)
+            if before is not None and before.inode == inode and before.attachment.ifindex in hosts:
+                result[each] = before
+                continue
+            found = _attachment(each, hosts)
+            if found is not None:
+                result[each] = Found(found, inode)
+    return result
 
 
 class NamespaceEvents:
-    """Yields whenever attachments may have changed: on links of this namespace, and in watched folders."""
+    """Tells whenever attachments may have changed: links and addresses here, files in watched folders."""
 
     def __init__(self) -> None:
         self._folders: set[Path] = set()
+        self._paths: frozenset[Path] = frozenset()
         self._inotify = Inotify()
         self._netlink = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, socket.NETLINK_ROUTE)
         self._netlink.setblocking(False)
-        self._netlink.bind((0, RTMGRP_LINK))
+        self._netlink.bind((0, RTMGRP_LINK | RTMGRP_IPV4_IFADDR | RTMGRP_IPV6_IFADDR))
 
     def watch(self, paths: Iterable[str]) -> None:
-        """Follow the folders that hold these namespaces."""
-        for folder in {Path(p).parent for p in paths} - self._folders:
+        """Follow these namespaces, by the folders that hold them; others in there are not our concern."""
+        self._paths = frozenset(Path(p) for p in paths)
+        for folder in {p.parent for p in self._paths} - self._folders:
             if folder.is_dir() and not str(folder).startswith("/proc"):
                 self._inotify.add_watch(folder, _APPEARS)
                 self._folders.add(folder)
@@ -118,8 +147,10 @@ class NamespaceEvents:
                 happened.set()
 
         async def follow() -> None:
-            async for _ in self._inotify:
-                happened.set()
+            async for event in self._inotify:
+                # No path: the queue overran, and anything may have happened.
+                if event.path is None or event.path in self._paths:
+                    happened.set()
 
         loop.add_reader(self._netlink.fileno(), drain)
         follower = asyncio.create_task(follow())

@@ -53,10 +53,10 @@ def test_a_flow_is_told_once_and_counted_always(kernel: Kernel, at: dict[int, st
 
 
 @families
-def test_what_leaves_the_node_is_marked_as_judged(kernel: Kernel, at: dict[int, str]) -> None:
+def test_what_leaves_the_node_keeps_its_mark(kernel: Kernel, at: dict[int, str]) -> None:
     up(kernel)
     ran = kernel.run("from_workload", tcp_frame(at[A], at[WORLD], 40000, 443), "wa", mark=0xF0FF)
-    assert (ran.action, ran.mark) == (OK, 0xF0FF & ~MARK_MASK | JUDGED)
+    assert (ran.action, ran.mark) == (OK, 0xF0FF)
     assert ran.reason is Reason.FORWARDED_STACK
     assert ran.events[0].destination_identity == WORLD
 
@@ -156,8 +156,11 @@ def test_an_open_connection_obeys_the_policy_of_now(kernel: Kernel, at: dict[int
     up(kernel, OPEN | rule(A, OUT, DENY, peer=B))
     ran = kernel.run("from_workload", tcp_frame(at[A], at[B], 40000, 80, "A"), "wa")
     assert (ran.action, ran.reason) == (SHOT, Reason.POLICY_DENIED_EGRESS)
-    # The verdict of before is not remembered for the time when the rule is gone.
-    assert not kernel.conntrack.items()
+    # Who began is remembered, as denied: the other side's next segment does not begin a flow of its own.
+    answer = kernel.run("from_workload", tcp_frame(at[B], at[A], 80, 40000, "A"), "wb")
+    assert (answer.action, answer.reason) == (SHOT, Reason.POLICY_CHANGED)
+    up(kernel)
+    assert kernel.run("from_workload", tcp_frame(at[A], at[B], 40000, 80, "A"), "wa").action == REDIRECT
 
 
 def test_a_syn_of_the_answering_side_is_judged_anew(kernel: Kernel) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
 from itertools import count
 from typing import Any
 
 import pytest
+import rig
 
 from penstock import lab
 from penstock.lab import LabSpec
 
 LabFactory = Callable[[Mapping[str, Any]], LabSpec]
+MeshFactory = Callable[..., rig.Mesh]
 _numbers = count(1)
+
+
+def _named(content: Mapping[str, Any]) -> LabSpec:
+    return lab.load({"name": f"t{os.getpid()}x{next(_numbers)}", **content})
 
 
 @pytest.fixture
@@ -25,7 +32,7 @@ def make_lab() -> Iterator[LabFactory]:
     names: list[str] = []
 
     def make(content: Mapping[str, Any]) -> LabSpec:
-        spec = lab.load({"name": f"t{os.getpid()}x{next(_numbers)}", **content})
+        spec = _named(content)
         names.append(spec.name)
         lab.up(spec)
         return spec
@@ -45,3 +52,17 @@ TWO_NODES: Mapping[str, Any] = {
 def two_nodes() -> Mapping[str, Any]:
     """The `nodes` of a lab with node-a and node-b, two families each."""
     return TWO_NODES
+
+
+@pytest.fixture(scope="module")
+def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]:
+    """Brings up a mesh for the module: `make_mesh(*workloads)`, with those of TWO_NODES that they name."""
+    with ExitStack() as stack:
+
+        def make(*workloads: Mapping[str, Any]) -> rig.Mesh:
+            used = {w["node"] for w in workloads}
+            nodes = {name: entry for name, entry in TWO_NODES.items() if name in used}
+            spec = _named({"nodes": nodes, "workloads": list(workloads)})
+            return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh")))
+
+        yield make

@@ -95,9 +95,9 @@ def test_the_exit_code_tells_whether_the_machine_is_fit(
     assert states["ip_forward"] == states["kernel"] == states["rp_filter"] == "ok"
     assert lab.run_in(node, ["sysctl", "-qw", "net.ipv4.conf.all.rp_filter=1"]).wait() == 0
     code, after = check()
-    assert (code, after["ok"]) == (1, False)
+    assert (code, after["ok"]) == (0, True)
     (found,) = [finding for finding in after["findings"] if finding["name"] == "rp_filter"]
-    assert found["state"] == "fail"
+    assert found["state"] == "warn"
     assert lab.run_in(node, ["sh", "-c", found["mend"]], stdout=subprocess.DEVNULL).wait() == 0
     _, mended = check()
     assert {f["name"]: f["state"] for f in mended["findings"]} == states

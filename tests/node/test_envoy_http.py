@@ -390,6 +390,15 @@ async def test_a_workloads_own_address_is_served_by_nobody_else(mesh: Mesh) -> N
     assert (await mesh.a.get(mesh.two.v4, 8080)).status == 200
 
 
+async def test_a_backend_that_is_a_proxy_port_makes_no_loop(mesh: Mesh) -> None:
+    model = mesh.model(route("loop", EVERYTHING, ("loop", 1)))
+    endpoints = tuple(ProxyEndpoint(IPv4Address("127.0.0.1"), port, "web") for port in (SERVICE, WORKLOAD))
+    await mesh.node.apply(replace(model, clusters=(*model.clusters, ProxyCluster("loop", 4, endpoints))))
+    assert (await mesh.a.get(VIP4, 80)).status == 503
+    served = await mesh.node.envoy.admin.stats("http.http_service.downstream_rq_total")
+    assert served == {"http.http_service.downstream_rq_total": 1}
+
+
 async def test_what_a_client_sends_reaches_the_backend_unchanged(mesh: Mesh) -> None:
     await mesh.node.apply(mesh.model(route("all", EVERYTHING, ("one", 1))))
     answer = await mesh.a.get(VIP4, 80, "/a?b=c", x_request_id="mine", x_forwarded_for="198.51.100.1",

@@ -12,11 +12,13 @@ from ipaddress import IPv4Address
 from pathlib import Path
 from typing import Any
 
+import grpc
+import grpc.aio
 import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives import serialization
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
-from envoy_rig import Address, Authority, Node, Steer, Workload, link, nodes
+from envoy_rig import Address, Authority, Node, Steer, Workload, inside, link, nodes
 
 from penstock.routing.model import (
     ListenerKind,
@@ -36,7 +38,7 @@ VIP = IPv4Address("10.96.0.10")
 OPEN = (Rights(None, ("web",)),)
 CLIENT_SERVICE, CLIENT_WORKLOAD, CLIENT_TCP, CLIENT_TCP_WRONG = 15001, 15002, 15003, 15004
 FROM_A, FROM_B, TCP_FROM_A = 15011, 15012, 15013
-HTTP_PORT, TCP_PORT, PROBE_PORT = 8080, 9000, 8443
+HTTP_PORT, GRPC_PORT, TCP_PORT, PROBE_PORT = 8080, 8081, 9000, 8443
 
 
 def spiffe(account: str) -> str:
@@ -58,10 +60,12 @@ class Mesh:
     def near_model(self, **server_ids: str) -> ProxyModel:
         ids = {"s": spiffe("s"), "t": spiffe("t"), **server_ids}
         hosts = tuple(
-            ProxyEndpoint(address, HTTP_PORT, "web", ids[name])
+            ProxyEndpoint(address, port, "web", ids[name])
             for name, workload in (("s", self.s), ("t", self.t))
             for address in (workload.v4, workload.v6)
+            for port in (HTTP_PORT, GRPC_PORT)
         )
+        servers = tuple(host for host in hosts if host.address.version == 4 and host.port == HTTP_PORT)
         everything = RouteMatch(StringMatch("prefix", "/"))
         routes = (Route("all", everything, (RouteBackend("servers", 1),)),)
         return ProxyModel(
@@ -72,9 +76,7 @@ class Mesh:
                 ProxyListener("tcp/7/t", ListenerKind.TCP_MTLS, 7, CLIENT_TCP_WRONG, None, 2, spiffe("t")),
             ),
             services=(ServiceTable("default/web:80/4", VIP, 80, routes, OPEN),),
-            clusters=(
-                ProxyCluster("servers", 4, tuple(host for host in hosts if host.address.version == 4)),
-            ),
+            clusters=(ProxyCluster("servers", 4, servers),),
             workloads=hosts,
             workload_rights=OPEN,
         )
@@ -87,9 +89,10 @@ class Mesh:
                 ProxyListener("tls-tcp/a", ListenerKind.TLS_TCP, 7, TCP_FROM_A, spiffe("a")),
             ),
             workloads=tuple(
-                ProxyEndpoint(address, HTTP_PORT, "web")
+                ProxyEndpoint(address, port, "web")
                 for workload in (self.s, self.t)
                 for address in (workload.v4, workload.v6)
+                for port in (HTTP_PORT, GRPC_PORT)
             ),
             workload_rights=OPEN,
         )
@@ -99,10 +102,11 @@ def steer_far(mesh: Mesh, *, swapped: bool = False) -> None:
     """What mesh TLS the far node takes from whom: the kernel tells sources apart by address."""
     owners = {mesh.a: FROM_B if swapped else FROM_A, mesh.b: FROM_A if swapped else FROM_B}
     rules = [
-        Steer(to, HTTP_PORT, listener, proxied=True, source=source)
+        Steer(to, port, listener, proxied=True, source=source)
         for client, listener in owners.items()
         for server in (mesh.s, mesh.t)
         for source, to in ((client.v4, server.v4), (client.v6, server.v6))
+        for port in (HTTP_PORT, GRPC_PORT)
     ]
     rules += [Steer(mesh.s.v4, TCP_PORT, TCP_FROM_A, proxied=True), Steer(mesh.s.v4, PROBE_PORT, FROM_A)]
     mesh.far.steer(f"to-{mesh.near.name}", *rules)
@@ -132,9 +136,10 @@ async def mesh(tmp_path: Path) -> AsyncIterator[Mesh]:
             far.steer(f"v-{server.namespace.removeprefix('n2-')}")
         await servers[0].listen(TCP_PORT, _banner, stack)
         to_workloads = [
-            Steer(address, HTTP_PORT, CLIENT_WORKLOAD)
+            Steer(address, port, CLIENT_WORKLOAD)
             for server in servers
             for address in (server.v4, server.v6)
+            for port in (HTTP_PORT, GRPC_PORT)
         ]
         tcp = Steer(made.s.v4, TCP_PORT, CLIENT_TCP)
         near.steer("v-a", Steer(VIP, 80, CLIENT_SERVICE), tcp, *to_workloads)
@@ -172,6 +177,28 @@ async def test_workloads_of_the_other_node_are_reached_at_their_own_address(mesh
             answer = (await mesh.a.get(address, HTTP_PORT)).json()
             assert answer["backend"] == server.namespace
             assert "x-penstock-destination" not in answer["headers"]
+
+
+async def test_grpc_stays_grpc_all_the_way(mesh: Mesh) -> None:
+    async def shout(request: bytes, _: object) -> bytes:
+        return request.upper()
+
+    server = grpc.aio.server()
+    method = grpc.unary_unary_rpc_method_handler(shout)
+    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler("test.Echo", {"Shout": method})])
+    with inside(mesh.s.namespace):
+        server.add_insecure_port(f"{mesh.s.v4}:{GRPC_PORT}")
+    await server.start()
+    asked = await asyncio.create_subprocess_exec(
+        "nsenter", f"--net=/run/netns/ptenvoy-{mesh.a.namespace}", "curl", "-si", "--http2-prior-knowledge",
+        "-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "@-",
+        f"http://{mesh.s.v4}:{GRPC_PORT}/test.Echo/Shout", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    # gRPC's framing: not compressed, length, bytes.
+    answer, _ = await asyncio.wait_for(asked.communicate(b"\0\0\0\0\5hello"), 5)
+    assert b"\0\0\0\0\5HELLO" in answer
+    assert b"grpc-status: 0" in answer
+    await server.stop(None)
 
 
 async def test_a_server_must_be_the_endpoint_that_was_chosen(mesh: Mesh) -> None:
@@ -242,3 +269,14 @@ async def test_plain_text_at_a_tls_listener_is_refused(mesh: Mesh) -> None:
     with pytest.raises((asyncio.IncompleteReadError, ConnectionResetError)):
         await connection.request()
     connection.close()
+
+
+async def test_proxy_ports_dialled_directly_are_closed(mesh: Mesh) -> None:
+    for node, ports in ((mesh.near, (CLIENT_TCP,)), (mesh.far, (FROM_A, TCP_FROM_A))):
+        host = Workload(node.name, mesh.a.v4, mesh.a.v6, node)
+        for port in ports:
+            connection = await host.connect("127.0.0.1", port)
+            # TLS listeners first wait for a greeting.
+            connection.writer.write(b"GET / HTTP/1.1\r\n\r\n")
+            with contextlib.suppress(ConnectionResetError):
+                assert await asyncio.wait_for(connection.reader.read(), 2) == b""

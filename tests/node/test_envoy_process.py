@@ -58,6 +58,9 @@ async def test_it_runs_as_nobody_with_two_capabilities(make: Make) -> None:
     for kind in ("CapEff", "CapPrm", "CapBnd", "CapAmb"):
         assert int(status[kind][0], 16) == CAP_NET_ADMIN | CAP_NET_BIND_SERVICE, kind
     assert status["NoNewPrivs"] == ["1"]
+    owners = {path.name: path.lstat().st_uid for path in (envoy.run_dir / "envoy").rglob("*")}
+    assert {name for name, owner in owners.items() if owner == UID} == {"admin", "admin.sock"}
+    assert (envoy.run_dir / "envoy").stat().st_uid == 0
     # A session of its own: a signal to the daemon's terminal does not reach it.
     assert os.getsid(envoy.pid) == envoy.pid
 
@@ -131,8 +134,8 @@ async def test_stop_leaves_nothing_and_may_be_said_twice(make: Make) -> None:
     await other.stop()
     await asyncio.wait_for(envoy.wait_exit(), 1)
     assert not _segments(envoy)
-    left = {path.name for path in (envoy.run_dir / "envoy").iterdir()}
-    assert left == {"bootstrap.json", "envoy.log"}
+    left = {path.name for path in (envoy.run_dir / "envoy").rglob("*")}
+    assert left == {"admin", "bootstrap.json", "envoy.log"}
     await other.stop()
     with pytest.raises(EnvoyAdminError):
         await envoy.admin.server_info()

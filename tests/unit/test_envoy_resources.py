@@ -11,7 +11,7 @@ from envoy.config.cluster.v3 import cluster_pb2
 from google.protobuf.message import Message
 from test_envoy_golden import MODELS
 
-from penstock.envoy import bootstrap, names, rbac
+from penstock.envoy import bootstrap, names, rbac, routes
 from penstock.envoy.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, Builder, build
 from penstock.routing.model import ProxyModel, RequestMatch, Rights
 from penstock.world import Settings
@@ -63,7 +63,10 @@ def test_a_change_of_rights_touches_only_route_tables() -> None:
     sealed.built.clear()
     table = replace(ALL.services[0], rights=())
     builder.build(replace(ALL, services=(table,), workload_rights=()))
-    assert sealed.built == {("RouteConfiguration", table.name), ("RouteConfiguration", names.WORKLOADS)}
+    assert sealed.built == {
+        ("RouteConfiguration", table.name),
+        ("RouteConfiguration", names.workloads_table(3)),
+    }
 
 
 def test_what_is_gone_from_the_model_is_gone_from_the_resources() -> None:
@@ -75,8 +78,18 @@ def test_what_is_gone_from_the_model_is_gone_from_the_resources() -> None:
         ENDPOINT: {names.WORKLOADS},
         LISTENER: set(),
         SCOPED_ROUTE: set(),
-        ROUTE: {names.WORKLOADS},
+        ROUTE: set(),
     }
+
+
+def test_a_class_gets_only_its_own_rights_to_workloads() -> None:
+    rights = (Rights((3,), ("a",)), Rights((9,), ("b",)), Rights(None, ("c",)))
+    tables = build(replace(ALL, workload_rights=rights), Settings())[ROUTE]
+    mine = routes.workloads(3, (rights[0], rights[2]))
+    assert tables[names.workloads_table(3)] == mine
+    # Class 4 comes from another node, over TLS.
+    assert tables[names.workloads_table(4)] == routes.workloads(4, (rights[2],))
+    assert names.workloads_table(9) not in tables
 
 
 def test_every_route_leads_to_a_cluster_or_to_the_one_that_never_exists() -> None:

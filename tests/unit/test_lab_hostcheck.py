@@ -91,16 +91,20 @@ def test_marks_that_never_meet_ours_are_no_conflict(rule: Rule) -> None:
     assert finding(replace(FIT, rules=(rule,)), "ip-rules").state == "ok"
 
 
-def test_forwarding_is_needed_and_ipv6_only_where_there_is_any() -> None:
-    assert finding(with_sysctl(net_ipv4_ip_forward="0"), "ip_forward").state == "fail"
-    assert finding(with_sysctl(net_ipv6_conf_all_forwarding="0"), "ipv6_forwarding").state == "warn"
+def test_forwarding_is_the_daemons_to_turn_on() -> None:
+    for name, sysctl in (
+        ("ip_forward", "net_ipv4_ip_forward"),
+        ("ipv6_forwarding", "net_ipv6_conf_all_forwarding"),
+    ):
+        found = finding(with_sysctl(**{sysctl: "0"}), name)
+        assert (found.state, found.found) == ("ok", "0; the daemon turns it on")
     without = {name: value for name, value in FIT.sysctls.items() if "ipv6" not in name}
     assert finding(replace(FIT, sysctls=without), "ipv6_forwarding").state == "ok"
 
 
 def test_strict_reverse_path_filter_fails_only_where_nothing_can_except_a_veth() -> None:
     everywhere = finding(with_sysctl(net_ipv4_conf_all_rp_filter="1"), "rp_filter")
-    assert (everywhere.state, everywhere.mend) == ("fail", "sysctl -w net.ipv4.conf.all.rp_filter=0")
+    assert (everywhere.state, everywhere.mend) == ("warn", "sysctl -w net.ipv4.conf.all.rp_filter=0")
     assert finding(with_sysctl(net_ipv4_conf_default_rp_filter="1"), "rp_filter").state == "warn"
     one = finding(replace(FIT, strict_interfaces=("eth0",)), "rp_filter")
     assert (one.state, one.mend) == ("warn", "sysctl -w net.ipv4.conf.eth0.rp_filter=0")

@@ -269,3 +269,16 @@ def test_other_kinds(kind: str, body: str, start: str) -> None:
 def test_names(kind: str, name: str) -> None:
     body = "spec: {ports: [{port: 80}]}" if kind == "Service" else ""
     only(said(kind, body, name), f'metadata.name: "{name}" must be')
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1", "169.254.1.1", "224.0.0.1", "0.0.0.0"])
+def test_an_endpoint_is_somebody_that_others_can_reach(address: str) -> None:
+    text = f"""apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {{name: s, labels: {{kubernetes.io/service-name: s}}}}
+addressType: IPv4
+endpoints: [{{addresses: ["{address}"]}}]
+"""
+    (problem,) = load(text, "a.yaml").problems
+    assert problem.field == "endpoints[0].addresses[0]"
+    assert address in problem.message

@@ -1,0 +1,244 @@
+"""A lab of one node, with or without its daemon: what every benchmark stands on.
+
+What it keeps true: whatever way a benchmark ends, nothing of it is left; what a killed one left is cleared
+before the next; and only one runs at a time, since two would measure each other.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from penstock import lab
+from penstock.bench.errors import BenchError
+from penstock.control import ControlClient, socket_path
+from penstock.lab import LabSpec, netns
+from penstock.redirect.datapath import take_down
+
+NODE = "node-a"
+_RUN = Path("/run")
+_SCRATCH = _RUN / "penstock-bench"
+_PREFIX = "bench-"
+START = 60.0
+"""Seconds that a daemon and its Envoy have to bring the first configuration in force."""
+
+
+@contextmanager
+def alone() -> Iterator[None]:
+    """Inside the block no other benchmark runs on this machine. Raises BenchError if one does."""
+    if os.geteuid():
+        raise BenchError("benchmarks make network namespaces", hint="run it as root")
+    # A name in the abstract namespace goes with its process; a lock file would be left.
+    with socket.socket(socket.AF_UNIX) as lock:
+        try:
+            lock.bind("\0penstock-bench")
+        except OSError as e:
+            raise BenchError("another benchmark runs on this machine", hint="wait for its end") from e
+        for left in [n for n in lab.names() if n.startswith(_PREFIX)]:
+            _clear(left)
+        shutil.rmtree(_SCRATCH, ignore_errors=True)
+        yield
+
+
+def workload(name: str, **more: Any) -> dict[str, Any]:
+    """An entry of a lab's file: a workload with an identity of its own, told by `app`."""
+    return {"name": name, "node": NODE, "labels": {"app": name}, **more}
+
+
+def policy(name: str, subject: str, **rules: Any) -> dict[str, Any]:
+    """A CiliumNetworkPolicy that selects the workload `subject`."""
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"endpointSelector": {"matchLabels": {"app": subject}}, **rules},
+    }
+
+
+def allow(peer: str, *ports: tuple[int, str], http: Sequence[Mapping[str, str]] = ()) -> dict[str, Any]:
+    """An ingress rule: the workload `peer` may come to these (port, protocol), by these `http` rules."""
+    to: dict[str, Any] = {"ports": [{"port": str(port), "protocol": protocol} for port, protocol in ports]}
+    if http:
+        to["rules"] = {"http": [dict(rule) for rule in http]}
+    return {"fromEndpoints": [{"matchLabels": {"app": peer}}], "toPorts": [to]}
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """A lab that is up. `directory` is for files of the benchmark, and goes with it."""
+
+    spec: LabSpec
+    directory: Path
+
+    def run_in(self, workload: str, argv: Sequence[str], **popen: Any) -> subprocess.Popen[Any]:
+        return lab.run_in(self.spec.workload(workload).netns, argv, **popen)
+
+    def address(self, workload: str) -> str:
+        return str(self.spec.workload(workload).address(4))
+
+
+@contextmanager
+def site(name: str, workloads: Iterable[Mapping[str, Any]], directory: Path) -> Iterator[Site]:
+    """A lab of one node with these workloads, called bench-NAME, with no daemon and no program."""
+    spec = lab.load(
+        {
+            "name": _PREFIX + name,
+            "nodes": {NODE: {"podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"]}},
+            "workloads": [dict(each) for each in workloads],
+        }
+    )
+    lab.up(spec)
+    try:
+        yield Site(spec, directory)
+    finally:
+        _clear(spec.name)
+
+
+@contextmanager
+def scratch() -> Iterator[Path]:
+    """A directory for the files of one benchmark; all may read in it, since servers drop their rights."""
+    directory = _SCRATCH
+    directory.mkdir()
+    directory.chmod(0o755)
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run_dir(lab_name: str) -> Path:
+    return _RUN / f"penstock-{lab_name}"
+
+
+def _clear(name: str) -> None:
+    """Daemon, datapath, Envoy and lab of this name, as far as they are there."""
+    run_dir, node = _run_dir(name), netns.path_of(f"{name}-{NODE}")
+    if run_dir.is_dir():
+        if node.exists():
+            netns.end_processes([node.name])
+            _down(name)
+        take_down(run_dir / "bpf")
+        shutil.rmtree(run_dir, ignore_errors=True)
+    lab.down(name)
+
+
+_PENSTOCK = (sys.executable, "-m", "penstock.cli")
+
+
+class DaemonUnderTest:
+    """The daemon of a site's node."""
+
+    def __init__(self, site: Site, process: subprocess.Popen[Any], config: Path) -> None:
+        self.site, self.config = site, config
+        self.run_dir = _run_dir(site.spec.name)
+        self.pid = process.pid
+        self._process = process
+        self._stack = ExitStack()
+        self._client = self._stack.enter_context(ControlClient(self.run_dir))
+
+    @property
+    def log(self) -> Path:
+        return self.site.directory / f"{self.site.spec.name}.log"
+
+    def envoy_pid(self) -> int:
+        return int(self._client.call("status")["envoy"]["pid"])
+
+    def settle(self, seconds: float = 10.0) -> None:
+        """Until everything in the folder is in force. Raises BenchError if it is not in time."""
+        found = self._client.call("wait", timeout=seconds + 30, seconds=seconds)
+        if not found["settled"]:
+            bad = [f"{m['kind']} {m['name']}" for m in found["missing"]] + list(found["errors"])
+            raise BenchError(
+                f"not settled after {seconds} s: {', '.join(map(str, bad)) or found['waiting_for']}"
+            )
+
+    def write(self, name: str, *documents: Mapping[str, Any]) -> None:
+        """Put a manifest into the folder, whole at once."""
+        self.prepare(name, *documents)()
+
+    def prepare(self, name: str, *documents: Mapping[str, Any]) -> Any:
+        """Write a manifest beside its place; the function given back renames it into place."""
+        path, part = self.config / f"{name}.yaml", self.config / f"{name}.part"
+        part.write_text(yaml.safe_dump_all(list(documents), sort_keys=False))
+        return lambda: os.rename(part, path)
+
+    def applied(self) -> list[dict[str, Any]]:
+        """What the daemon logged about each change that it applied, in milliseconds."""
+        found = []
+        for line in self.log.read_text().splitlines():
+            with suppress(ValueError):
+                entry = json.loads(line)
+                if entry.get("message") == "applied":
+                    found.append({"compile": entry["compile_ms"], **entry["took_ms"]})
+        return found
+
+    def stop(self) -> None:
+        self._stack.close()
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGTERM)
+        try:
+            self._process.wait(15)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+
+@contextmanager
+def daemon(
+    site: Site, policies: Sequence[Mapping[str, Any]], *, workloads: bool = True
+) -> Iterator[DaemonUnderTest]:
+    """The node's daemon with the lab's manifests and `policies` in force; at the end all of it goes.
+
+    Without `workloads` it is not told of the lab: what it needs by itself.
+    """
+    name = site.spec.name
+    config, state, run_dir = site.directory / f"{name}.d", site.directory / f"{name}.state", _run_dir(name)
+    shutil.rmtree(config, ignore_errors=True)
+    config.mkdir()
+    if workloads:
+        lab.write_manifests(site.spec, config)
+    if policies:
+        (config / "policies.yaml").write_text(
+            yaml.safe_dump_all([dict(p) for p in policies], sort_keys=False)
+        )
+    run_dir.mkdir(exist_ok=True)
+    argv = [*_PENSTOCK, "run", "--config", config, "--run-dir", run_dir, "--state-dir", state, "--node", NODE]
+    with (site.directory / f"{name}.log").open("ab") as log:
+        process = lab.run_in(
+            site.spec.node(NODE).netns, [*map(str, argv)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+        )
+    running = DaemonUnderTest(site, process, config)
+    try:
+        _wait_answering(process, running.run_dir, running.log)
+        running.settle(START)
+        yield running
+    finally:
+        running.stop()
+        _down(name)
+
+
+def _down(name: str) -> None:
+    """`penstock down`, in the namespace of the daemon's node."""
+    lab.run_in(netns.path_of(f"{name}-{NODE}"), [*_PENSTOCK, "down", "--run-dir", str(_run_dir(name))]).wait()
+
+
+def _wait_answering(process: subprocess.Popen[Any], run_dir: Path, log: Path) -> None:
+    deadline = time.monotonic() + START
+    while not socket_path(run_dir).exists():
+        if process.poll() is not None or time.monotonic() > deadline:
+            words = log.read_text(errors="replace").strip()[-1500:]
+            raise BenchError(f"the daemon does not run\n{words}")
+        time.sleep(0.02)  # nobody tells that a socket was bound

@@ -1,0 +1,119 @@
+"""`penstock bench`: what Penstock costs and how fast it is, measured on this machine."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import click
+
+from penstock.cli.output import table
+
+BENCHES = ("policy", "l4", "memory")
+
+
+def _options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(
+        (
+            click.option("--quick", is_flag=True, help="Fewer and shorter measurements: for a first look."),
+            click.option(
+                "--results",
+                type=click.Path(file_okay=False, path_type=Path),
+                default=Path("bench-results"),
+                show_default=True,
+                help="Where the figures as measured are kept, a file for each run.",
+            ),
+            click.option(
+                "-o", "--output", type=click.Choice(["table", "json"]), default="table", show_default=True
+            ),
+        )
+    ):
+        command = option(command)
+    return command
+
+
+@click.group()
+def bench() -> None:
+    """Measure on this machine, in labs of its own; progress goes to stderr.
+
+    A bar that is missed is shown and does not fail the command: figures are only worth what the machine was
+    free to give.
+    """
+
+
+@bench.command(name="policy")
+@_options
+def policy(**options: Any) -> None:
+    """Time from a manifest's change on disk to the new verdict, in the kernel and in Envoy."""
+    _run(["policy"], **options)
+
+
+@bench.command(name="l4")
+@_options
+def l4(**options: Any) -> None:
+    """Throughput and latency of L4-only traffic, against the same lab without any program."""
+    _run(["l4"], **options)
+
+
+@bench.command(name="memory")
+@_options
+def memory(**options: Any) -> None:
+    """Resident memory of the daemon and of Envoy with 50 workloads."""
+    _run(["memory"], **options)
+
+
+@bench.command(name="all")
+@_options
+def all_(**options: Any) -> None:
+    """All of them, one after the other."""
+    _run(BENCHES, **options)
+
+
+def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output: str) -> None:
+    from penstock.bench.record import save
+
+    # What was set up is taken down on the way out, also when somebody ends the command.
+    signal.signal(signal.SIGTERM, _end)
+    found = []
+    for name in names:
+        module = import_module(f"penstock.bench.{name}")
+        data = module.run(_teller(name), quick=quick).data()
+        click.echo(f"{name}: kept as {save(data, results)}", err=True)
+        found.append(data)
+        if output == "table":
+            _show(module, data)
+    if output == "json":
+        click.echo(json.dumps(found[0] if len(found) == 1 else found, indent=2))
+
+
+def _teller(name: str) -> Callable[[str], None]:
+    return lambda text: click.echo(f"{name}: {text}", err=True)
+
+
+def _show(module: Any, data: dict[str, Any]) -> None:
+    machine = data["machine"]
+    click.echo(f"\n{data['bench']}: {data['method']}")
+    load = f"load {machine['load'][0]:.1f}"
+    click.echo(f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {load}\n")
+    table(module.COLUMNS, module.rows(data))
+    click.echo()
+    for bar in data["bars"]:
+        sign = ">=" if bar["above"] else "<"
+        word, colour = ("held", "green") if bar["held"] else ("MISSED", "red")
+        verdict = (
+            click.style(word, fg=colour) if bar["clear"] else click.style("too noisy to tell", fg="yellow")
+        )
+        click.echo(
+            f"{verdict}  {bar['name']}: {bar['value']:g} {bar['unit']}".rstrip()
+            + f" (bar {sign} {bar['limit']:g})"
+        )
+
+
+def _end(number: int, _: FrameType | None) -> None:
+    sys.exit(128 + number)

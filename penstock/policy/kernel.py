@@ -1,0 +1,112 @@
+"""Facts → the kernel's tables of this node. Pure."""
+
+from __future__ import annotations
+
+from ipaddress import ip_network
+
+from penstock.facts import Facts
+from penstock.manifests.kinds import Node
+from penstock.plan import (
+    EndpointEntry,
+    IpcacheEntry,
+    KernelTables,
+    ListenerKey,
+    MeshMode,
+    ServiceEntry,
+    ServiceKey,
+)
+from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
+from penstock.routing.model import ProxyListener
+from penstock.routing.services import service_name
+from penstock.world import Address, Network, host_network, parse_address
+
+
+def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelTables:
+    """Endpoints, identities, policy, Services and listeners of this node."""
+    endpoints: dict[Address, EndpointEntry] = {}
+    netns: dict[int, int] = {}
+    attach: dict[int, tuple[str, str]] = {}
+    for member in facts.members.local():
+        at = member.attachment
+        assert at is not None
+        name = (member.namespace, member.document.key.name)
+        for address in member.addresses:
+            endpoints[address] = EndpointEntry(
+                member.identity, member.subject, at.ifindex, at.mac, at.host_mac, facts.modes.of(member)
+            )
+        netns[at.cookie] = member.identity
+        attach[at.ifindex] = name
+    if facts.world.node_cookie:
+        netns[facts.world.node_cookie] = HOST
+    policy = {key: entry for table in facts.entries.values() for key, entry in table.items()}
+    return KernelTables(
+        endpoints=endpoints,
+        ipcache=_ipcache(facts),
+        policy=policy,
+        services=_services(facts),
+        listeners={
+            ListenerKey(listener.source_class, listener.kind, listener.destination): listener.port
+            for listener in listeners
+        },
+        netns=netns,
+        attach=attach,
+        routes=_routes(facts),
+    )
+
+
+def _ipcache(facts: Facts) -> dict[Network, IpcacheEntry]:
+    found: dict[Network, IpcacheEntry] = {}
+    for network in ("0.0.0.0/0", "::/0"):
+        found[ip_network(network)] = IpcacheEntry(WORLD, WORLD)
+    for document, node in facts.world.of_kind(Node):
+        if document.key.name == facts.world.node:
+            continue
+        for item in node.status.addresses:
+            if item.type == "InternalIP":
+                found[host_network(parse_address(item.address))] = IpcacheEntry(REMOTE_NODE, REMOTE_NODE)
+    for address in facts.world.node_addresses:
+        found[host_network(address)] = IpcacheEntry(HOST, HOST, local=True)
+    for member in facts.members.all:
+        if member.local and member.attachment is None:
+            continue
+        for address in member.addresses:
+            found[host_network(address)] = IpcacheEntry(
+                member.identity,
+                member.identity,
+                mesh=member.mesh,
+                mode=facts.modes.of(member) if member.mesh else MeshMode.OFF,
+                local=member.local,
+            )
+    return found
+
+
+def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
+    routed = {t.served.name for t in facts.mesh.tables if not t.plain}
+    found: dict[ServiceKey, ServiceEntry] = {}
+    for served in facts.served:
+        number = facts.world.allocations.service_ids.get(service_name(served))
+        if served.vip is None or number is None:
+            continue
+        entry = ServiceEntry(
+            number,
+            served.name,
+            tuple((b.address, b.port) for b in served.backends),
+            http=served.name in routed and served.port.protocol == "TCP",
+        )
+        # Two manifests may fix one address: the first by name has it (and the other's status says so).
+        found.setdefault(ServiceKey(served.vip, served.port.port, served.protocol), entry)
+    return found
+
+
+def _routes(facts: Facts) -> dict[Network, Address]:
+    found: dict[Network, Address] = {}
+    for document, node in facts.world.of_kind(Node):
+        if document.key.name == facts.world.node:
+            continue
+        vias = [parse_address(a.address) for a in node.status.addresses if a.type == "InternalIP"]
+        for text in node.spec.pod_cidrs or [c for c in (node.spec.pod_cidr,) if c]:
+            network = ip_network(text)
+            via = next((v for v in vias if v.version == network.version), None)
+            if via is not None:
+                found[network] = via
+    return found
