@@ -82,7 +82,7 @@ demo: setup ## Two nodes, one after the other what Penstock does
 
 bench: setup ## Measure; raw figures go to bench-results/
 	@# The server and the load of `bench l4`. Debian starts an installed nginx: only ours is to run.
-	@command -v iperf3 /usr/sbin/nginx >/dev/null || { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+	@command -v iperf3 >/dev/null && test -x /usr/sbin/nginx || { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
 		--no-install-recommends nginx-light iperf3 >/dev/null && { systemctl disable -q --now nginx || true; }; }
 	$(BIN)/penstock bench all
 

@@ -68,6 +68,20 @@ static __always_inline int begins(const struct packet *p)
 	return p->t.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
+static __always_inline int is_echo_request(const struct packet *p)
+{
+	return (p->t.protocol == IPPROTO_ICMP && p->policy_port == bpf_htons(8)) ||
+	       (p->t.protocol == IPPROTO_ICMPV6 && p->policy_port == bpf_htons(128));
+}
+
+/* 1 if the packet is part of the flow. A request with the identifier of the other side's is no answer to it. */
+static __always_inline int continues(const struct ct_value *ct, const struct packet *p, __u8 side, __u64 now)
+{
+	if (begins(p) || ct_idle(ct, p->t.protocol, now))
+		return 0;
+	return ct->initiator == side || !is_echo_request(p);
+}
+
 static __always_inline struct tuple reversed(const struct tuple *t)
 {
 	struct tuple r = {.src = t->dst, .dst = t->src, .sport = t->dport, .dport = t->sport, .protocol = t->protocol};

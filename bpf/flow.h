@@ -239,7 +239,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 	__u8 side = ct_make_key(&key, &p->t);
 
 	ct = bpf_map_lookup_elem(&conntrack, &key);
-	known = ct && !begins(p) && !ct_idle(ct, p->t.protocol, now) && ct->ifindex[side & 1] == here;
+	known = ct && continues(ct, p, side, now) && ct->ifindex[side & 1] == here;
 	if (known && ct->epoch == c->epoch) {
 		if (ct->verdict == VERDICT_ALLOW) {
 			ct_touch(ct, now);

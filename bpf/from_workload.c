@@ -10,6 +10,9 @@ int from_workload(struct __sk_buff *skb)
 	__u32 zero = 0;
 	int parsed = parse(skb, &p);
 
+	/* Probes of a neighbour that is not this node would be routed on: no way around policy. */
+	if (parsed == PARSED_LINK && !on_link(&p.t.dst) && !of_this_node(&p.t.dst))
+		parsed = PARSED;
 	if (parsed)
 		return unparsed(&p, parsed, HOOK_FROM_WORKLOAD);
 	c = bpf_map_lookup_elem(&config, &zero);

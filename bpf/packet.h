@@ -31,6 +31,7 @@ struct packet {
 	__u8 ipv6;
 	__u8 tcp_flags;
 	__u8 icmp_error;
+	__u8 hop_limit;
 	/* The port that policy judges: the destination's, or the ICMP type (network byte order). */
 	__be16 policy_port;
 	__u32 length;
@@ -64,6 +65,23 @@ static __always_inline void addr_from_v6(union addr *to, const struct in6_addr *
 static __always_inline int addr_equal(const union addr *a, const union addr *b)
 {
 	return a->d[0] == b->d[0] && a->d[1] == b->d[1];
+}
+
+/*
+ * What no router passes on (RFC 4291, 2.5.6 and 2.7; RFC 4861, 7.1: a hop limit of 255 was never forwarded).
+ * All else that looks like neighbour discovery is a message like any other, and judged.
+ */
+static __always_inline int on_link(const union addr *addr)
+{
+	__u32 head = bpf_ntohl(addr->w[0]);
+
+	return (head & 0xff0f0000) == 0xff020000 || (head & 0xff0f0000) == 0xff010000 ||
+	       (head & 0xffc00000) == 0xfe800000;
+}
+
+static __always_inline int stays_on_link(const struct packet *p)
+{
+	return p->hop_limit == 255 || on_link(&p->t.dst);
 }
 
 /* Ports of TCP, UDP and SCTP at `offset`; for ICMP echo its identifier on both sides, so that a reply is the reverse. */
@@ -104,7 +122,7 @@ static __always_inline int parse_l4(struct __sk_buff *skb, __u32 offset, struct 
 		p->policy_port = bpf_htons(type);
 		if (p->ipv6) {
 			/* RFC 4861: 133-137; MLD (RFC 2710, 3810): 130-132 and 143. */
-			if ((type >= 130 && type <= 137) || type == 143)
+			if (((type >= 130 && type <= 137) || type == 143) && stays_on_link(p))
 				return PARSED_LINK;
 			p->icmp_error = type < 128;
 			if (type != 128 && type != 129)
@@ -133,7 +151,7 @@ static __always_inline int parse_fragment(struct __sk_buff *skb, __u32 offset, s
 		if (err)
 			return err;
 		value.sport = p->t.sport;
-		value.dport = p->t.dport;
+		value.dport = p->policy_port;
 		bpf_map_update_elem(&fragments, &key, &value, BPF_ANY);
 		return PARSED;
 	}
@@ -141,8 +159,10 @@ static __always_inline int parse_fragment(struct __sk_buff *skb, __u32 offset, s
 	if (!known)
 		return PARSED_NO_FIRST_FRAGMENT;
 	p->t.sport = known->sport;
-	p->t.dport = known->dport;
-	p->policy_port = p->t.dport;
+	p->policy_port = known->dport;
+	p->t.dport = p->policy_port;
+	if (p->t.protocol == IPPROTO_ICMP || p->t.protocol == IPPROTO_ICMPV6)
+		p->t.dport = p->t.sport;
 	p->tcp_flags = TCP_ACK;
 	return PARSED;
 }
@@ -177,6 +197,7 @@ static __always_inline int parse_v6(struct __sk_buff *skb, __u32 offset, struct 
 	if (ip.version != 6)
 		return PARSED_MALFORMED;
 	p->ipv6 = 1;
+	p->hop_limit = ip.hop_limit;
 	addr_from_v6(&p->t.src, &ip.saddr);
 	addr_from_v6(&p->t.dst, &ip.daddr);
 	next = ip.nexthdr;

@@ -204,7 +204,7 @@ struct ct_value {
 	__be16 proxy_port;
 };
 
-/* The ports of a datagram whose first fragment was seen. */
+/* The ports of a datagram whose first fragment was seen; of ICMP the identifier (both ports) and the type. */
 struct fragment_key {
 	union addr src;
 	union addr dst;

@@ -43,6 +43,14 @@ static __always_inline struct ipcache_value *identify(const union addr *addr)
 	return bpf_map_lookup_elem(&ipcache, &key);
 }
 
+/* 1 for the node's own addresses; 0 for its workloads'. */
+static __always_inline int of_this_node(const union addr *addr)
+{
+	struct ipcache_value *who = identify(addr);
+
+	return who && who->identity == IDENTITY_HOST;
+}
+
 static __always_inline __be16 listener_port(__u32 source_class, __u32 kind, __u32 destination)
 {
 	struct listener_key key = {.source_class = source_class, .kind = kind, .destination = destination};

@@ -44,7 +44,7 @@ int to_workload(struct __sk_buff *skb)
 	now = bpf_ktime_get_coarse_ns();
 	side = ct_make_key(&key, &p.t);
 	ct = bpf_map_lookup_elem(&conntrack, &key);
-	known = ct && !begins(&p) && !ct_idle(ct, p.t.protocol, now) && ct->verdict == VERDICT_ALLOW;
+	known = ct && continues(ct, &p, side, now) && ct->verdict == VERDICT_ALLOW;
 	if (known && ct->epoch == c->epoch)
 		return pass(ct, &p, now);
 	if (p.icmp_error)

@@ -152,7 +152,7 @@ class Applier:
     # --- the kernel ------------------------------------------------------------------------------------
 
     async def _close(self, wanted: KernelTables) -> int:
-        """What needs no proxy, and the end of what it must not carry any more; the number of entries changed."""
+        """What needs no proxy, and the end of what it must not carry any more; entries changed."""
         now = InKernel(
             self.tables.policy(),
             self.tables.listeners(),

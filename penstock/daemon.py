@@ -9,6 +9,7 @@ Envoy up; `tear_down` removes all.
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import time
@@ -16,19 +17,19 @@ from collections.abc import AsyncIterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from penstock import state
 from penstock.allocate import allocate
 from penstock.apply import Applied
-from penstock.compiler import compile_world, names
+from penstock.compiler import Compiler, names
 from penstock.control import ControlServer, socket_path
 from penstock.errors import PenstockError
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.manifests.problem import Problem
-from penstock.manifests.review import review
 from penstock.manifests.store import Store
 from penstock.node import Node, Options, open_node
 from penstock.observe.als import access_log_service
@@ -60,6 +61,7 @@ class Daemon:
         self._namespaces = NamespaceEvents()
         self._report = Report(options, node, flows)
         self._store = Store()
+        self._compiler = Compiler()
         self._documents: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
@@ -67,6 +69,7 @@ class Daemon:
         self._sought: list[Wanted] = []
         self._dirty = asyncio.Event()
         self._look_at_namespaces = True
+        self._frozen = False
         self._revision = 0
         self._applied_revision = -1
         self._applied = asyncio.Condition()
@@ -226,9 +229,8 @@ class Daemon:
         compiled = time.perf_counter() - started
         self._world = world
         applied: Applied = await self._node.applier.apply(plan)
-        self._flows.directory = directory(world, plan)
-        # Files only: what is wrong with each by itself is known; what needs them all is looked at here.
-        self._report.update(world, plan, applied, (*self._problems, *review(documents.values())))
+        self._flows.look_up(partial(directory, world, plan))
+        self._report.update(world, plan, applied, self._problems)
         log.info(
             "applied",
             extra={
@@ -241,6 +243,12 @@ class Daemon:
             },
         )
         self._plan_ahead(wanted, applied)
+        if not self._frozen:
+            # What is there after the first change stays for good: collections need not look at it again,
+            # which cost tens of milliseconds each.
+            self._frozen = True
+            gc.collect()
+            gc.freeze()
 
     def _plan_ahead(self, wanted: list[Wanted], applied: Applied) -> None:
         """What will set the loop going without an event: certificates, and namespaces not yet whole."""
@@ -283,10 +291,10 @@ class Daemon:
         before = world.allocations
         # Backends are found through identities, and Services are known only with them: two rounds at most.
         world = self._allocate(world, tuple(before.listener_ports))
-        plan = compile_world(world)
+        plan = self._compiler.compile(world)
         if plan.unallocated:
             world = self._allocate(world, plan.listener_names)
-            plan = compile_world(world)
+            plan = self._compiler.compile(world)
         world = replace(world, allocations=replace(world.allocations, routed=plan.routed))
         if world.allocations != before:
             await self._blocking(state.save, self.options.state_dir, world.allocations)
@@ -309,7 +317,7 @@ class Daemon:
     # --- what the other commands ask ---------------------------------------------------------------------
 
     async def _status(self, _: dict[str, Any]) -> Any:
-        return self._report.status(busy=self._applied_revision < self._revision)
+        return self._report.status(busy=self._applied_revision < self._revision, documents=self._documents)
 
     async def _get(self, request: dict[str, Any]) -> Any:
         return self._report.get(**request)
@@ -324,7 +332,7 @@ class Daemon:
                 await self._applied.wait_for(
                     lambda: self._applied_revision >= self._revision and self._report.settled
                 )
-        return self._report.status(busy=self._applied_revision < self._revision)
+        return self._report.status(busy=self._applied_revision < self._revision, documents=self._documents)
 
     async def _observe(self, request: dict[str, Any]) -> AsyncIterator[Any]:
         async for record in self._flows.follow(request["last"], keep_on=request["follow"]):

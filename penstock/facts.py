@@ -9,14 +9,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from functools import cached_property
 
-from penstock.manifests.kinds import CiliumNetworkPolicy
+from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.kinds import (
+    CiliumNetworkPolicy,
+    EndpointSlice,
+    HTTPRoute,
+    Node,
+    Service,
+    Workload,
+)
 from penstock.mtls.spiffe import for_workload
 from penstock.plan import Direction, PolicyEntry, PolicyKey
-from penstock.policy.entries import entries, stances
+from penstock.policy.entries import Stance, entries, stances
 from penstock.policy.identities import Member, Members, members
 from penstock.policy.mesh_tls import MeshModes
-from penstock.policy.rights import Destination, Stances, rights
-from penstock.policy.rules import policy_specs
+from penstock.policy.rights import Destination, SourceRights, Stances, rights
+from penstock.policy.rules import PolicySpec, policy_specs
 from penstock.routing.mesh import MeshRoutes, mesh_routes
 from penstock.routing.model import Rights
 from penstock.routing.services import ServedPort, served_ports
@@ -24,14 +32,41 @@ from penstock.world import World
 
 
 class Facts:
-    """What follows from `world` alone."""
+    """What follows from `world` alone.
 
-    def __init__(self, world: World) -> None:
+    `before` are the facts of an earlier World: what has the same inputs is taken from there instead of being
+    computed again. It never changes a result.
+    """
+
+    def __init__(self, world: World, before: Facts | None = None) -> None:
         self.world = world
+        self._before = before
+
+    def forget(self) -> None:
+        """Let go of the facts before, so that not all history is kept."""
+        self._before = None
+
+    def _same_documents(self, *kinds: type) -> bool:
+        """Whether the documents of these kinds are the very ones of before."""
+        if self._before is None:
+            return False
+        return all(self.world.same_of_kind(self._before.world, kind) for kind in kinds)
 
     @cached_property
     def members(self) -> Members:
-        return members(self.world)
+        before, world = self._before, self.world
+        if (
+            before is not None
+            and self._same_documents(Workload, Node)
+            and world.attachments == before.world.attachments
+            and world.allocations.identities == before.world.allocations.identities
+        ):
+            return before.members
+        return members(world)
+
+    @property
+    def _same_members(self) -> bool:
+        return self._before is not None and self.members is self._before.members
 
     @cached_property
     def modes(self) -> MeshModes:
@@ -45,44 +80,95 @@ class Facts:
         return found
 
     @cached_property
+    def specs(self) -> dict[ObjectKey, tuple[Document, tuple[PolicySpec, ...]]]:
+        known = self._before.specs if self._before else {}
+        found = {}
+        for document, policy in self.world.of_kind(CiliumNetworkPolicy):
+            before = known.get(document.key)
+            if before is None or before[0] is not document:
+                before = (document, policy_specs(document, policy))
+            found[document.key] = before
+        return found
+
+    @cached_property
     def stances(self) -> Stances:
-        specs = [
-            spec
-            for document, policy in self.world.of_kind(CiliumNetworkPolicy)
-            for spec in policy_specs(document, policy)
-        ]
-        return Stances(
-            stances(specs, self.members, Direction.INGRESS),
-            stances(specs, self.members, Direction.EGRESS),
-            self.by_identity,
-        )
+        specs = [spec for _, listed in self.specs.values() for spec in listed]
+        both = {direction: stances(specs, self.members, direction) for direction in Direction}
+        if self._before is not None and self._same_members:
+            for direction, found in both.items():
+                known = self._before.stances.of(direction)
+                both[direction] = {s: known[s] if known[s] == what else what for s, what in found.items()}
+        return Stances(both[Direction.INGRESS], both[Direction.EGRESS], self.by_identity)
 
     @cached_property
     def entries(self) -> dict[tuple[int, Direction], dict[PolicyKey, PolicyEntry]]:
         """Entries of the local subjects: the only ones that this node's kernel judges."""
-        return {
-            (member.subject, direction): entries(
-                self.stances.of(direction)[member.subject],
-                member,
-                direction,
-                self.members,
-                self.by_identity,
-            )
-            for member in {m.subject: m for m in self.members.local()}.values()
-            for direction in Direction
-        }
+        found = {}
+        for member in {m.subject: m for m in self.members.local()}.values():
+            for direction in Direction:
+                what = self.stances.of(direction)[member.subject]
+                place = (member.subject, direction)
+                if (
+                    self._before is not None
+                    and self._same_members
+                    and self._before.stances.of(direction)[member.subject] is what
+                ):
+                    found[place] = self._before.entries[place]
+                else:
+                    found[place] = entries(what, member, direction, self.members, self.by_identity)
+        return found
 
     @cached_property
     def served(self) -> tuple[ServedPort, ...]:
+        before = self._before
+        if (
+            before is not None
+            and self._same_members
+            and self._same_documents(Service, EndpointSlice)
+            and self.world.allocations.vips == before.world.allocations.vips
+        ):
+            return before.served
         return served_ports(self.world, self.members)
 
     @cached_property
     def mesh(self) -> MeshRoutes:
+        before = self._before
+        if (
+            before is not None
+            and self.served is before.served
+            and self._same_documents(HTTPRoute)
+            and self.world.allocations.routed == before.world.allocations.routed
+        ):
+            return before.mesh
         return mesh_routes(self.world, self.served)
 
     def spiffe_id(self, member: Member) -> str:
         return str(for_workload(self.world.settings.trust_domain, member.namespace, member.service_account))
 
+    @cached_property
+    def _bound(self) -> dict[int, Stance]:
+        return self.stances.bound_senders()
+
+    @cached_property
+    def rights_memo(self) -> dict[str, tuple[Stance | None, tuple[SourceRights, ...]]]:
+        """Class of endpoints → the stance that its rights were computed from, and they."""
+        before = self._before
+        if before is None or not self._same_members or before._bound != self._bound:
+            return {}
+        present = {id(stance) for stance in self.stances.ingress.values()}
+        return {
+            name: (stance, found)
+            for name, (stance, found) in before.rights_memo.items()
+            if stance is None or id(stance) in present
+        }
+
     def rights(self, reached: Iterable[Destination]) -> tuple[Rights, ...]:
         """Who may send what to these endpoints."""
-        return rights(reached, self.members, self.stances, host_access=self.world.settings.host_access)
+        return rights(
+            reached,
+            self.members,
+            self.stances,
+            self._bound,
+            self.rights_memo,
+            host_access=self.world.settings.host_access,
+        )

@@ -8,7 +8,9 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import os
+import shutil
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -140,7 +142,7 @@ def _lock(run_dir: Path) -> int:
 
 
 def tear_down(run_dir: Path) -> None:
-    """Remove programs, maps, rules, routes, sysctls and Envoy of `run_dir`; twice is fine.
+    """Remove programs, maps, rules, routes, sysctls and Envoy of `run_dir`, and it too; twice is fine.
 
     Raises HostError while a daemon runs there.
     """
@@ -155,6 +157,10 @@ def tear_down(run_dir: Path) -> None:
         host.close()
         for left in (socket_path(run_dir), xds_socket(run_dir)):
             left.unlink(missing_ok=True)
+        shutil.rmtree(run_dir / "envoy", ignore_errors=True)
     finally:
         os.close(lock)
         (run_dir / "daemon.lock").unlink(missing_ok=True)
+    # What others keep there is theirs.
+    with suppress(OSError):
+        run_dir.rmdir()

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import __version__, status
 from penstock.errors import PenstockError, UsageError
-from penstock.manifests.document import ObjectKey
+from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
 from penstock.manifests.registry import served_kind
+from penstock.manifests.review import review
 from penstock.observe.flows import Directory, Flows
 from penstock.observe.reasons import BY_NUMBER
 from penstock.plan import Plan
@@ -56,11 +57,13 @@ class Report:
         self._plan = Plan()
         self._applied: Applied | None = None
         self._problems: tuple[Problem, ...] = ()
+        self._reviewed: tuple[Problem, ...] | None = ()
         self._failure = "nothing was applied yet"
         self._transitions = Transitions()
 
     def update(self, world: World, plan: Plan, applied: Applied, problems: tuple[Problem, ...]) -> None:
         self._world, self._plan, self._applied, self._problems = world, plan, applied, problems
+        self._reviewed = None
         self._failure = ""
 
     def failed(self, why: str) -> None:
@@ -71,11 +74,36 @@ class Report:
     def settled(self) -> bool:
         return not self._failure and self._applied is not None and self._applied.settled
 
+    @property
+    def _all_problems(self) -> tuple[Problem, ...]:
+        """What is wrong with each file by itself, and what only all of them show (looked for when asked)."""
+        if self._reviewed is None:
+            self._reviewed = tuple(review(self._world.documents.values()))
+        return (*self._problems, *self._reviewed)
+
     def _objects(self) -> list[dict[str, Any]]:
         return status.objects(self._world.documents, self._problems, self._plan, in_force=self.settled)
 
-    def status(self, *, busy: bool) -> dict[str, Any]:
-        """Everything that `penstock status` shows. `busy` while a change is being applied."""
+    def _missing(self, objects: list[dict[str, Any]], wanted: Mapping[ObjectKey, Document]) -> Any:
+        """What is not in force: known and being applied, or so new that it has not been looked at."""
+        known = self._world.documents
+        unseen = [d for key, d in wanted.items() if known.get(key) is not d]
+        return [o for o in objects if o["state"] == "applying"] + [
+            {
+                "kind": d.key.kind,
+                "namespace": d.key.namespace,
+                "name": d.key.name,
+                "file": d.file,
+                "line": d.line,
+                "generation": d.generation,
+                "state": "applying",
+                "message": "",
+            }
+            for d in unseen
+        ]
+
+    def status(self, *, busy: bool, documents: Mapping[ObjectKey, Document]) -> dict[str, Any]:
+        """Everything that `penstock status` shows. `busy` while a change is being applied, to `documents`."""
         applied = self._applied
         objects = self._objects()
         low, high = self._world.settings.proxy_listen_ports
@@ -90,9 +118,9 @@ class Report:
             "busy": busy,
             "errors": errors,
             "waiting_for": applied.waiting_for if applied else "",
-            "missing": [o for o in objects if o["state"] == "applying"],
+            "missing": self._missing(objects, documents),
             "objects": objects,
-            "problems": [_problem(p) for p in self._problems],
+            "problems": [_problem(p) for p in self._all_problems],
             "last_apply_ms": {k: round(v * 1000, 2) for k, v in (applied.seconds if applied else {}).items()},
             "envoy": {
                 "pid": self._node.envoy.pid,

@@ -121,15 +121,24 @@ def _route_status(
     return {"parents": parents}
 
 
+def _without_nulls(value: Any) -> Any:
+    """Absent fields are left out, as the API's own server does."""
+    if isinstance(value, dict):
+        return {k: _without_nulls(v) for k, v in value.items() if v is not None}
+    if isinstance(value, list):
+        return [_without_nulls(v) for v in value]
+    return value
+
+
 def view(
     world: World, plan: Plan, document: Document, transitions: Transitions, now: float, *, in_force: bool
 ) -> dict[str, Any]:
     """The object as `get` shows it: what the manifest says with its defaults, and the status we found."""
-    shown: dict[str, Any] = msgspec.to_builtins(document.value)
+    shown: dict[str, Any] = _without_nulls(msgspec.to_builtins(document.value))
     shown["metadata"] = {
         k: v
         for k, v in shown["metadata"].items()
-        if v not in (None, [], {}) and not (k == "namespace" and not document.key.namespace)
+        if v not in ([], {}) and not (k == "namespace" and not document.key.namespace)
     }
     shown["metadata"]["generation"] = document.generation
     status = plan.statuses.get(document.key, ObjectStatus())

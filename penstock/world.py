@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeVar
 
 from penstock.manifests.document import Document, ObjectKey
@@ -20,6 +20,17 @@ WorkloadName = tuple[str, str]
 """(namespace, name) of a workload."""
 
 K = TypeVar("K")
+
+
+@lru_cache(maxsize=65536)
+def host_network(address: Address) -> Network:
+    """The network of just this address."""
+    return ip_network(address)
+
+
+def is_host(network: Network) -> bool:
+    """Whether a network is a single address."""
+    return network.prefixlen == network.max_prefixlen
 
 
 @lru_cache(maxsize=65536)
@@ -95,6 +106,12 @@ class World:
         for key in sorted(self.documents):
             found.setdefault(key.kind, []).append(self.documents[key])
         return {kind: tuple(documents) for kind, documents in found.items()}
+
+    def same_of_kind(self, other: World, kind: type) -> bool:
+        """Whether both hold the very same documents of a kind (not only equal ones)."""
+        mine = self._by_kind.get(kind.__name__, ())
+        theirs = other._by_kind.get(kind.__name__, ())
+        return len(mine) == len(theirs) and all(a is b for a, b in zip(mine, theirs, strict=True))
 
     def of_kind(self, kind: type[K]) -> Iterator[tuple[Document, K]]:
         """Every document of one kind with its value, ordered by namespace and name."""

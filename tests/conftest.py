@@ -6,6 +6,7 @@ import os
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 ROOT_LAYERS = ("bpf", "node", "compose")
 
@@ -16,3 +17,9 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
         pytest.fail(
             f"tests/{layer} needs root: it makes network namespaces and loads BPF programs", pytrace=False
         )
+
+
+# `HYPOTHESIS_PROFILE=thorough make unit` looks further than a run in seconds can.
+settings.register_profile("quick", max_examples=40, deadline=None)
+settings.register_profile("thorough", max_examples=5000, deadline=None)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))

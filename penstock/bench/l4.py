@@ -50,7 +50,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     raw: dict[str, dict[str, list[Any]]] = {arm: {} for arm in ARMS}
     with alone(), scratch() as directory, ExitStack() as stack:
         places = {
-            name: stack.enter_context(site(f"bench-{name}", _workloads(directory, name, stream), directory))
+            name: stack.enter_context(site(name, _workloads(directory, name, stream), directory))
             for name in ("bare", "l4")
         }
         tell("two labs, one of them with a daemon")
@@ -124,13 +124,14 @@ def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: fl
             ratios[f"{name} throughput, programs"],
             THROUGHPUT_BAR,
             above=True,
+            noise=round(abs(ratios[f"{name} throughput, self"] - 1), 4),
         )
         for name in raw["none"]
     ]
     return Result(
         bench="l4",
-        method="1 KB answers over kept-alive connections (wrk, nginx) and one TCP stream (iperf3) between two "
-        "workloads of one node: programs and L4 policy against no programs, in turns; medians",
+        method="1 KB answers over kept-alive connections (wrk, nginx) and one TCP stream (iperf3) between "
+        "two workloads of one node: programs and L4 policy against no programs, in turns; medians",
         settings={
             "rounds": rounds,
             "seconds": seconds,

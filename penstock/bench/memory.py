@@ -30,7 +30,7 @@ STAGES = (
     ("msgspec, yaml, re2", "msgspec, yaml, re2"),
     ("pyroute2, asyncinotify", "pyroute2, asyncinotify"),
     ("cryptography", "cryptography.x509, cryptography.hazmat.primitives.asymmetric.ec"),
-    ("aiohttp", "aiohttp"),
+    ("click", "click"),
     ("Envoy's protobuf classes", "penstock.envoy.protos"),
     ("the rest of the daemon", "penstock.daemon"),
 )
@@ -62,7 +62,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
         tell("the modules alone")
         stages = stages_mb()
         tell(f"a lab of {crowd.WORKLOADS} workloads")
-        with site("bench-memory", crowd.workloads(), directory) as place:
+        with site("memory", crowd.workloads(), directory) as place:
             tell("a daemon without manifests of its own")
             with daemon(place, (), workloads=False) as running:
                 empty = _both(running.pid, running.envoy_pid())
@@ -91,7 +91,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     }
     return Result(
         bench="memory",
-        method="MB resident, from smaps_rollup: with no workload (empty), all and a policy for each (settled), "
+        method="MB resident, from smaps_rollup: no workload (empty), all and a policy for each (settled), "
         "after further changes (changed); modules: increase of RSS by imports in a fresh interpreter",
         settings={"workloads": crowd.WORKLOADS, "changes": changes},
         arms=arms,

@@ -46,7 +46,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     with alone(), scratch() as directory:
         tell(f"a lab of {crowd.WORKLOADS} workloads")
         with (
-            site("bench-policy", crowd.workloads(), directory) as place,
+            site("policy", crowd.workloads(), directory) as place,
             daemon(place, crowd.policies()) as running,
         ):
             running.write("plain", crowd.plain_policy(True))

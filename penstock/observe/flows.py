@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,10 +50,21 @@ class Flows:
         self.budget = Budget(REQUESTS_PER_SECOND)
         self._kept: deque[dict[str, Any]] = deque(maxlen=KEPT)
         self._followers: set[asyncio.Queue[dict[str, Any]]] = set()
-        self.directory = Directory()
+        self._directory: Directory | None = Directory()
+        self._make_directory: Callable[[], Directory] = Directory
         self.lost = 0
         # Kernel events carry CLOCK_MONOTONIC; records carry the time of day.
         self._boot = time.time() - time.monotonic()
+
+    def look_up(self, make: Callable[[], Directory]) -> None:
+        """Who is who has changed. `make` is called when the next record comes, not now."""
+        self._directory, self._make_directory = None, make
+
+    @property
+    def directory(self) -> Directory:
+        if self._directory is None:
+            self._directory = self._make_directory()
+        return self._directory
 
     def _add(self, record: dict[str, Any]) -> None:
         self._kept.append(record)

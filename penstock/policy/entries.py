@@ -87,9 +87,14 @@ def _grants(
     found: dict[int, list[_Grant]] = {}
     for rule in what.rules:
         verdict = Verdict.DENY if rule.deny else Verdict.REDIRECT if rule.http is not None else Verdict.ALLOW
-        for peer in peers_of(rule, members):
-            named = [member] if direction is Direction.INGRESS else by_identity.get(peer, [])
-            for port in rule.ports or (Port(0),):
+        peers = peers_of(rule, members)
+        for port in rule.ports or (Port(0),):
+            # A name means another number on each peer, so "any peer" is everyone who may have it.
+            each = (
+                sorted(by_identity) if port.name and direction is Direction.EGRESS and ANY in peers else peers
+            )
+            for peer in each:
+                named = [member] if direction is Direction.INGRESS else by_identity.get(peer, [])
                 for protocol, first, last in resolve(port, named):
                     found.setdefault(peer, []).append(
                         _Grant(protocol, first, last, verdict, rule.policy, rule.origin)

@@ -17,6 +17,7 @@ from penstock.policy.rules import Peers
 from penstock.world import Address, Attachment, World, parse_address
 
 MESH_ANNOTATION = "penstock.dev/mesh"
+MOST_RESOLVED = 16384
 
 
 def identity_text(document: Document, workload: Workload) -> str:
@@ -77,6 +78,9 @@ class Members:
         """The identities that `peers` means; looked up once."""
         found = self._resolved.get(peers)
         if found is None:
+            # The workloads may stay for long while policies come and go.
+            if len(self._resolved) > MOST_RESOLVED:
+                self._resolved.clear()
             found = self._resolved[peers] = peers.resolve(self.index)
         return found
 

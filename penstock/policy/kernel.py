@@ -18,7 +18,7 @@ from penstock.plan import (
 from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
 from penstock.routing.model import ProxyListener
 from penstock.routing.services import service_name
-from penstock.world import Address, Network, parse_address
+from penstock.world import Address, Network, host_network, parse_address
 
 
 def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelTables:
@@ -63,14 +63,14 @@ def _ipcache(facts: Facts) -> dict[Network, IpcacheEntry]:
             continue
         for item in node.status.addresses:
             if item.type == "InternalIP":
-                found[ip_network(item.address)] = IpcacheEntry(REMOTE_NODE, REMOTE_NODE)
+                found[host_network(parse_address(item.address))] = IpcacheEntry(REMOTE_NODE, REMOTE_NODE)
     for address in facts.world.node_addresses:
-        found[ip_network(address)] = IpcacheEntry(HOST, HOST, local=True)
+        found[host_network(address)] = IpcacheEntry(HOST, HOST, local=True)
     for member in facts.members.all:
         if member.local and member.attachment is None:
             continue
         for address in member.addresses:
-            found[ip_network(address)] = IpcacheEntry(
+            found[host_network(address)] = IpcacheEntry(
                 member.identity,
                 member.identity,
                 mesh=member.mesh,

@@ -22,6 +22,9 @@ Requests = tuple[RequestMatch, ...]
 Groups = tuple[Requests, ...]
 """What a request must meet: one of the alternatives of each."""
 
+SourceRights = tuple[tuple[int, ...] | None, Groups]
+"""Sources (None: every one) and what their requests must meet."""
+
 
 Destination = tuple[Member | None, int]
 """A workload, or None for an address that is none of ours, and the port at which it is reached."""
@@ -82,18 +85,28 @@ class Stances:
 
 
 def rights(
-    destinations: Iterable[Destination], members: Members, stances: Stances, *, host_access: bool
+    destinations: Iterable[Destination],
+    members: Members,
+    stances: Stances,
+    bound: Mapping[int, Stance],
+    memo: dict[str, tuple[Stance | None, tuple[SourceRights, ...]]],
+    *,
+    host_access: bool,
 ) -> tuple[Rights, ...]:
     """Who may send what to each (workload, port) of `destinations`.
 
-    Most sources are named by no rule and fare alike, so only those that some rule names, or that are
-    bound by an egress policy, are looked at one by one.
+    `bound` are `stances.bound_senders()`. `memo` is read and filled: class of endpoints → the stance that its
+    rights follow from, and they; it must belong to these members and bound senders.
     """
-    bound = stances.bound_senders()
-    found: dict[tuple[tuple[int, ...] | None, Groups], set[str]] = {}
+    found: dict[SourceRights, set[str]] = {}
     for name, (member, port) in {policy_class(m, p): (m, p) for m, p in destinations}.items():
-        for sources, requests in _of_one(member, port, members, stances, bound, host_access=host_access):
-            found.setdefault((sources, requests), set()).add(name)
+        what = stances.ingress[member.subject] if member else None
+        known = memo.get(name)
+        if known is None or known[0] is not what:
+            known = (what, tuple(_of_one(member, port, members, stances, bound, host_access=host_access)))
+            memo[name] = known
+        for each in known[1]:
+            found.setdefault(each, set()).add(name)
     merged = [Rights(sources, tuple(sorted(names)), requests) for (sources, requests), names in found.items()]
     return tuple(sorted(merged, key=lambda r: (r.destinations, r.sources or ())))
 
@@ -106,8 +119,12 @@ def _of_one(
     bound: Mapping[int, Stance],
     *,
     host_access: bool,
-) -> Iterator[tuple[tuple[int, ...] | None, Groups]]:
-    """Groups of sources that have the same rights at one class of endpoints; None is every source."""
+) -> Iterator[SourceRights]:
+    """Groups of sources that have the same rights at one class of endpoints.
+
+    Most sources are named by no rule and fare alike, so only those that some rule names, or that are
+    bound by an egress policy, are looked at one by one.
+    """
     what = stances.ingress[member.subject] if member else Stance((), False)
     rules = [r for r in what.rules if member and _covers(r, port, [member])]
     named = frozenset().union(*(members.meant(r.peers) for r in rules if r.peers is not None))

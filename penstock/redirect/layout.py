@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import struct
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from penstock.plan import (
     EndpointEntry,
@@ -56,6 +57,7 @@ SHAPES: Mapping[str, MapShape] = {
 }
 
 Table = dict[bytes, bytes]
+Encoder = Callable[[Any], bytes]
 EVENT = struct.Struct("=Q16s16s2s2sBBBBIIII2sB5x")
 
 
@@ -121,25 +123,65 @@ def config(epoch: int, source_ports: tuple[int, int], *, host_access: bool) -> b
     return struct.pack("=IHHI", epoch, *source_ports, CONFIG_HOST_ACCESS if host_access else 0)
 
 
-def encode(tables: KernelTables) -> dict[str, Table]:
-    """Map name → keys and values, for every map that `tables` fills."""
-    backends = {
-        struct.pack("=II", s.service_id, slot): address_bytes(address) + _port(port) + b"\0\0"
-        for s in tables.services.values()
-        for slot, (address, port) in enumerate(s.backends)
-    }
+def _backend_key(place: tuple[int, int]) -> bytes:
+    return struct.pack("=II", *place)
+
+
+def _backend_value(backend: tuple[Address, int]) -> bytes:
+    return address_bytes(backend[0]) + _port(backend[1]) + b"\0\0"
+
+
+def _netns_value(identity: int) -> bytes:
+    return struct.pack("=II", identity, NETNS_HOST if identity == HOST else 0)
+
+
+def backends(tables: KernelTables) -> dict[tuple[int, int], tuple[Address, int]]:
+    """(service id, slot) → address and port."""
     return {
-        "endpoints": {address_bytes(a): endpoint(e) for a, e in tables.endpoints.items()},
-        "ipcache": {ipcache_key(n): ipcache_value(e) for n, e in tables.ipcache.items()},
-        "policy": {policy_key(k): policy_value(e) for k, e in tables.policy.items()},
-        "listeners": {listener_key(k): _port(p) + b"\0\0" for k, p in tables.listeners.items()},
-        "services": {service_key(k): service_value(s) for k, s in tables.services.items()},
-        "backends": backends,
-        "netns": {
-            struct.pack("=Q", cookie): struct.pack("=II", identity, NETNS_HOST if identity == HOST else 0)
-            for cookie, identity in tables.netns.items()
-        },
+        (s.service_id, slot): backend
+        for s in tables.services.values()
+        for slot, backend in enumerate(s.backends)
     }
+
+
+_CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder, Encoder]] = {
+    "endpoints": (lambda t: t.endpoints, address_bytes, endpoint),
+    "ipcache": (lambda t: t.ipcache, ipcache_key, ipcache_value),
+    "policy": (lambda t: t.policy, policy_key, policy_value),
+    "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
+    "services": (lambda t: t.services, service_key, service_value),
+    "backends": (backends, _backend_key, _backend_value),
+    "netns": (lambda t: t.netns, struct.Struct("=Q").pack, _netns_value),
+}
+
+
+class TableEncoder:
+    """Encodes tables one after the other; an entry that is as before keeps its bytes."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, dict[Any, tuple[Any, bytes, bytes]]] = {}
+
+    def encode(self, tables: KernelTables) -> dict[str, Table]:
+        """Map name → keys and values, for every map that `tables` fills."""
+        return {name: self._one(name, tables) for name in _CODECS}
+
+    def _one(self, name: str, tables: KernelTables) -> Table:
+        source, key_bytes, value_bytes = _CODECS[name]
+        last, now = self._last.get(name, {}), {}
+        for key, value in source(tables).items():
+            known = last.get(key)
+            if known is None:
+                known = (value, key_bytes(key), value_bytes(value))
+            elif known[0] is not value and known[0] != value:
+                known = (value, known[1], value_bytes(value))
+            now[key] = known
+        self._last[name] = now
+        return {key: value for _, key, value in now.values()}
+
+
+def encode(tables: KernelTables) -> dict[str, Table]:
+    """One set of tables by itself."""
+    return TableEncoder().encode(tables)
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,9 @@ from penstock.policy.labels import WORLD
 from penstock.policy.lookup import look_up
 from penstock.policy.rules import TCP
 from penstock.redirect.sockets import Proxied
-from penstock.world import Address
+from penstock.world import Address, is_host
+
+Policy = Mapping[PolicyKey, PolicyEntry]
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +46,7 @@ class InKernel:
 
 def changing_hands(wanted: KernelTables, now: InKernel) -> frozenset[Address]:
     """Addresses that were somebody's and are to be somebody else's, or nobody's."""
-    after = {n.network_address: e.identity for n, e in wanted.ipcache.items() if n.num_addresses == 1}
+    after = {n.network_address: e.identity for n, e in wanted.ipcache.items() if is_host(n)}
     return frozenset(a for a, identity in now.identities.items() if after.get(a) != identity)
 
 
@@ -52,12 +54,16 @@ def before_proxy(wanted: KernelTables, now: InKernel) -> KernelTables:
     """`wanted`, held back where the proxy must come first."""
     leaving = changing_hands(wanted, now)
     policy = dict(wanted.policy)
-    for key, entry in wanted.policy.items():
-        if entry.verdict is not Verdict.REDIRECT:
-            continue
-        was = look_up(now.policy, key.subject, key.direction, key.identity, key.protocol, key.port)
-        if was is Verdict.ALLOW:
-            policy[key] = replace(entry, verdict=Verdict.ALLOW)
+    held = [
+        key
+        for key, entry in wanted.policy.items()
+        if entry.verdict is Verdict.REDIRECT and _verdict(now.policy, key, key.identity) is Verdict.ALLOW
+    ]
+    beside = _neighbours((*now.policy, *wanted.policy)) if held else {}
+    for key in held:
+        policy[key] = replace(wanted.policy[key], verdict=Verdict.ALLOW)
+        if _opens(key, beside[key.subject, key.direction], policy, wanted.policy, now.policy):
+            policy[key] = wanted.policy[key]
     return replace(
         wanted,
         endpoints={a: e for a, e in wanted.endpoints.items() if a not in leaving},
@@ -67,11 +73,41 @@ def before_proxy(wanted: KernelTables, now: InKernel) -> KernelTables:
     )
 
 
+def _neighbours(keys: Iterable[PolicyKey]) -> Mapping[tuple[int, Direction], list[PolicyKey]]:
+    found: dict[tuple[int, Direction], list[PolicyKey]] = {}
+    for key in keys:
+        found.setdefault((key.subject, key.direction), []).append(key)
+    return found
+
+
+def _verdict(table: Policy, key: PolicyKey, peer: int, port: int | None = None) -> Verdict:
+    return look_up(table, key.subject, key.direction, peer, key.protocol, key.port if port is None else port)
+
+
+def _opens(key: PolicyKey, beside: list[PolicyKey], held: Policy, wanted: Policy, now: Policy) -> bool:
+    """Whether `held` lets past the proxy at `key` what may not pass now: it then stays closed instead.
+
+    A key may stand for many ports and for every peer, of which only some were allowed.
+    """
+    peers = {key.identity} if key.identity else {k.identity for k in beside}
+    end = key.port + (1 << (16 - key.port_bits))
+    # Verdicts change only where a prefix begins or ends.
+    edges = {edge for k in beside for edge in (k.port, k.port + (1 << (16 - k.port_bits)))}
+    ports = {key.port, *(port for port in edges if key.port < port < end)}
+    return any(
+        _verdict(held, key, peer, port) is Verdict.ALLOW
+        and _verdict(wanted, key, peer, port) is Verdict.REDIRECT
+        and _verdict(now, key, peer, port) is not Verdict.ALLOW
+        for peer in peers
+        for port in ports
+    )
+
+
 def displaced(
     tables: KernelTables, source_ports: tuple[int, int], connections: Iterable[Proxied]
 ) -> list[Proxied]:
     """Those of the proxy's connections that `tables` would not steer to it: forbidden now, or direct."""
-    identities = {n.network_address: e for n, e in tables.ipcache.items() if n.num_addresses == 1}
+    identities = {n.network_address: e for n, e in tables.ipcache.items() if is_host(n)}
     return [c for c in connections if not _steered(tables, identities, source_ports, c)]
 
 

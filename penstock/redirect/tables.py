@@ -16,7 +16,7 @@ from penstock.redirect import layout
 from penstock.redirect.layout import SHAPES, Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
 from penstock.routing.model import ListenerKind
-from penstock.world import Address
+from penstock.world import Address, is_host
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services")
@@ -40,19 +40,23 @@ class Tables:
             if name != "counters"
         }
         self._counters = BpfMap(pins / "counters", 4, 16 * possible_cpus())
+        self._encoder = layout.TableEncoder()
+        # What was applied last, as it was said; None while only the bytes of a daemon before are known.
+        self._said: KernelTables | None = None
         self._now: dict[str, Table] = {name: self._maps[name].items() for name in PUT}
         stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
         self._epoch = int(struct.unpack_from("=I", stood)[0])
 
     def apply(self, wanted: KernelTables) -> int:
         """Write the difference; the number of entries changed. Raises TableOverflowError, BpfError."""
-        tables = layout.encode(wanted)
+        tables = self._encoder.encode(wanted)
         for name, table in tables.items():
             if len(table) > SHAPES[name].entries:
                 raise TableOverflowError(
                     f"{len(table)} entries do not fit the map {name}, which holds {SHAPES[name].entries}",
                     hint="nothing was written; the last good state stays in force",
                 )
+        self._said = None
         changed = sum(self._delete(name, tables[name]) for name in DELETE_FIRST)
         changed += sum(self._put(name, tables[name]) for name in PUT)
         changed += sum(self._delete(name, tables[name]) for name in DELETE_LAST)
@@ -61,6 +65,7 @@ class Tables:
             self._maps["config"].put(
                 b"\0\0\0\0", layout.config(self._epoch, self._source_ports, host_access=self._host_access)
             )
+        self._said = wanted
         return changed
 
     def _put(self, name: str, wanted: Table) -> int:
@@ -82,6 +87,8 @@ class Tables:
     # --- what is there ---------------------------------------------------------------------------------
 
     def policy(self) -> Mapping[PolicyKey, PolicyEntry]:
+        if self._said is not None:
+            return self._said.policy
         found = {}
         for raw, value in self._now["policy"].items():
             bits, subject, identity, direction, protocol = struct.unpack_from("=IIIBB", raw)
@@ -102,6 +109,8 @@ class Tables:
 
     def identities(self) -> Mapping[Address, int]:
         """Single addresses and who they are."""
+        if self._said is not None:
+            return {n.network_address: e.identity for n, e in self._said.ipcache.items() if is_host(n)}
         return {
             layout.address_of(raw[4:20]): int(struct.unpack_from("=I", value)[0])
             for raw, value in self._now["ipcache"].items()

@@ -48,15 +48,18 @@ def ip(
     ident: int = 0,
     offset: int = 0,
     more: bool = False,
+    hop_limit: int = 64,
 ) -> bytes:
     """One IP packet. `offset` counts 8 bytes; options and fragments in the header are IPv4's."""
     a, b = ip_address(src), ip_address(dst)
     if a.version == 6:
-        return struct.pack("!IHBB", 6 << 28, len(payload), protocol, 64) + a.packed + b.packed + payload
+        return (
+            struct.pack("!IHBB", 6 << 28, len(payload), protocol, hop_limit) + a.packed + b.packed + payload
+        )
     header = 20 + len(options)
     place = offset | (0x2000 if more else 0)
     start = struct.pack(
-        "!BBHHHBBH", 0x40 | header // 4, 0, header + len(payload), ident, place, 64, protocol, 0
+        "!BBHHHBBH", 0x40 | header // 4, 0, header + len(payload), ident, place, hop_limit, protocol, 0
     )
     return start + a.packed + b.packed + options + payload
 

@@ -193,6 +193,16 @@ def test_echo_and_its_reply(kernel: Kernel, at: dict[int, str]) -> None:
 
 
 @families
+def test_an_echo_request_is_no_answer_to_another(kernel: Kernel, at: dict[int, str]) -> None:
+    """Found by the property test: an identifier that the other side uses let a denied request through."""
+    up(kernel, closed(B, OUT))
+    kernel.run("from_workload", echo(at[A], at[B], 7), "wa")
+    ran = kernel.run("from_workload", echo(at[B], at[A], 7), "wb")
+    assert (ran.action, ran.reason) == (SHOT, Reason.POLICY_DENIED_EGRESS)
+    assert kernel.run("from_workload", echo(at[B], at[A], 7, reply=True), "wb").action == REDIRECT
+
+
+@families
 def test_a_reply_falls_with_the_rule(kernel: Kernel, at: dict[int, str]) -> None:
     up(kernel)
     kernel.run("from_workload", echo(at[A], at[B], 7), "wa")
@@ -362,7 +372,7 @@ def test_link_housekeeping_passes(kernel: Kernel) -> None:
     up(kernel, closed(A, OUT))
     arp = bytes.fromhex("ffffffffffff02000000000a0806") + bytes(28)
     assert kernel.run("from_workload", arp, "wa").action == OK
-    for kind in (133, 134, 135, 136, 137, 143):
+    for kind in (130, 131, 132, 133, 134, 135, 136, 137, 143):
         solicitation = frame(ip(V6[A], "ff02::1", 58, icmp(kind, data=bytes(16))))
         assert kernel.run("from_workload", solicitation, "wa").action == OK, kind
 

@@ -19,7 +19,7 @@ from packets import (
 from small_node import ALLOW, FAMILIES, IN, OUT, V4, V6, A, B, closed, rule, up
 
 from penstock.observe.reasons import Reason
-from penstock.policy.labels import WORLD
+from penstock.policy.labels import HOST, WORLD
 
 families = pytest.mark.parametrize("at", FAMILIES, ids=["v4", "v6"])
 HOP_BY_HOP, ROUTING, FRAGMENT, NO_NEXT, OPTIONS = 0, 43, 44, 59, 60
@@ -164,6 +164,11 @@ def test_an_echo_in_fragments(kernel: Kernel) -> None:
     later = fragment_header(ICMPV6, 30, 2, more=False) + bytes(8)
     for part in (first, later):
         assert _send(kernel, frame(ip(V6[A], V6[B], FRAGMENT, part)))[0] == REDIRECT
+    # Later parts are of the same flow and the same type, also when they are judged anew.
+    policy = closed(A, OUT) | rule(A, OUT, ALLOW, protocol=ICMPV6, port=128)
+    up(kernel, policy)
+    assert _send(kernel, frame(ip(V6[A], V6[B], FRAGMENT, later)))[0] == REDIRECT
+    assert len(kernel.conntrack.items()) == 1
 
 
 def test_neighbour_discovery_does_not_hide_in_fragments(kernel: Kernel) -> None:
@@ -173,10 +178,21 @@ def test_neighbour_discovery_does_not_hide_in_fragments(kernel: Kernel) -> None:
     assert _send(kernel, frame(ip(V6[A], V6[B], FRAGMENT, later)))[0] == SHOT
 
 
-def test_housekeeping_is_for_the_link_alone(kernel: Kernel) -> None:
-    """Neighbour discovery passes unjudged, so it must not be a way to carry anything else."""
-    up(kernel)
-    ran = kernel.run(
-        "from_workload", frame(ip(V6[A], "ff02::1:ff00:1", ICMPV6, icmp(135, data=bytes(16)))), "wa"
-    )
-    assert (ran.action, ran.events) == (OK, ())
+def _probe(source: str, target: str, hop_limit: int = 255) -> bytes:
+    return frame(ip(source, target, ICMPV6, icmp(135, data=bytes(16)), hop_limit=hop_limit))
+
+
+def test_neighbour_discovery_is_for_the_link_alone(kernel: Kernel) -> None:
+    """It passes unjudged, so it must not be a way to carry anything further."""
+    up(kernel, {})
+    for target in ("fe80::1", "ff02::1:ff00:1", V6[HOST]):
+        assert _send(kernel, _probe(V6[A], target)) == (OK, None)
+    for target in (V6[B], V6[WORLD], "ff0e::1"):
+        assert _send(kernel, _probe(V6[A], target)) == (SHOT, Reason.POLICY_DENIED_EGRESS)
+
+
+def test_neighbour_discovery_that_was_forwarded_is_none(kernel: Kernel) -> None:
+    up(kernel, {})
+    assert kernel.run("to_workload", _probe(V6[HOST], V6[A]), "wa").action == OK
+    ran = kernel.run("to_workload", _probe(V6[WORLD], V6[A], 254), "wa")
+    assert (ran.action, ran.reason) == (SHOT, Reason.POLICY_DENIED_INGRESS)

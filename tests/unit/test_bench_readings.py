@@ -57,6 +57,12 @@ def test_bars() -> None:
     assert not Bar("ratio", 0.969, 0.97, above=True).held
 
 
+def test_a_bar_within_the_noise_is_not_clear() -> None:
+    assert Bar("ratio", 1.0, 0.97, above=True, noise=0.01).clear
+    assert not Bar("ratio", 1.0, 0.97, above=True, noise=0.04).clear
+    assert Bar("rss", 90.0, 90.0).clear
+
+
 def test_results_are_kept_as_data(tmp_path: Path) -> None:
     bars = (Bar("median", 12.5, 50.0, "ms"),)
     result = Result(

@@ -1,0 +1,103 @@
+"""Three readings of the same random policies: plain words, the look-up in Python, the kernel."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from ipaddress import ip_address
+
+import policy_cases as cases
+from bpf_kernel import OK, REDIRECT, SHOT, Kernel
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from packets import UDP, echo, frame, ip, tcp_frame, udp
+from policy_cases import (
+    HOST,
+    POLICIES,
+    PORT_NUMBERS,
+    PROTOCOL_NUMBERS,
+    REMOTE_NODE,
+    RESERVED,
+    WORLD,
+    Party,
+    Policy,
+    parties,
+)
+from worlds import identities, make
+
+from penstock.observe.reasons import Reason
+from penstock.plan import Direction, KernelTables, Verdict
+from penstock.policy.lookup import look_up
+
+EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 60
+SCTP = 132
+_DENIED = (Reason.POLICY_DENIED_EGRESS, Reason.POLICY_DENIED_INGRESS)
+
+
+def _packet(source: Party, target: Party, protocol: str, port: int) -> bytes:
+    if protocol == "TCP":
+        return tcp_frame(source.address, target.address, 40000, port)
+    if protocol == "ICMP":
+        return echo(source.address, target.address, 1)
+    number = SCTP if protocol == "SCTP" else UDP
+    return frame(ip(source.address, target.address, number, udp(40000, port)))
+
+
+def _by_kernel(kernel: Kernel, source: Party, target: Party, packet: bytes, device: dict[str, str]) -> str:
+    if source.local:
+        ran = kernel.run("from_workload", packet, device[source.name])
+    elif source is HOST:
+        ran = kernel.run("to_workload", packet, device[target.name])
+    else:
+        ran = kernel.run("from_netdev", packet, "eth")
+    if ran.action == SHOT:
+        # Without any listener, what is steered is closed.
+        assert ran.reason is Reason.PROXY_NOT_READY or ran.reason in _DENIED, ran
+        return "proxy" if ran.reason is Reason.PROXY_NOT_READY else "deny"
+    assert ran.action in (OK, REDIRECT), ran
+    return "allow"
+
+
+def _by_lookup(
+    tables: KernelTables, numbers: dict[str, int], source: Party, target: Party, protocol: int, port: int
+) -> str:
+    """What bpf/flow.h makes of the two sides' verdicts."""
+    by_address = {str(a): e.subject for a, e in tables.endpoints.items()}
+    found = [Verdict.ALLOW]
+    if source.local:
+        subject = by_address[source.address]
+        found.append(look_up(tables.policy, subject, Direction.EGRESS, numbers[target.name], protocol, port))
+    if target.local and source is not HOST:
+        subject = by_address[target.address]
+        found.append(look_up(tables.policy, subject, Direction.INGRESS, numbers[source.name], protocol, port))
+    return {Verdict.ALLOW: "allow", Verdict.REDIRECT: "proxy", Verdict.DENY: "deny"}[max(found)]
+
+
+@given(parties(), POLICIES, st.lists(PORT_NUMBERS, min_size=2, max_size=2, unique=True))
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_words_look_up_and_kernel_agree(
+    kernel: Kernel, everyone: list[Party], policies: list[Policy], ports: list[int]
+) -> None:
+    world, plan = make(cases.manifests(everyone, policies), node_addresses=(ip_address(HOST.address),))
+    numbers = {**RESERVED, **identities(world)}
+    device = {"w0": "wa", "w1": "wb", "w2": "peer-of-eth"}
+    at = {p.address: kernel.device[device[p.name]] for p in everyone if p.local}
+    tables = replace(
+        plan.kernel,
+        endpoints={a: replace(e, ifindex=at[str(a)]) for a, e in plan.kernel.endpoints.items()},
+        listeners={},
+    )
+    kernel.forget()
+    kernel.tables.apply(tables)
+    for source in [*everyone, HOST, WORLD, REMOTE_NODE]:
+        for target in [*everyone, HOST, WORLD, REMOTE_NODE]:
+            if source is target or not (target.local or source.local):
+                continue
+            for protocol, number in PROTOCOL_NUMBERS.items():
+                for port in ports if protocol != "ICMP" else (8,):
+                    packet = _packet(source, target, protocol, port)
+                    words = cases.packet(policies, source, target, protocol, port)
+                    looked_up = _by_lookup(tables, numbers, source, target, number, port)
+                    judged = _by_kernel(kernel, source, target, packet, device)
+                    where = (source.name, target.name, protocol, port)
+                    assert (words, looked_up, judged) == (words, words, words), where

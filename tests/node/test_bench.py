@@ -1,0 +1,69 @@
+"""The benchmarks end with figures and leave nothing, however they end. How fast anything is is not asked."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+PENSTOCK = (sys.executable, "-m", "penstock.cli")
+
+
+def left() -> list[str]:
+    """What a benchmark made that is still there: mounts, processes, run directories, namespaces."""
+    mounts = [
+        line for line in Path("/proc/self/mountinfo").read_text().splitlines() if "/penstock-bench" in line
+    ]
+    commands = [
+        path.parent.name
+        for path in Path("/proc").glob("[0-9]*/cmdline")
+        if b"/run/penstock-bench-" in _read(path) or b"penstock.bench.answer" in _read(path)
+    ]
+    files = [*Path("/run").glob("penstock-bench*"), *Path("/run/netns").glob("bench-*")]
+    return [*mounts, *commands, *map(str, files)]
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError:
+        return b""
+
+
+def start(arguments: Sequence[str], directory: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*PENSTOCK, "bench", *arguments, "--results", str(directory)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_policy_latency_is_measured_and_kept(tmp_path: Path) -> None:
+    done = start(["policy", "--quick", "-o", "json"], tmp_path)
+    out, err = done.communicate(timeout=180)
+    assert done.returncode == 0, err
+    found = json.loads(out)
+    assert len(found["raw"]["l4_ms"]) == len(found["raw"]["l7_ms"]) == 15
+    # The connection through Envoy lives through every change of its rule.
+    assert found["arms"]["l7_connections_lost"]["count"] == 0
+    (kept,) = tmp_path.iterdir()
+    assert json.loads(kept.read_text()) == found
+    assert left() == []
+
+
+def test_one_that_is_ended_takes_everything_down(tmp_path: Path) -> None:
+    running = start(["policy", "--quick"], tmp_path)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "10/30 changes" in line:
+            break
+    assert left() != []
+    os.kill(running.pid, signal.SIGTERM)
+    running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert left() == []

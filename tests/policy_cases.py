@@ -1,0 +1,370 @@
+"""Random policies, and a naive reading of what they mean.
+
+The evaluator works on the manifests as plain data and asks, for one packet at a time, each rule in turn,
+as the API's documentation words it. It knows nothing of entries, prefixes, identities or verdict numbers,
+and shares no code with penstock.policy: that is its worth.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hypothesis import strategies as st
+from worlds import NODE
+
+Json = dict[str, Any]
+Answer = Literal["deny", "allow", "proxy"]
+NAMESPACE = "io.kubernetes.pod.namespace"
+ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
+
+PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
+RESERVED = {"host": 1, "world": 2, "remote-node": 6}
+ADDRESSES = {"host": "10.1.0.254", "remote-node": "192.0.2.2", "world": "203.0.113.9"}
+
+
+# --- who there is ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Party:
+    """A workload, or one of the reserved (then `labels` is its one label)."""
+
+    name: str
+    address: str
+    labels: Mapping[str, str]
+    namespace: str = ""
+    ports: tuple[tuple[str, int, str], ...] = ()
+    local: bool = False
+
+    @property
+    def workload(self) -> bool:
+        return bool(self.namespace)
+
+
+HOST, WORLD, REMOTE_NODE = (
+    Party(name, ADDRESSES[name], {f"reserved:{name}": ""}) for name in ("host", "world", "remote-node")
+)
+LABELS = st.fixed_dictionaries(
+    {}, optional={"app": st.sampled_from(["a", "b", "c"]), "tier": st.sampled_from(["x", "y"])}
+)
+PORT_NUMBERS = st.sampled_from([79, 80, 81, 88, 95, 96, 443, 8080])
+NAMED = st.sampled_from(["http", "dns"])
+
+
+@st.composite
+def parties(draw: st.DrawFn) -> list[Party]:
+    found = []
+    for number, local in enumerate((True, True, True, False)):
+        ports = draw(
+            st.lists(
+                st.tuples(NAMED, PORT_NUMBERS, st.sampled_from(["TCP", "UDP"])),
+                max_size=2,
+                unique_by=lambda p: p[0],
+            )
+        )
+        found.append(
+            Party(
+                f"w{number}",
+                f"10.{1 if local else 2}.0.{number + 1}",
+                draw(LABELS),
+                draw(st.sampled_from(["default", "default", "other"])),
+                tuple(ports),
+                local,
+            )
+        )
+    return found
+
+
+# --- what they are told -------------------------------------------------------------------------------------
+
+KEYS = st.sampled_from(["app", "k8s:app", "any:tier", "tier"])
+VALUES = st.sampled_from(["a", "b", "x", "y"])
+EXPRESSIONS = st.one_of(
+    st.fixed_dictionaries(
+        {
+            "key": KEYS,
+            "operator": st.sampled_from(["In", "NotIn"]),
+            "values": st.lists(VALUES, min_size=1, max_size=2),
+        }
+    ),
+    st.fixed_dictionaries({"key": KEYS, "operator": st.sampled_from(["Exists", "DoesNotExist"])}),
+)
+SELECTORS = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"matchLabels": st.dictionaries(KEYS, VALUES, min_size=1, max_size=1)}),
+    st.fixed_dictionaries({"matchExpressions": st.lists(EXPRESSIONS, min_size=1, max_size=2)}),
+)
+PEER_SELECTORS = st.one_of(
+    SELECTORS,
+    st.just({"matchLabels": {f"k8s:{NAMESPACE}": "other"}}),
+    st.just({"matchLabels": {ACCOUNT: "default"}}),
+    st.just({"matchExpressions": [{"key": f"k8s:{NAMESPACE}", "operator": "Exists"}]}),
+    st.just({"matchLabels": {"reserved:host": ""}}),
+)
+ENTITIES = st.sampled_from(["all", "world", "cluster", "host", "remote-node", "none", "health"])
+
+
+@st.composite
+def ports(draw: st.DrawFn, *, http: bool) -> Json:
+    protocol = draw(st.sampled_from(["TCP", "ANY", None] if http else ["TCP", "UDP", "ANY", None]))
+    found: Json = {} if protocol is None else {"protocol": protocol}
+    what = draw(st.sampled_from(["number", "range", "name"] if http else ["number", "range", "name", "all"]))
+    if what == "name":
+        found["port"] = draw(NAMED)
+    elif what == "all":
+        found["port"] = "0"
+    else:
+        number = draw(PORT_NUMBERS)
+        found["port"] = draw(st.sampled_from([number, str(number)]))
+        if what == "range":
+            found["endPort"] = number + draw(st.integers(0, 20))
+    return found
+
+
+REQUESTS = st.fixed_dictionaries(
+    {},
+    optional={
+        "method": st.sampled_from(["GET", "POST", "GET|HEAD"]),
+        "path": st.sampled_from(["/", "/a.*", "/b"]),
+    },
+)
+
+
+@st.composite
+def port_rules(draw: st.DrawFn, *, deny: bool) -> Json:
+    http = not deny and draw(st.booleans())
+    found: Json = {"ports": draw(st.lists(ports(http=http), min_size=1, max_size=2))}
+    if http:
+        found["rules"] = {"http": draw(st.lists(REQUESTS, min_size=1, max_size=2))}
+    return found
+
+
+@st.composite
+def rules(draw: st.DrawFn, way: str, *, deny: bool) -> Json:
+    found: Json = {}
+    kind = draw(st.sampled_from(["endpoints", "endpoints", "entities", "absent"]))
+    if kind == "endpoints":
+        found[f"{way}Endpoints"] = draw(st.lists(PEER_SELECTORS, max_size=2))
+    elif kind == "entities":
+        found[f"{way}Entities"] = draw(st.lists(ENTITIES, max_size=2))
+    if draw(st.booleans()):
+        found["toPorts"] = draw(st.lists(port_rules(deny=deny), min_size=1, max_size=2))
+    return found
+
+
+@st.composite
+def specs(draw: st.DrawFn) -> Json:
+    found: Json = {"endpointSelector": draw(SELECTORS)}
+    for section, way, deny in (
+        ("ingress", "from", False),
+        ("ingressDeny", "from", True),
+        ("egress", "to", False),
+        ("egressDeny", "to", True),
+    ):
+        if draw(st.integers(0, 3)) >= (3 if deny else 1):
+            found[section] = draw(st.lists(rules(way, deny=deny), max_size=2))
+    if not found.keys() & {"ingress", "ingressDeny", "egress", "egressDeny"}:
+        found["ingress"] = []
+    closes = draw(
+        st.fixed_dictionaries({}, optional={"ingress": st.booleans(), "egress": st.booleans()})
+        if draw(st.booleans())
+        else st.none()
+    )
+    if closes is not None:
+        found["enableDefaultDeny"] = closes
+    return found
+
+
+@dataclass(frozen=True)
+class Policy:
+    namespace: str
+    spec: Json
+
+
+POLICIES = st.lists(st.builds(Policy, st.sampled_from(["default", "default", "other"]), specs()), max_size=4)
+
+
+def manifests(everyone: list[Party], policies: list[Policy]) -> str:
+    """The same as a user would write it (JSON is YAML)."""
+    documents: list[Json] = [
+        {
+            "apiVersion": "v1",
+            "kind": "Node",
+            "metadata": {"name": "node-b"},
+            "status": {"addresses": [{"type": "InternalIP", "address": REMOTE_NODE.address}]},
+        }
+    ]
+    for party in everyone:
+        spec: Json = {
+            "addresses": [party.address],
+            "node": NODE if party.local else "node-b",
+            "ports": [{"name": n, "containerPort": p, "protocol": t} for n, p, t in party.ports],
+        }
+        if party.local:
+            spec["netns"] = f"/run/netns/{party.name}"
+        documents.append(
+            {
+                "apiVersion": "penstock.dev/v1alpha1",
+                "kind": "Workload",
+                "metadata": {"name": party.name, "namespace": party.namespace, "labels": dict(party.labels)},
+                "spec": spec,
+            }
+        )
+    for number, policy in enumerate(policies):
+        documents.append(
+            {
+                "apiVersion": "cilium.io/v2",
+                "kind": "CiliumNetworkPolicy",
+                "metadata": {"name": f"p{number}", "namespace": policy.namespace},
+                "spec": policy.spec,
+            }
+        )
+    return "\n---\n".join(json.dumps(d) for d in documents)
+
+
+# --- what it means ---------------------------------------------------------------------------
+
+
+def _label(party: Party, key: str) -> str | None:
+    key = re.sub("^(k8s|any):", "", key)
+    if party.workload and key == NAMESPACE:
+        return party.namespace
+    if party.workload and key == ACCOUNT:
+        return "default"
+    return party.labels.get(key)
+
+
+def _selected(party: Party, selector: Json) -> bool:
+    for key, value in selector.get("matchLabels", {}).items():
+        if _label(party, key) != value:
+            return False
+    for e in selector.get("matchExpressions", []):
+        value = _label(party, e["key"])
+        match e["operator"]:
+            case "In" if value is None or value not in e["values"]:
+                return False
+            case "NotIn" if value is not None and value in e["values"]:
+                return False
+            case "Exists" if value is None:
+                return False
+            case "DoesNotExist" if value is not None:
+                return False
+    return True
+
+
+def _is_peer(party: Party, rule: Json, way: str, namespace: str) -> bool:
+    endpoints, entities = rule.get(f"{way}Endpoints"), rule.get(f"{way}Entities")
+    if endpoints is None and entities is None:
+        return True
+    for selector in endpoints or []:
+        text = json.dumps(selector)
+        if NAMESPACE not in text and "reserved:" not in text and party.namespace != namespace:
+            continue
+        if _selected(party, selector):
+            return True
+    for entity in entities or []:
+        if entity in ("all", party.name):
+            return True
+        if entity == "cluster" and party.name != "world":
+            return True
+    return False
+
+
+def _on_port(port: Json, protocol: str, number: int, named_on: Party, *, http: bool) -> bool:
+    of = port.get("protocol", "ANY")
+    if http and protocol != "TCP":
+        return False
+    if port["port"] == "0" and of == "ANY":
+        return True
+    if of not in ("ANY", protocol):
+        return False
+    # A port without protocol is one of TCP, UDP and SCTP: ICMP has none.
+    if protocol not in ("TCP", "UDP", "SCTP"):
+        return False
+    if port["port"] == "0":
+        return True
+    if not str(port["port"]).isdigit():
+        return (port["port"], number, protocol) in named_on.ports
+    first = int(port["port"])
+    return first <= number <= port.get("endPort", first)
+
+
+def _says(
+    policies: list[Policy], subject: Party, peer: Party, direction: str, protocol: str, number: int
+) -> tuple[bool, bool, bool, list[Json]]:
+    """Of all rules about `subject`: denied, plainly allowed, closed unless allowed, allowed requests."""
+    way = "from" if direction == "ingress" else "to"
+    denied = allowed = closed = False
+    requests: list[Json] = []
+    for policy in policies:
+        if subject.namespace != policy.namespace or not _selected(subject, policy.spec["endpointSelector"]):
+            continue
+        sections = {
+            deny: policy.spec.get(direction + ("Deny" if deny else "")) or [] for deny in (True, False)
+        }
+        closed |= policy.spec.get("enableDefaultDeny", {}).get(direction, any(sections.values()))
+        for deny, listed in sections.items():
+            for rule in listed:
+                if not rule or not _is_peer(peer, rule, way, policy.namespace):
+                    continue
+                named_on = subject if direction == "ingress" else peer
+                for item in rule.get("toPorts", [None]):
+                    http = item["rules"]["http"] if item and "rules" in item else None
+                    if item is not None and not any(
+                        _on_port(p, protocol, number, named_on, http=http is not None) for p in item["ports"]
+                    ):
+                        continue
+                    denied |= deny
+                    if http is not None:
+                        requests += http
+                    else:
+                        allowed |= not deny
+    return denied, allowed, closed, requests
+
+
+def side(
+    policies: list[Policy], subject: Party, peer: Party, direction: str, protocol: str, number: int
+) -> Answer:
+    """What one side says about a packet that begins a flow to port `number`."""
+    denied, allowed, closed, requests = _says(policies, subject, peer, direction, protocol, number)
+    if denied:
+        return "deny"
+    if requests:
+        return "proxy"
+    return "allow" if allowed or not closed else "deny"
+
+
+def packet(policies: list[Policy], source: Party, target: Party, protocol: str, number: int) -> Answer:
+    """Both sides; the host may always reach local workloads. Sides that are not local judge elsewhere."""
+    answers: list[Answer] = []
+    if source.local:
+        answers.append(side(policies, source, target, "egress", protocol, number))
+    if target.local and source is not HOST:
+        answers.append(side(policies, target, source, "ingress", protocol, number))
+    for answer in ("deny", "proxy"):
+        if answer in answers:
+            return answer
+    return "allow"
+
+
+def request(
+    policies: list[Policy], source: Party, target: Party, number: int, method: str, path: str
+) -> bool:
+    """Whether a request on a connection of `source` may be served by `target` at TCP port `number`."""
+
+    def allows(subject: Party, peer: Party, direction: str) -> bool:
+        denied, allowed, closed, requests = _says(policies, subject, peer, direction, "TCP", number)
+        if denied or allowed or not closed:
+            return not denied
+        return any(
+            all(re.fullmatch(r.get(k, ".*"), v) for k, v in (("method", method), ("path", path)))
+            for r in requests
+        )
+
+    out = not source.workload or allows(source, target, "egress")
+    into = not target.workload or source is HOST or allows(target, source, "ingress")
+    return out and into

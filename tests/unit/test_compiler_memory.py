@@ -1,0 +1,109 @@
+"""A compiler that remembers gives what one without memory gives, whatever was edited before."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from penstock.allocate import allocate
+from penstock.compiler import Compiler, compile_world, names
+from penstock.manifests.store import Store
+from penstock.plan import Plan
+from penstock.world import Attachment, World
+
+APPS = 4
+
+
+def workload(app: int, label: int) -> str:
+    return f"""apiVersion: penstock.dev/v1alpha1
+kind: Workload
+metadata: {{name: w{app}, labels: {{app: app{label}}}}}
+spec: {{netns: /run/netns/w{app}, addresses: [10.0.1.{app + 1}], ports: [{{name: http, containerPort: 8080}}]}}
+"""
+
+
+def service(app: int, label: int) -> str:
+    return f"""apiVersion: v1
+kind: Service
+metadata: {{name: s{app}}}
+spec: {{selector: {{app: app{label}}}, ports: [{{port: 80, targetPort: http}}]}}
+"""
+
+
+def policy(app: int, label: int) -> str:
+    rules = (
+        f"ingress: [{{fromEndpoints: [{{matchLabels: {{app: app{label}}}}}], toPorts: "
+        f'[{{ports: [{{port: http, protocol: TCP}}], rules: {{http: [{{path: "/{label}"}}]}}}}]}}]',
+        f"egress: [{{toEndpoints: [{{matchLabels: {{app: app{label}}}}}]}}]",
+        "ingressDeny: [{fromEntities: [world]}]",
+        "ingress: [{}]",
+    )[(app + label) % 4]
+    return f"""apiVersion: cilium.io/v2
+kind: CiliumNetworkPolicy
+metadata: {{name: p{app}}}
+spec:
+  endpointSelector: {{matchLabels: {{app: app{app}}}}}
+  {rules}
+"""
+
+
+def route(app: int, label: int) -> str:
+    return f"""apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {{name: r{app}}}
+spec:
+  parentRefs: [{{group: "", kind: Service, name: s{app}}}]
+  rules: [{{backendRefs: [{{name: s{label}, port: 80}}]}}]
+"""
+
+
+MAKERS = {"workload": workload, "service": service, "policy": policy, "route": route}
+EDITS = st.tuples(
+    st.sampled_from(sorted(MAKERS)),
+    st.integers(0, APPS - 1),
+    st.none() | st.integers(0, APPS - 1),
+)
+
+
+def _numbered(world: World, listeners: tuple[str, ...]) -> World:
+    wanted = names(world)
+    return replace(
+        world,
+        allocations=allocate(
+            world.allocations,
+            identities=wanted.identities,
+            vips=wanted.vips,
+            listener_names=listeners,
+            service_names=wanted.services,
+            settings=world.settings,
+        ),
+    )
+
+
+def _attachments() -> dict[tuple[str, str], Attachment]:
+    return {
+        ("default", f"w{app}"): Attachment(
+            app + 10, bytes(6), bytes(6), 1000 + app, (ip_address(f"10.0.1.{app + 1}"),)
+        )
+        for app in range(APPS)
+    }
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(EDITS, min_size=1, max_size=12))
+def test_memory_changes_no_plan(edits: list[tuple[str, int, int | None]]) -> None:
+    store, compiler = Store(), Compiler()
+    first = {f"{kind}{app}.yaml": make(app, app) for kind, make in MAKERS.items() for app in range(APPS)}
+    world = World("node", store.apply(first).documents, attachments=_attachments())
+    for kind, app, label in [("workload", 0, 0), *edits]:
+        text = None if label is None else MAKERS[kind](app, label)
+        world = replace(world, documents=store.apply({f"{kind}{app}.yaml": text}).documents)
+        world = _numbered(world, tuple(world.allocations.listener_ports))
+        plan: Plan = compiler.compile(world)
+        assert plan == compile_world(world)
+        world = _numbered(world, plan.listener_names)
+        world = replace(world, allocations=replace(world.allocations, routed=plan.routed))
+        assert compiler.compile(world) == compile_world(world)

@@ -1,0 +1,92 @@
+"""Compiled policy says what a naive reading of the manifests says: each packet, each request."""
+
+from __future__ import annotations
+
+import re
+
+import policy_cases as cases
+from hypothesis import given
+from policy_cases import (
+    HOST,
+    POLICIES,
+    PROTOCOL_NUMBERS,
+    REMOTE_NODE,
+    RESERVED,
+    WORLD,
+    Party,
+    Policy,
+    parties,
+)
+from worlds import identities, make
+
+from penstock.plan import Direction, Verdict
+from penstock.policy.lookup import look_up
+from penstock.policy.rights import policy_class
+from penstock.routing.model import RequestMatch, Rights
+
+VERDICTS = {Verdict.ALLOW: "allow", Verdict.REDIRECT: "proxy", Verdict.DENY: "deny"}
+PORTS = (79, 80, 81, 90, 96, 443, 8080, 65535)
+
+
+@given(parties(), POLICIES)
+def test_entries_say_what_the_manifests_say(everyone: list[Party], policies: list[Policy]) -> None:
+    world, plan = make(cases.manifests(everyone, policies))
+    numbers = {**RESERVED, **identities(world)}
+    subjects = {str(address): e.subject for address, e in plan.kernel.endpoints.items()}
+    for subject in everyone:
+        if not subject.local:
+            continue
+        for peer in [*everyone, HOST, WORLD, REMOTE_NODE]:
+            for direction in Direction:
+                for protocol, number in PROTOCOL_NUMBERS.items():
+                    for port in PORTS if protocol != "ICMP" else (8,):
+                        found = look_up(
+                            plan.kernel.policy,
+                            subjects[subject.address],
+                            direction,
+                            numbers[peer.name],
+                            number,
+                            port,
+                        )
+                        wanted = cases.side(policies, subject, peer, direction.name.lower(), protocol, port)
+                        assert VERDICTS[found] == wanted, (subject, peer, direction, protocol, port)
+
+
+def _matches(match: RequestMatch, method: str, path: str) -> bool:
+    return all(
+        pattern is None or re.fullmatch(pattern, value)
+        for pattern, value in ((match.method, method), (match.path, path))
+    )
+
+
+def _granted(rights: tuple[Rights, ...], source: int, to: str, method: str, path: str) -> bool:
+    return any(
+        to in r.destinations
+        and (r.sources is None or source in r.sources)
+        and all(any(_matches(m, method, path) for m in group) for group in r.requests)
+        for r in rights
+    )
+
+
+@given(parties(), POLICIES)
+def test_rights_say_what_the_manifests_say(everyone: list[Party], policies: list[Policy]) -> None:
+    world, plan = make(cases.manifests(everyone, policies))
+    numbers = {**RESERVED, **identities(world)}
+    classes = {(str(e.address), e.port): e.policy_class for e in plan.proxy.workloads}
+    for target in everyone:
+        for port in PORTS:
+            to = classes.get((target.address, port))
+            for source in [*everyone, HOST, WORLD, REMOTE_NODE]:
+                steered = cases.packet(policies, source, target, "TCP", port) == "proxy"
+                # A connection that is steered must find its destination behind the proxy.
+                assert not steered or to is not None, (source, target, port)
+                if to is None:
+                    continue
+                for method, path in (("GET", "/"), ("GET", "/abc"), ("POST", "/b"), ("HEAD", "/a")):
+                    found = _granted(plan.proxy.workload_rights, numbers[source.name], to, method, path)
+                    wanted = cases.request(policies, source, target, port, method, path)
+                    assert found == wanted, (source, target, port, method, path)
+
+
+def test_the_class_of_an_address_that_is_nobodys() -> None:
+    assert policy_class(None, 80) == "world:80"
