@@ -55,7 +55,6 @@ def allocate(
             previous.listener_ports, listener_names, (low, high), "listener ports (proxy_listen_ports)"
         ),
         service_ids=_numbers(previous.service_ids, service_names, SERVICE_IDS, "service numbers"),
-        routed=previous.routed,
     )
 
 

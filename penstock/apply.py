@@ -32,10 +32,10 @@ from penstock.plan import KernelTables, ListenerKey, Plan
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
 from penstock.redirect.sockets import proxied, reset, reset_proxied
-from penstock.redirect.stage import InKernel, after_proxy, before_proxy, changing_hands, displaced
+from penstock.redirect.stage import InKernel, Steering, after_proxy, before_proxy, changing_hands, steering
 from penstock.redirect.tables import Tables
 from penstock.routing.model import ListenerKind
-from penstock.world import Settings
+from penstock.world import Carried, Settings
 from penstock.xds.order import Rollout
 from penstock.xds.server import XdsServer
 from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
@@ -58,6 +58,16 @@ class Applied:
     @property
     def settled(self) -> bool:
         return not self.errors and not self.waiting_for
+
+
+@dataclass(frozen=True, slots=True)
+class Closed:
+    """The first step of a change. `carried` is what `World.carried` must be for the rest of it."""
+
+    changed_entries: int
+    carried: frozenset[Carried]
+    errors: tuple[str, ...]
+    seconds: float
 
 
 class Applier:
@@ -90,24 +100,31 @@ class Applier:
         self._secrets: dict[str, tuple[SVID, Resource]] = {}
         self._bundle_resource: Resource | None = None
         self._place: object = None
+        self._carried: frozenset[Carried] = frozenset()
+        self._looked = False
 
-    async def apply(self, plan: Plan) -> Applied:
-        errors: list[str] = []
-        took: dict[str, float] = {}
+    async def close(self, plan: Plan) -> Closed:
+        """Step 1: what needs no proxy, and the end of connections that it must not carry any more."""
         started = time.perf_counter()
+        errors: list[str] = []
+        changed, carried = 0, self._carried
+        try:
+            changed, carried = await self._close(plan.kernel)
+            errors += await self._attach(plan.kernel)
+        except (HostError, OSError) as e:
+            errors.append(f"kernel: {e}")
+        return Closed(changed, carried, tuple(errors), time.perf_counter() - started)
+
+    async def apply(self, plan: Plan, closed: Closed) -> Applied:
+        """The other steps, after `close` for a Plan that differs at most in what `carried` asked for."""
+        errors = list(closed.errors)
+        took = {"kernel_closed": round(closed.seconds, 6)}
+        started = time.perf_counter() - closed.seconds
 
         def lap(name: str) -> None:
             took[name] = round(time.perf_counter() - started, 6)
 
-        changed = 0
-        try:
-            wanted = plan.kernel
-            changed += await self._close(wanted)
-            errors += await self._attach(wanted)
-        except (HostError, OSError) as e:
-            errors.append(f"kernel: {e}")
-        lap("kernel_closed")
-
+        wanted, changed = plan.kernel, closed.changed_entries
         try:
             self.svids = await self._blocking(self._issuer.reconcile, plan.secrets, self._clock())
         except Exception as e:
@@ -151,29 +168,36 @@ class Applier:
 
     # --- the kernel ------------------------------------------------------------------------------------
 
-    async def _close(self, wanted: KernelTables) -> int:
-        """What needs no proxy, and the end of what it must not carry any more; entries changed."""
+    async def _close(self, wanted: KernelTables) -> tuple[int, frozenset[Carried]]:
         now = InKernel(
             self.tables.policy(),
             self.tables.listeners(),
             self.tables.http_services(),
             self.tables.identities(),
         )
-        closed = before_proxy(wanted, now)
-        changed = self.tables.apply(closed)
+        changed = self.tables.apply(before_proxy(wanted, now))
         if leaving := changing_hands(wanted, now):
             await self._blocking(reset_proxied, leaving)
-        if changed and now.listeners:
-            await self._blocking(self._reset_displaced, closed)
-        return changed
+        # What the proxy carries is looked at when it may have lost its way there, and while something has.
+        if now.listeners and (changed or self._carried or not self._looked):
+            self._looked = True
+            self._carried = await self._blocking(self._sort_out, wanted)
+        return changed, self._carried
 
-    def _reset_displaced(self, tables: KernelTables) -> None:
-        """Connections that the proxy carries and must not any more end before Envoy learns of the change:
-        later it would answer for what it does not know, or their listener would be gone without a word."""
-        gone = displaced(tables, self._source_ports, proxied())
+    def _sort_out(self, tables: KernelTables) -> frozenset[Carried]:
+        """Reset the proxy's connections that are forbidden now; return what goes on without being steered.
+
+        This comes before Envoy learns of the change: later it would answer for what it does not know, or a
+        listener would be gone without a word.
+        """
+        found = steering(tables, self._source_ports, proxied())
+        gone = [c for c, how in found.items() if how is Steering.FORBIDDEN]
         if gone:
             log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
             reset(gone)
+        return frozenset(
+            (c.client, c.address, c.port) for c, how in found.items() if how is Steering.PAST_PROXY
+        )
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""

@@ -88,7 +88,6 @@ def _plan(facts: Facts) -> Plan:
         ),
         statuses=_statuses(facts),
         listener_names=demand.names,
-        routed=tuple(sorted(t.served.name for t in facts.mesh.tables)),
         unallocated=demand.unallocated,
     )
 

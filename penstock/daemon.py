@@ -217,18 +217,22 @@ class Daemon:
             node_addresses=addresses,
             node_cookie=self._node.cookie,
             allocations=self._world.allocations,
+            carried=self._world.carried,
             settings=self.options.settings,
         )
         started = time.perf_counter()
         try:
             world, plan = await self._compile(world)
+            closed = await self._node.applier.close(plan)
+            if closed.carried != world.carried:
+                world, plan = await self._compile(replace(world, carried=closed.carried))
         except PenstockError as e:
             log.error("%s", e)
             self._report.failed(str(e))
             return
-        compiled = time.perf_counter() - started
+        compiled = time.perf_counter() - started - closed.seconds
         self._world = world
-        applied: Applied = await self._node.applier.apply(plan)
+        applied: Applied = await self._node.applier.apply(plan, closed)
         self._flows.look_up(partial(directory, world, plan))
         self._report.update(world, plan, applied, self._problems)
         log.info(
@@ -295,7 +299,6 @@ class Daemon:
         if plan.unallocated:
             world = self._allocate(world, plan.listener_names)
             plan = self._compiler.compile(world)
-        world = replace(world, allocations=replace(world.allocations, routed=plan.routed))
         if world.allocations != before:
             await self._blocking(state.save, self.options.state_dir, world.allocations)
         return world, plan

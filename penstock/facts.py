@@ -137,7 +137,7 @@ class Facts:
             before is not None
             and self.served is before.served
             and self._same_documents(HTTPRoute)
-            and self.world.allocations.routed == before.world.allocations.routed
+            and self.world.carried == before.world.carried
         ):
             return before.mesh
         return mesh_routes(self.world, self.served)

@@ -154,7 +154,5 @@ class Plan:
     statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)
     listener_names: tuple[str, ...] = ()
     """Every listener wanted, with a port or not."""
-    routed: tuple[str, ...] = ()
-    """What `Allocations.routed` must be from now on."""
     unallocated: tuple[str, ...] = ()
     """Listeners that have no port yet: give them one and compile again."""

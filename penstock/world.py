@@ -84,9 +84,20 @@ class Allocations:
     """Name of an Envoy listener → its port."""
     service_ids: Mapping[str, int] = field(default_factory=dict)
     """``namespace/name:port/family/protocol`` → number in the kernel's service table."""
-    routed: tuple[str, ...] = ()
-    """Service ports (``namespace/name:port/family``) that have or had a route: connections that the proxy
-    carries for them go on through it when the route has gone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Proxied:
+    """A connection that the proxy took: who dialled, and the address and port that were dialled."""
+
+    client: Address
+    client_port: int
+    address: Address
+    port: int
+
+
+Carried = tuple[Address, Address, int]
+"""The client of a connection, and the address and port that it dialled."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +110,9 @@ class World:
     """The node's own network namespace, for the connect hooks; 0 if unknown."""
     allocations: Allocations = field(default_factory=Allocations)
     settings: Settings = field(default_factory=Settings)
+    carried: frozenset[Carried] = frozenset()
+    """Connections that the proxy carries and that nothing steers to it any more. They go on through it to
+    their end, so it keeps what they need."""
 
     @cached_property
     def _by_kind(self) -> Mapping[str, tuple[Document, ...]]:

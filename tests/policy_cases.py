@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from hypothesis import strategies as st
@@ -31,7 +31,10 @@ ADDRESSES = {"host": "10.1.0.254", "remote-node": "192.0.2.2", "world": "203.0.1
 
 @dataclass(frozen=True)
 class Party:
-    """A workload, or one of the reserved (then `labels` is its one label)."""
+    """A workload, or one of the reserved (then `labels` is its one label).
+
+    `known_ports` are the named ports of all workloads of its identity: a sender knows peers by identity.
+    """
 
     name: str
     address: str
@@ -39,6 +42,7 @@ class Party:
     namespace: str = ""
     ports: tuple[tuple[str, int, str], ...] = ()
     local: bool = False
+    known_ports: tuple[tuple[str, int, str], ...] = ()
 
     @property
     def workload(self) -> bool:
@@ -76,7 +80,18 @@ def parties(draw: st.DrawFn) -> list[Party]:
                 local,
             )
         )
-    return found
+    return [
+        replace(
+            p,
+            known_ports=tuple(
+                port
+                for twin in found
+                if (twin.namespace, twin.labels) == (p.namespace, p.labels)
+                for port in twin.ports
+            ),
+        )
+        for p in found
+    ]
 
 
 # --- what they are told -------------------------------------------------------------------------------------
@@ -137,7 +152,7 @@ REQUESTS = st.fixed_dictionaries(
 @st.composite
 def port_rules(draw: st.DrawFn, *, deny: bool) -> Json:
     http = not deny and draw(st.booleans())
-    found: Json = {"ports": draw(st.lists(ports(http=http), min_size=1, max_size=2))}
+    found: Json = {"ports": draw(st.lists(ports(http=http), min_size=int(http), max_size=2))}
     if http:
         found["rules"] = {"http": draw(st.lists(REQUESTS, min_size=1, max_size=2))}
     return found
@@ -274,7 +289,9 @@ def _is_peer(party: Party, rule: Json, way: str, namespace: str) -> bool:
     return False
 
 
-def _on_port(port: Json, protocol: str, number: int, named_on: Party, *, http: bool) -> bool:
+def _on_port(
+    port: Json, protocol: str, number: int, named: tuple[tuple[str, int, str], ...], *, http: bool
+) -> bool:
     of = port.get("protocol", "ANY")
     if http and protocol != "TCP":
         return False
@@ -288,7 +305,7 @@ def _on_port(port: Json, protocol: str, number: int, named_on: Party, *, http: b
     if port["port"] == "0":
         return True
     if not str(port["port"]).isdigit():
-        return (port["port"], number, protocol) in named_on.ports
+        return (port["port"], number, protocol) in named
     first = int(port["port"])
     return first <= number <= port.get("endPort", first)
 
@@ -311,11 +328,11 @@ def _says(
             for rule in listed:
                 if not rule or not _is_peer(peer, rule, way, policy.namespace):
                     continue
-                named_on = subject if direction == "ingress" else peer
+                named = subject.ports if direction == "ingress" else peer.known_ports
                 for item in rule.get("toPorts", [None]):
                     http = item["rules"]["http"] if item and "rules" in item else None
                     if item is not None and not any(
-                        _on_port(p, protocol, number, named_on, http=http is not None) for p in item["ports"]
+                        _on_port(p, protocol, number, named, http=http is not None) for p in item["ports"]
                     ):
                         continue
                     denied |= deny

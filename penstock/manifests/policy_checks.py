@@ -97,6 +97,8 @@ def _port(port: PortProtocol, path: Path) -> Iterator[Finding]:
     if port.end_port:
         if not 1 <= port.end_port <= 65535:
             yield Finding((*path, "endPort"), f"{port.end_port} is not a port (1 to 65535)")
+        elif number == 0:
+            yield Finding((*path, "endPort"), "cannot stand beside port 0, which means all ports")
         elif port.end_port < number:
             yield Finding((*path, "endPort"), f"{port.end_port} is below port {number}")
     elif port.end_port is not None:

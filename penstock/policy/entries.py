@@ -88,7 +88,7 @@ def _grants(
     for rule in what.rules:
         verdict = Verdict.DENY if rule.deny else Verdict.REDIRECT if rule.http is not None else Verdict.ALLOW
         peers = peers_of(rule, members)
-        for port in rule.ports or (Port(0),):
+        for port in (Port(0),) if rule.ports is None else rule.ports:
             # A name means another number on each peer, so "any peer" is everyone who may have it.
             each = (
                 sorted(by_identity) if port.name and direction is Direction.EGRESS and ANY in peers else peers

@@ -61,7 +61,7 @@ class Peers:
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """`peers` None is any peer, `ports` None any port, `http` None no L7 condition."""
+    """`peers` None is any peer, `ports` None any port (empty: no port), `http` None no L7 condition."""
 
     direction: Direction
     peers: Peers | None
@@ -107,10 +107,8 @@ def _peers(
     )
 
 
-def _ports(ports: list[PortProtocol], *, http: bool) -> tuple[Port, ...] | None:
-    """HTTP rides on TCP alone, whatever `protocol: ANY` says."""
-    if not ports:
-        return (Port(TCP),) if http else None
+def _ports(ports: list[PortProtocol], *, http: bool) -> tuple[Port, ...]:
+    """HTTP rides on TCP alone, whatever `protocol: ANY` says. No ports are none, not all."""
     found = []
     for p in ports:
         protocols = (TCP,) if http else PROTOCOLS[p.protocol]

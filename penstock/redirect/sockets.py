@@ -10,26 +10,15 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from ipaddress import ip_address
 
 from penstock.errors import HostError
-from penstock.world import Address
+from penstock.world import Address, Proxied
 
 # Downstream and upstream marks of Envoy's sockets (bpf/penstock.h): nobody else's connections are touched.
 _DOWNSTREAM, _UPSTREAM = "0xa00/0xf00", "0xb00/0xf00"
 _AT_ONCE = 100
 """Connections that one filter names."""
-
-
-@dataclass(frozen=True, slots=True)
-class Proxied:
-    """A connection that the proxy took: who dialled, and the address and port that were dialled."""
-
-    client: Address
-    client_port: int
-    address: Address
-    port: int
 
 
 def reset_proxied(addresses: Collection[Address]) -> None:

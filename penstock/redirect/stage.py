@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
+from enum import Enum
 
 from penstock.plan import (
     Direction,
@@ -28,8 +29,7 @@ from penstock.plan import (
 from penstock.policy.labels import WORLD
 from penstock.policy.lookup import look_up
 from penstock.policy.rules import TCP
-from penstock.redirect.sockets import Proxied
-from penstock.world import Address, is_host
+from penstock.world import Address, Proxied, is_host
 
 Policy = Mapping[PolicyKey, PolicyEntry]
 
@@ -103,26 +103,38 @@ def _opens(key: PolicyKey, beside: list[PolicyKey], held: Policy, wanted: Policy
     )
 
 
-def displaced(
+class Steering(Enum):
+    """What the kernel would do with a connection that the proxy carries, if it began now."""
+
+    TO_PROXY = "steered to the proxy"
+    PAST_PROXY = "let through without the proxy"
+    FORBIDDEN = "denied"
+
+
+def steering(
     tables: KernelTables, source_ports: tuple[int, int], connections: Iterable[Proxied]
-) -> list[Proxied]:
-    """Those of the proxy's connections that `tables` would not steer to it: forbidden now, or direct."""
+) -> dict[Proxied, Steering]:
+    """Judge the proxy's connections by `tables`.
+
+    One that is forbidden now must be reset before Envoy learns of the change; one that would go past the
+    proxy goes on through it to its end.
+    """
     identities = {n.network_address: e for n, e in tables.ipcache.items() if is_host(n)}
-    return [c for c in connections if not _steered(tables, identities, source_ports, c)]
+    return {c: _steering(tables, identities, source_ports, c) for c in connections}
 
 
-def _steered(
+def _steering(
     tables: KernelTables,
     identities: Mapping[Address, IpcacheEntry],
     source_ports: tuple[int, int],
     connection: Proxied,
-) -> bool:
+) -> Steering:
     """judge() of bpf/flow.h, for a TCP connection."""
     source, target = tables.endpoints.get(connection.client), tables.endpoints.get(connection.address)
     if target is None:
         service = tables.services.get(ServiceKey(connection.address, connection.port, TCP))
         if service is not None:
-            return service.http
+            return Steering.TO_PROXY if service.http else Steering.PAST_PROXY
     from_, to = identities.get(connection.client), identities.get(connection.address)
     verdict = Verdict.ALLOW
     if source is not None:
@@ -133,12 +145,17 @@ def _steered(
         other = look_up(tables.policy, target.subject, Direction.INGRESS, identity, TCP, connection.port)
         verdict = max(verdict, other)
     if verdict is not Verdict.ALLOW:
-        return verdict is Verdict.REDIRECT
+        return Steering.FORBIDDEN if verdict is Verdict.DENY else Steering.TO_PROXY
     if source is None:
+        if target is None:
+            return Steering.FORBIDDEN
         first, last = source_ports
         between_nodes = from_ is not None and from_.mesh and first <= connection.client_port <= last
-        return target is not None and between_nodes and target.mode is not MeshMode.OFF
-    return to is not None and to.mesh and to.mode is MeshMode.STRICT
+        if between_nodes and target.mode is not MeshMode.OFF:
+            return Steering.TO_PROXY
+        return Steering.FORBIDDEN if target.mode is MeshMode.STRICT else Steering.PAST_PROXY
+    tls = to is not None and to.mesh and to.mode is MeshMode.STRICT
+    return Steering.TO_PROXY if tls else Steering.PAST_PROXY
 
 
 def after_proxy(

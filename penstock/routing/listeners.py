@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from penstock.plan import Direction, MeshMode, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.entries import ANY
 from penstock.policy.identities import Member, Members
-from penstock.policy.labels import HOST
+from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
 from penstock.policy.mesh_tls import MeshModes
 from penstock.routing.model import ListenerKind, ProxyListener
 from penstock.world import World
@@ -66,6 +66,23 @@ def _wanted(
     return wanted
 
 
+def _carried(world: World, members: Members) -> set[tuple[ListenerKind, int, int]]:
+    """Listeners that a connection which nothing steers here any more may have come by: they outlive it."""
+    if not world.carried:
+        return set()
+    by_address = {a: m for m in members.all for a in m.addresses}
+    candidates: set[tuple[ListenerKind, int, int]] = set()
+    for client, address, _ in world.carried:
+        source, target = by_address.get(client), by_address.get(address)
+        for identity in (source.identity,) if source else (WORLD, REMOTE_NODE):
+            candidates.add((ListenerKind.HTTP_WORKLOAD, identity, 0))
+            if source is not None:
+                candidates |= {(kind, identity, 0) for kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)}
+            if target is not None:
+                candidates.add((ListenerKind.TCP_MTLS, identity, target.identity))
+    return {c for c in candidates if name_of(*c) in world.allocations.listener_ports}
+
+
 def listeners(
     world: World,
     members: Members,
@@ -78,7 +95,8 @@ def listeners(
     """Every listener that this node's proxy must have; `routed` if any Service has a route."""
     ids = {m.identity: spiffe_id(m) for m in members.all}
     found, names, unallocated = [], [], []
-    for kind, source_class, destination in sorted(_wanted(members, entries, modes, routed=routed)):
+    wanted = _wanted(members, entries, modes, routed=routed) | _carried(world, members)
+    for kind, source_class, destination in sorted(wanted):
         name = name_of(kind, source_class, destination)
         names.append(name)
         port = world.allocations.listener_ports.get(name)

@@ -184,8 +184,8 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
         )
         for name, routes in sorted(collected.items())
     ]
-    once = frozenset(world.allocations.routed) - collected.keys()
-    tables += [_plain(s) for s in served if s.name in once and s.vip is not None]
+    carried = {(address, port) for _, address, port in world.carried}
+    tables += [_plain(s) for s in served if (s.vip, s.port.port) in carried and s.name not in collected]
     return MeshRoutes(tuple(tables), statuses)
 
 

@@ -75,4 +75,9 @@ def _guarded(facts: Facts) -> tuple[tuple[Member, int], ...]:
         for member in chain.from_iterable(reached.values()):
             for port in redirected_ports(steered, member.identity if outward else None):
                 found[(member.document.key, port)] = (member, port)
+    by_address = {a: m for m in facts.members.all for a in m.addresses} if facts.world.carried else {}
+    for _, address, port in facts.world.carried:
+        carried = by_address.get(address)
+        if carried is not None:
+            found[(carried.document.key, port)] = (carried, port)
     return tuple(found[key] for key in sorted(found))

@@ -21,7 +21,10 @@ def workload(app: int, label: int) -> str:
     return f"""apiVersion: penstock.dev/v1alpha1
 kind: Workload
 metadata: {{name: w{app}, labels: {{app: app{label}}}}}
-spec: {{netns: /run/netns/w{app}, addresses: [10.0.1.{app + 1}], ports: [{{name: http, containerPort: 8080}}]}}
+spec:
+  netns: /run/netns/w{app}
+  addresses: [10.0.1.{app + 1}]
+  ports: [{{name: http, containerPort: 8080}}]
 """
 
 
@@ -105,5 +108,8 @@ def test_memory_changes_no_plan(edits: list[tuple[str, int, int | None]]) -> Non
         plan: Plan = compiler.compile(world)
         assert plan == compile_world(world)
         world = _numbered(world, plan.listener_names)
-        world = replace(world, allocations=replace(world.allocations, routed=plan.routed))
+        carried = (
+            frozenset({(ip_address("10.0.1.1"), ip_address("10.0.1.2"), 8080)}) if label else frozenset()
+        )
+        world = replace(world, carried=carried)
         assert compiler.compile(world) == compile_world(world)

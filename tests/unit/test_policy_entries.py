@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from worlds import identities, make, policy, workload
 
+from penstock.manifests.loader import load
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.entries import port_prefixes, redirected_ports
 from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD
@@ -150,6 +151,20 @@ def test_port_zero_and_any() -> None:
     assert ask("web", IN, "db", 9, ICMP) is DENY
 
 
+@pytest.mark.parametrize("item", ["{}", "{ports: []}"])
+def test_an_empty_list_of_ports_selects_none(item: str) -> None:
+    ask = Ask(f"{{{WEB}, ingress: [{{fromEndpoints: [{{}}], toPorts: [{item}]}}]}}")
+    assert ask("web", IN, "db") is DENY
+
+
+def test_port_zero_has_no_end() -> None:
+    """0 means all ports: with an end it would open more than it says."""
+    spec = f"{{{WEB}, ingress: [{{toPorts: [{{ports: [{{port: '0', endPort: 100}}]}}]}}]}}"
+    (problem,) = load(policy(spec), "test.yaml").problems
+    assert problem.severity == "error"
+    assert "endPort" in problem.field
+
+
 def test_a_range() -> None:
     ask = Ask(f"{{{WEB}, ingress: [{{toPorts: [{{ports: [{{port: 79, endPort: 90, protocol: TCP}}]}}]}}]}}")
     verdicts = {port: ask("web", IN, "db", port) for port in range(76, 94)}
@@ -219,6 +234,22 @@ def test_workloads_of_one_identity_with_other_named_ports() -> None:
         verdicts = {p: look_up(plan.kernel.policy, entry.subject, IN, identity, TCP, p) for p in (81, 82)}
         found[str(address)] = {p for p, v in verdicts.items() if v is ALLOW}
     assert found == {"10.1.0.1": {81}, "10.1.0.2": {82}}
+
+
+def test_a_sender_knows_the_names_of_an_identity() -> None:
+    """Found by the property test: twins share an identity, so egress cannot tell their named ports apart."""
+    text = (
+        workload("web", "10.1.0.1")
+        + workload("one", "10.1.0.2", labels="app: twin", ports="{name: http, containerPort: 81}")
+        + workload("two", "10.1.0.3", labels="app: twin")
+        + policy(f"{{{WEB}, egress: [{{toEndpoints: [{{}}], toPorts: [{{ports: [{{port: http}}]}}]}}]}}")
+    )
+    world, plan = make(text)
+    numbers = identities(world)
+    assert numbers["one"] == numbers["two"]
+    subject = next(e.subject for e in plan.kernel.endpoints.values() if e.identity == numbers["web"])
+    verdicts = {p: look_up(plan.kernel.policy, subject, OUT, numbers["two"], TCP, p) for p in (80, 81)}
+    assert verdicts == {80: DENY, 81: ALLOW}
 
 
 def test_an_entry_names_the_rules_that_it_came_from() -> None:

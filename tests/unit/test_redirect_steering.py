@@ -1,4 +1,4 @@
-"""Which of the proxy's connections must end after a change: those that the kernel would not steer to it."""
+"""What the kernel would do with the proxy's connections after a change: steer, let past, or forbid."""
 
 from __future__ import annotations
 
@@ -19,10 +19,11 @@ from penstock.plan import (
     ServiceKey,
     Verdict,
 )
-from penstock.redirect.sockets import Proxied
-from penstock.redirect.stage import displaced
+from penstock.redirect.stage import Steering, steering
+from penstock.world import Proxied
 
 PORTS = (20000, 31999)
+TO_PROXY, PAST_PROXY, FORBIDDEN = Steering
 CLIENT, API, FAR, VIP = (ip_address(a) for a in ("10.0.0.1", "10.0.0.2", "10.1.0.1", "10.96.0.1"))
 LOCAL = Proxied(CLIENT, 40000, API, 8080)
 
@@ -53,38 +54,46 @@ def tables(
 
 
 @pytest.mark.parametrize(
-    ("verdict", "stays"),
-    [(Verdict.REDIRECT, True), (Verdict.ALLOW, False), (Verdict.DENY, False), (None, False)],
+    ("verdict", "how"),
+    [
+        (Verdict.REDIRECT, TO_PROXY),
+        (Verdict.ALLOW, PAST_PROXY),
+        (Verdict.DENY, FORBIDDEN),
+        (None, FORBIDDEN),
+    ],
 )
-def test_between_two_local_workloads(verdict: Verdict | None, stays: bool) -> None:
-    assert displaced(tables(verdict), PORTS, [LOCAL]) == ([] if stays else [LOCAL])
+def test_between_two_local_workloads(verdict: Verdict | None, how: Steering) -> None:
+    assert steering(tables(verdict), PORTS, [LOCAL]) == {LOCAL: how}
 
 
 @pytest.mark.parametrize("http", [True, False])
 def test_to_a_services_address(http: bool) -> None:
     dialled = Proxied(CLIENT, 40000, VIP, 80)
     service = {ServiceKey(VIP, 80, 6): ServiceEntry(1, "default/api:80/4", (), http=http)}
-    found = displaced(replace(tables(None), services=service), PORTS, [dialled])
-    assert found == ([] if http else [dialled])
+    found = steering(replace(tables(None), services=service), PORTS, [dialled])
+    assert found == {dialled: TO_PROXY if http else PAST_PROXY}
 
 
 @pytest.mark.parametrize(
-    ("verdict", "port", "mode", "stays"),
+    ("verdict", "port", "mode", "how"),
     [
-        (Verdict.ALLOW, 20000, MeshMode.PERMISSIVE, True),
-        (Verdict.ALLOW, 31999, MeshMode.STRICT, True),
-        (Verdict.ALLOW, 32000, MeshMode.PERMISSIVE, False),
-        (Verdict.ALLOW, 20000, MeshMode.OFF, False),
-        (Verdict.REDIRECT, 40000, MeshMode.OFF, True),
-        (Verdict.DENY, 20000, MeshMode.STRICT, False),
+        (Verdict.ALLOW, 20000, MeshMode.PERMISSIVE, TO_PROXY),
+        (Verdict.ALLOW, 31999, MeshMode.STRICT, TO_PROXY),
+        (Verdict.ALLOW, 32000, MeshMode.PERMISSIVE, PAST_PROXY),
+        (Verdict.ALLOW, 32000, MeshMode.STRICT, FORBIDDEN),
+        (Verdict.ALLOW, 20000, MeshMode.OFF, PAST_PROXY),
+        (Verdict.REDIRECT, 40000, MeshMode.OFF, TO_PROXY),
+        (Verdict.DENY, 20000, MeshMode.STRICT, FORBIDDEN),
     ],
 )
-def test_from_another_node(verdict: Verdict, port: int, mode: MeshMode, stays: bool) -> None:
+def test_from_another_node(verdict: Verdict, port: int, mode: MeshMode, how: Steering) -> None:
     arrived = Proxied(FAR, port, API, 8080)
-    assert displaced(tables(verdict, mode=mode), PORTS, [arrived]) == ([] if stays else [arrived])
+    assert steering(tables(verdict, mode=mode), PORTS, [arrived]) == {arrived: how}
 
 
-@pytest.mark.parametrize(("mode", "stays"), [(MeshMode.STRICT, True), (MeshMode.PERMISSIVE, False)])
-def test_to_another_node_without_an_l7_rule(mode: MeshMode, stays: bool) -> None:
+@pytest.mark.parametrize(
+    ("mode", "how"), [(MeshMode.STRICT, TO_PROXY), (MeshMode.PERMISSIVE, PAST_PROXY)]
+)
+def test_to_another_node_without_an_l7_rule(mode: MeshMode, how: Steering) -> None:
     tunnel = Proxied(CLIENT, 40000, FAR, 9090)
-    assert displaced(tables(None, far=mode), PORTS, [tunnel]) == ([] if stays else [tunnel])
+    assert steering(tables(None, far=mode), PORTS, [tunnel]) == {tunnel: how}
