@@ -389,3 +389,16 @@ def test_the_mark_of_a_denied_packet_is_left_alone(kernel: Kernel) -> None:
     up(kernel, closed(A, OUT))
     ran = kernel.run("from_workload", frame(ip(V4[A], V4[B], TCP, tcp(1, 2))), "wa", mark=0x1234)
     assert (ran.action, ran.mark) == (SHOT, 0x1234)
+
+
+def test_a_flood_is_judged_and_counted_but_not_told(kernel: Kernel) -> None:
+    up(kernel, closed(A, OUT))
+    packet = tcp_frame(V4[A], V4[B], 40000, 80)
+    before = kernel.counted()
+    for _ in range(2000):
+        assert kernel.call("from_workload", packet, device="wa")[0] == SHOT
+    after = kernel.counted()
+    lost = after.get(Reason.EVENT_LOST, 0) - before.get(Reason.EVENT_LOST, 0)
+    assert lost > 0
+    denied = Reason.POLICY_DENIED_EGRESS
+    assert after[denied] - before.get(denied, 0) == 2000
