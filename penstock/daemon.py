@@ -320,7 +320,7 @@ class Daemon:
     # --- what the other commands ask ---------------------------------------------------------------------
 
     async def _status(self, _: dict[str, Any]) -> Any:
-        return self._report.status(busy=self._applied_revision < self._revision)
+        return self._report.status(busy=self._applied_revision < self._revision, documents=self._documents)
 
     async def _get(self, request: dict[str, Any]) -> Any:
         return self._report.get(**request)
@@ -335,7 +335,7 @@ class Daemon:
                 await self._applied.wait_for(
                     lambda: self._applied_revision >= self._revision and self._report.settled
                 )
-        return self._report.status(busy=self._applied_revision < self._revision)
+        return self._report.status(busy=self._applied_revision < self._revision, documents=self._documents)
 
     async def _observe(self, request: dict[str, Any]) -> AsyncIterator[Any]:
         async for record in self._flows.follow(request["last"], keep_on=request["follow"]):

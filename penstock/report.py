@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import __version__, status
 from penstock.errors import PenstockError, UsageError
-from penstock.manifests.document import ObjectKey
+from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
 from penstock.manifests.registry import served_kind
 from penstock.manifests.review import review
@@ -84,8 +84,26 @@ class Report:
     def _objects(self) -> list[dict[str, Any]]:
         return status.objects(self._world.documents, self._problems, self._plan, in_force=self.settled)
 
-    def status(self, *, busy: bool) -> dict[str, Any]:
-        """Everything that `penstock status` shows. `busy` while a change is being applied."""
+    def _missing(self, objects: list[dict[str, Any]], wanted: Mapping[ObjectKey, Document]) -> Any:
+        """What is not in force: known and being applied, or so new that it has not been looked at."""
+        known = self._world.documents
+        unseen = [d for key, d in wanted.items() if known.get(key) is not d]
+        return [o for o in objects if o["state"] == "applying"] + [
+            {
+                "kind": d.key.kind,
+                "namespace": d.key.namespace,
+                "name": d.key.name,
+                "file": d.file,
+                "line": d.line,
+                "generation": d.generation,
+                "state": "applying",
+                "message": "",
+            }
+            for d in unseen
+        ]
+
+    def status(self, *, busy: bool, documents: Mapping[ObjectKey, Document]) -> dict[str, Any]:
+        """Everything that `penstock status` shows. `busy` while a change is being applied, to `documents`."""
         applied = self._applied
         objects = self._objects()
         low, high = self._world.settings.proxy_listen_ports
@@ -100,7 +118,7 @@ class Report:
             "busy": busy,
             "errors": errors,
             "waiting_for": applied.waiting_for if applied else "",
-            "missing": [o for o in objects if o["state"] == "applying"],
+            "missing": self._missing(objects, documents),
             "objects": objects,
             "problems": [_problem(p) for p in self._all_problems],
             "last_apply_ms": {k: round(v * 1000, 2) for k, v in (applied.seconds if applied else {}).items()},

@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from rig import PENSTOCK, Mesh, ask, policy, ports, route, select, service, to, 
 
 from penstock import lab
 
+RULE = {"fromEndpoints": [select(app="client")], "toPorts": [ports(8080, http=[{"path": "/a"}])]}
 GOOD = (
-    policy("api", select(app="api"), ingress=[{"fromEndpoints": [select(app="client")], "toPorts": [ports(8080, http=[{"path": "/a"}])]}]),
+    policy("api", select(app="api"), ingress=[RULE]),
     service("web", {"port": 80, "targetPort": 8080}, selector={"app": "api"}),
     route("web", "web", {"backendRefs": [to("web")]}),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -186,17 +188,19 @@ def test_observe(mesh: Mesh) -> None:
 def test_observe_follows(mesh: Mesh) -> None:
     daemon = mesh.daemons["node-a"]
     command = [*PENSTOCK, "observe", "-f", "--last", "0", "-o", "json", "--run-dir", str(daemon.run_dir)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stdout=subprocess.PIPE)
     try:
         assert process.stdout is not None
-        os.set_blocking(process.stdout.fileno(), False)
-        text = ""
+        pipe = process.stdout.fileno()
+        os.set_blocking(pipe, False)
+        text = b""
 
         def seen() -> bool:
             nonlocal text
             ask(mesh["client"], mesh["api"].address(), 8080, "/followed")
-            text += process.stdout.read() or ""  # type: ignore[union-attr]
-            return "/followed" in text
+            with suppress(BlockingIOError):
+                text += os.read(pipe, 65536)
+            return b"/followed" in text
 
         until("the follower tells of a request", seen)
     finally:

@@ -78,8 +78,9 @@ def create(mesh: Mesh, name: str) -> LabWorkload:
     host += f"ip link set {made.device} up\nip -6 addr add fe80::1/64 dev {made.device} nodad\n"
     inside = "ip link set lo up\nip link set eth0 up\n"
     for address in made.addresses:
-        family, gateway = ("-6", "fe80::1") if address.version == 6 else ("-4", "169.254.1.1")
-        inside += f"ip {family} addr add {address}/{address.max_prefixlen} dev eth0 {'nodad' * (address.version == 6)}\n"
+        six = address.version == 6
+        family, gateway = ("-6", "fe80::1") if six else ("-4", "169.254.1.1")
+        inside += f"ip {family} addr add {address}/{address.max_prefixlen} dev eth0 {'nodad' * six}\n"
         inside += f"ip {family} route add default via {gateway} dev eth0 onlink\n"
         host += f"ip {family} route add {address}/{address.max_prefixlen} dev {made.device}\n"
     for where, script in ((node, host), (made.netns, inside)):
@@ -191,7 +192,7 @@ def workload_state_of(mesh: Mesh, name: str) -> tuple[str, str]:
 
 
 def test_a_new_workload_is_judged_from_its_first_packet(mesh: Mesh) -> None:
-    """From the moment that its veth is there until it is in force, nothing of it gets anywhere it must not."""
+    """From the moment that its veth is there until it is in force, nothing of it gets where it must not."""
     destroy(mesh, "other")
     until("it is told absent", lambda: workload_state(mesh, "other")[0] == "pending")
     other = create(mesh, "other")
