@@ -243,13 +243,17 @@ def test_when_the_route_goes_the_service_is_plain_again(mesh: Mesh) -> None:
     assert (daemon.counter("REDIRECTED"), daemon.downstream()) == before
 
 
-def test_an_open_connection_whose_route_goes_is_reset(mesh: Mesh) -> None:
-    """Nobody answers for the Service's address any more; the client's next connection is a plain one."""
+def test_an_open_connection_whose_route_goes_goes_on_while_it_may(mesh: Mesh) -> None:
     mesh.apply(*SERVICES, route("api", "api", {"backendRefs": [to("v1")]}))
     with Http(mesh["client"], mesh.vip("api"), 80) as open_:
         assert open_.ask().pod == "v1"
         mesh.apply(*SERVICES)
-        assert status_or_reset(open_) == 0
+        assert open_.ask().status == 200
+        closed = [
+            policy(n, select(app=n), ingress=[{"fromEndpoints": [select(app="x")]}]) for n in ("v1", "v2")
+        ]
+        mesh.apply(*SERVICES, *closed)
+        assert status_or_reset(open_) in (0, 403)
 
 
 def test_other_ports_and_protocols_of_a_routed_service(mesh: Mesh) -> None:
