@@ -67,6 +67,7 @@ class Kernel:
         self._ring = RingBuffer(self._ring_fd, self._samples.append)
         self.conntrack = self.map("conntrack")
         self.fragments = BpfMap(pins / "fragments", 40, 4)
+        self.event_budgets = BpfMap(pins / "event_budgets", 4, 16 * libbpf.possible_cpus())
 
     def map(self, name: str) -> BpfMap:
         return BpfMap(self.pins / name, SHAPES[name].key, SHAPES[name].value)
@@ -81,6 +82,8 @@ class Kernel:
     def run(self, program: str, packet: bytes, device: str, *, mark: int = 0) -> Ran:
         """Run `program` once on a frame that comes in (or goes out) at `device`."""
         self._samples.clear()
+        # A test sends packets faster than people read: each run has a budget of its own.
+        self.event_budgets.put(bytes(4), bytes(self.event_budgets.value_size))
         action, after, mark = self.call(program, packet, device=device, mark=mark)
         assert after == packet, "no program rewrites packets"
         self._ring.consume()
@@ -104,6 +107,7 @@ class Kernel:
         os.close(self._ring_fd)
         self.conntrack.close()
         self.fragments.close()
+        self.event_budgets.close()
         self.tables.close()
         for loaded in self._objects:
             loaded.close()

@@ -389,3 +389,16 @@ def test_the_mark_of_a_denied_packet_is_left_alone(kernel: Kernel) -> None:
     up(kernel, closed(A, OUT))
     ran = kernel.run("from_workload", frame(ip(V4[A], V4[B], TCP, tcp(1, 2))), "wa", mark=0x1234)
     assert (ran.action, ran.mark) == (SHOT, 0x1234)
+
+
+def test_a_flood_of_drops_is_counted_and_told_in_part(kernel: Kernel) -> None:
+    """The events are for people; what is too much for them costs no more than a counter."""
+    up(kernel, closed(A, OUT))
+    kernel.run("from_workload", tcp_frame("10.1.0.1", "10.9.9.9", 40000, 80), "wa")
+    before = kernel.counted()
+    for port in range(600):
+        kernel.call("from_workload", tcp_frame("10.1.0.1", "10.9.9.9", 41000 + port, 80), device="wa")
+    dropped = kernel.counted()[Reason.POLICY_DENIED_EGRESS] - before[Reason.POLICY_DENIED_EGRESS]
+    lost = kernel.counted().get(Reason.EVENT_LOST, 0) - before.get(Reason.EVENT_LOST, 0)
+    assert dropped == 600
+    assert 0 < lost < 600

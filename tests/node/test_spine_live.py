@@ -123,6 +123,22 @@ def test_a_proxied_connection_whose_rule_goes_goes_on_and_is_judged_again_when_i
         assert status_or_reset(open_, "/b") in (0, 403)
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_proxied_connection_whose_rule_becomes_plain_goes_on(mesh: Mesh, version: int) -> None:
+    """Nothing steers it to the proxy any more, and it must not notice: it goes on through it to its end."""
+    address = mesh["api"].address(version)
+    mesh.apply(guard(http("client", "/a")))
+    with Http(mesh["client"], address, 8080) as open_:
+        assert [open_.ask(path).status for path in ("/a", "/b")] == [200, 403]
+        mesh.apply(guard(l4("client", 8080)))
+        assert [open_.ask(path).status for path in ("/a", "/b")] == [200, 200]
+        before = mesh.on("client").downstream()
+        assert ask(mesh["client"], address, 8080, "/b").status == 200
+        assert mesh.on("client").downstream() == before
+        mesh.apply()
+        assert open_.ask("/b").status == 200
+
+
 def test_a_proxied_connection_does_not_outlive_the_right_to_connect(mesh: Mesh) -> None:
     """Also when the rule that steered it went before: what is closed at last is closed for it too."""
     address = mesh["api"].address()

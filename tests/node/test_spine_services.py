@@ -243,11 +243,19 @@ def test_when_the_route_goes_the_service_is_plain_again(mesh: Mesh) -> None:
     assert (daemon.counter("REDIRECTED"), daemon.downstream()) == before
 
 
-def test_an_open_connection_whose_route_goes_goes_on_while_it_may(mesh: Mesh) -> None:
+def test_an_open_connection_outlives_its_route(mesh: Mesh) -> None:
+    """It goes on through the proxy to its end, as to the plain Service; new ones do not meet the proxy."""
+    daemon = mesh.on("client")
     mesh.apply(*SERVICES, route("api", "api", {"backendRefs": [to("v1")]}))
     with Http(mesh["client"], mesh.vip("api"), 80) as open_:
         assert open_.ask().pod == "v1"
         mesh.apply(*SERVICES)
+        assert {open_.ask().pod for _ in range(20)} == {"v1", "v2"}
+        before = daemon.downstream()
+        assert ask(mesh["client"], mesh.vip("api"), 80).status == 200
+        assert daemon.downstream() == before
+        # And through whatever else changes meanwhile.
+        mesh.apply(*SERVICES, policy("other", select(app="nobody"), ingress=[{}]))
         assert open_.ask().status == 200
         closed = [
             policy(n, select(app=n), ingress=[{"fromEndpoints": [select(app="x")]}]) for n in ("v1", "v2")

@@ -45,7 +45,7 @@ async def _last(flows: Flows, count: int) -> list[dict[str, Any]]:
 
 async def test_an_event_in_words() -> None:
     flows = Flows()
-    flows.directory = DIRECTORY
+    flows.look_up(lambda: DIRECTORY)
     flows.kernel(EVENT)
     (record,) = await _last(flows, 10)
     assert record["source"] == {"address": "10.1.0.1", "port": 40000, "name": "default/web", "identity": 300}
@@ -83,7 +83,7 @@ async def test_what_is_not_known_is_shown_as_it_came() -> None:
 
 async def test_an_address_without_workload_is_called_after_its_identity() -> None:
     flows = Flows()
-    flows.directory = DIRECTORY
+    flows.look_up(lambda: DIRECTORY)
     flows.kernel(replace(EVENT, destination=ip_address("203.0.113.9")))
     (record,) = await _last(flows, 1)
     assert record["destination"]["name"] == "world"
@@ -91,9 +91,9 @@ async def test_an_address_without_workload_is_called_after_its_identity() -> Non
 
 async def test_names_are_those_of_the_time() -> None:
     flows = Flows()
-    flows.directory = DIRECTORY
+    flows.look_up(lambda: DIRECTORY)
     flows.kernel(EVENT)
-    flows.directory = Directory(workloads={"10.1.0.1": "default/other"})
+    flows.look_up(lambda: Directory(workloads={"10.1.0.1": "default/other"}))
     flows.kernel(EVENT)
     assert [r["source"]["name"] for r in await _last(flows, 2)] == ["default/web", "default/other"]
 

@@ -91,9 +91,7 @@ def test_from_another_node(verdict: Verdict, port: int, mode: MeshMode, how: Ste
     assert steering(tables(verdict, mode=mode), PORTS, [arrived]) == {arrived: how}
 
 
-@pytest.mark.parametrize(
-    ("mode", "how"), [(MeshMode.STRICT, TO_PROXY), (MeshMode.PERMISSIVE, PAST_PROXY)]
-)
+@pytest.mark.parametrize(("mode", "how"), [(MeshMode.STRICT, TO_PROXY), (MeshMode.PERMISSIVE, PAST_PROXY)])
 def test_to_another_node_without_an_l7_rule(mode: MeshMode, how: Steering) -> None:
     tunnel = Proxied(CLIENT, 40000, FAR, 9090)
     assert steering(tables(None, far=mode), PORTS, [tunnel]) == {tunnel: how}
