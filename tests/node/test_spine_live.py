@@ -108,6 +108,22 @@ def test_a_connection_through_a_plain_service_is_reset_too(mesh: Mesh) -> None:
 
 
 @pytest.mark.parametrize("version", [4, 6])
+def test_a_proxied_connection_whose_rule_goes_goes_on_and_is_judged_again_when_it_is_back(
+    mesh: Mesh, version: int
+) -> None:
+    address = mesh["api"].address(version)
+    mesh.apply(guard(http("client", "/a")))
+    with Http(mesh["client"], address, 8080) as open_:
+        assert open_.ask("/b").status == 403
+        for documents in ((guard(l4("client", 8080)),), ()):
+            mesh.apply(*documents)
+            assert open_.ask("/a").status == 200
+            assert open_.ask("/b").status == 200
+        mesh.apply(guard(http("client", "/a")))
+        assert status_or_reset(open_, "/b") in (0, 403)
+
+
+@pytest.mark.parametrize("version", [4, 6])
 def test_a_proxied_connection_whose_rule_becomes_plain_goes_on(mesh: Mesh, version: int) -> None:
     """Nothing steers it to the proxy any more, and it must not notice: it goes on through it to its end."""
     address = mesh["api"].address(version)

@@ -6,6 +6,7 @@ import ssl
 from typing import Any
 
 import pytest
+import yaml
 from conftest import MeshFactory
 from rig import (
     REFUSED,
@@ -286,3 +287,39 @@ def test_the_policy_of_a_strict_workload_is_judged_too(mesh: Mesh) -> None:
     assert echoes(mesh["client"], mesh["far"].address(), 9090, timeout=3)
     assert not echoes(mesh["other"], mesh["far"].address(), 9090)
     assert not echoes(mesh["client"], mesh["far"].address(), 8081)
+
+
+def outside(mesh: Mesh, *nodes: str) -> None:
+    """The lab's manifests with these nodes out of the mesh."""
+    documents: list[dict[str, Any]] = mesh.spec.documents()
+    for document in documents:
+        if document["metadata"]["name"] in nodes:
+            document["metadata"]["annotations"] = {"penstock.dev/mesh": "false"}
+    mesh.write(f"lab-{mesh.spec.name}.yaml", yaml.safe_dump_all(documents))
+
+
+def test_workloads_of_a_node_outside_the_mesh_get_and_send_plain_text(mesh: Mesh) -> None:
+    """They are addresses with an identity: policy knows them, a strict workload does not let them in."""
+    address = mesh["far"].address()
+    near = service("client", {"port": 80, "targetPort": 8080}, selector={"app": "client"})
+    try:
+        outside(mesh, "node-a")
+        mesh.apply(STRICT, near)
+        daemon = mesh.on("far")
+        before = daemon.counter("PLAINTEXT_TO_STRICT")
+        for source_port in (0, 25005):
+            try:
+                with connect(mesh["client"], address, 8080, timeout=REFUSED, source_port=source_port) as sock:
+                    assert served(sock) == b""
+            except (TimeoutError, ConnectionError):
+                pass  # closed already when it connects
+        assert daemon.counter("PLAINTEXT_TO_STRICT") > before
+        mesh.apply(guard("/a"), WEB, ROUTE)
+        with wire(mesh) as seen:
+            assert ask(mesh["client"], address, 8080, "/a", headers=token()).status == 200
+            assert ask(mesh["client"], address, 8080, "/b").status == 403
+            assert ask(mesh["other"], mesh.vip("far"), 80, "/a").status == 403
+        assert seen.carried(SECRET.encode())
+    finally:
+        outside(mesh)
+        mesh.wait()

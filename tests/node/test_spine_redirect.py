@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -9,9 +10,11 @@ from typing import Any
 import pytest
 from conftest import MeshFactory
 from rig import (
+    REFUSED,
     Mesh,
     ask,
     echoes,
+    make_socket,
     pings,
     policy,
     ports,
@@ -103,6 +106,22 @@ def test_what_no_rule_names_never_meets_envoy(mesh: Mesh, target: str, version: 
         assert not udp_echoes(mesh["other"], address, 9091)
         assert not pings(mesh["client"], address)
         assert pings(mesh[target], mesh["other"].address(version))
+
+
+@pytest.mark.parametrize("version", [4, 6])
+@pytest.mark.parametrize("target", ["api", "far"])
+def test_datagrams_in_fragments_are_judged_as_a_whole(mesh: Mesh, target: str, version: int) -> None:
+    """Only the first fragment has ports (RFC 791, RFC 8200 4.5)."""
+    address = (str(mesh[target].address(version)), 9091)
+    for who, passes in (("client", True), ("other", False)):
+        with make_socket(mesh[who].netns, socket.SOCK_DGRAM, version) as sock:
+            sock.settimeout(3 if passes else REFUSED)
+            sock.sendto(b"x" * 5000, address)
+            if passes:
+                assert sock.recv(9999) == b"x" * 5000
+            else:
+                with pytest.raises(TimeoutError):
+                    sock.recv(9999)
 
 
 @pytest.mark.parametrize("version", [4, 6])

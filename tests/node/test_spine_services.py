@@ -21,6 +21,7 @@ from rig import (
     route,
     select,
     service,
+    status_or_reset,
     to,
     udp_echoes,
     workload,
@@ -256,6 +257,11 @@ def test_an_open_connection_outlives_its_route(mesh: Mesh) -> None:
         # And through whatever else changes meanwhile.
         mesh.apply(*SERVICES, policy("other", select(app="nobody"), ingress=[{}]))
         assert open_.ask().status == 200
+        closed = [
+            policy(n, select(app=n), ingress=[{"fromEndpoints": [select(app="x")]}]) for n in ("v1", "v2")
+        ]
+        mesh.apply(*SERVICES, *closed)
+        assert status_or_reset(open_) in (0, 403)
 
 
 def test_other_ports_and_protocols_of_a_routed_service(mesh: Mesh) -> None:
