@@ -144,11 +144,35 @@ static __always_inline __be16 asked_port(const struct tuple *first)
 	return first->dport;
 }
 
+/* 1 if `quoted` was sent by a socket of the proxy, under a client's address (a workload `here`: to itself). */
+static __always_inline int of_proxy(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+				    const struct tuple *quoted, __u32 here)
+{
+	struct tuple back = reversed(quoted);
+	struct endpoint *to;
+	struct bpf_sock *sk;
+	int own;
+
+	if (quoted->protocol != IPPROTO_TCP || !in_proxy_range(c, quoted->sport))
+		return 0;
+	if (here) {
+		to = bpf_map_lookup_elem(&endpoints, &quoted->dst);
+		if (!to || to->ifindex != here)
+			return 0;
+	}
+	sk = lookup_tcp(skb, p, &back);
+	if (!sk)
+		return 0;
+	own = sk->state != TCP_STATE_LISTEN;
+	bpf_sk_release(sk);
+	return own;
+}
+
 /*
  * What an ICMP error may speak of: a flow that we let through, told to the side that the quoted packet came
  * from; a workload (`here`) speaks only of what was sent to itself. 0 if it is so.
  */
-static __always_inline int related(struct __sk_buff *skb, const struct packet *p, __u32 here)
+static __always_inline int related(struct __sk_buff *skb, const struct packet *p, const struct config *c, __u32 here)
 {
 	struct tuple quoted;
 	struct ct_value *ct;
@@ -159,6 +183,11 @@ static __always_inline int related(struct __sk_buff *skb, const struct packet *p
 		return -1;
 	if (!same_addr(&quoted.src, &p->t.dst))
 		return -1;
+	/* Path MTU discovery of the proxy's own connections. */
+	if (of_proxy(skb, p, c, &quoted, here)) {
+		skb->mark = (skb->mark & ~MARK_MASK) | MARK_TO_PROXY;
+		return 0;
+	}
 	side = ct_make_key(&key, &quoted);
 	ct = bpf_map_lookup_elem(&conntrack, &key);
 	if (!ct || (here && ct->ifindex[!side] != here))
@@ -184,7 +213,8 @@ static __always_inline int borrowed_source(const struct packet *p, __u32 here)
 	return who && who->flags & IPCACHE_LOCAL;
 }
 
-static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet *p, __u8 hook)
+static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+				      __u8 hook)
 {
 	__u32 here = hook == HOOK_FROM_WORKLOAD ? skb->ifindex : 0;
 	struct decision d = {};
@@ -192,7 +222,7 @@ static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet
 	/* At to_workload the node itself may speak. */
 	if (hook != HOOK_TO_WORKLOAD && borrowed_source(p, here))
 		return drop(p, &d, SPOOFED_SOURCE, hook);
-	if (related(skb, p, here))
+	if (related(skb, p, c, here))
 		return drop(p, &d, UNRELATED_ICMP_ERROR, hook);
 	count(FORWARDED_STACK, p->length);
 	return TC_ACT_OK;
@@ -253,7 +283,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 	}
 
 	if (p->icmp_error)
-		return icmp_error(skb, p, hook);
+		return icmp_error(skb, p, c, hook);
 
 	/* An answer is judged as the flow that it answers. */
 	first = p->t;

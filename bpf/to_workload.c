@@ -48,7 +48,7 @@ int to_workload(struct __sk_buff *skb)
 	if (known && ct->epoch == c->epoch)
 		return pass(ct, &p, now);
 	if (p.icmp_error)
-		return icmp_error(skb, &p, HOOK_TO_WORKLOAD);
+		return icmp_error(skb, &p, c, HOOK_TO_WORKLOAD);
 
 	/* An answer is judged as the flow that it answers. */
 	first = p.t;

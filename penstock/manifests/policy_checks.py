@@ -67,6 +67,8 @@ def _direction_rule(rule: _DirectionRule, path: Path) -> Iterator[Finding]:
         yield Finding((*path, f"{prefix}Entities"), message, "make two rules of it")
     for i, peer in enumerate(endpoints or ()):
         yield from selector(peer, (*path, f"{prefix}Endpoints", i))
+    if rule.to_ports == [] and isinstance(rule, IngressDenyRule | EgressDenyRule):
+        yield Finding((*path, "toPorts"), "is empty: nothing is denied", "leave it out to deny every port")
     to_ports: Sequence[PortRule | PortDenyRule] = rule.to_ports or ()
     for i, ports in enumerate(to_ports):
         here = (*path, "toPorts", i)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from dataclasses import replace
 from ipaddress import ip_address
@@ -9,6 +10,7 @@ from ipaddress import ip_address
 import pytest
 from bpf_kernel import OK, REDIRECT, SHOT, Kernel
 from packets import ICMP, TCP, UDP, echo, frame, icmp, ip, tcp, tcp_frame, udp, udp_frame, unreachable
+from pyroute2 import IPRoute
 from small_node import ALLOW, DENY, FAMILIES, IN, OPEN, OUT, STEER, V4, V6, A, B, R, S, closed, rule, up
 
 from penstock.envoy.marks import MARK_MASK
@@ -19,7 +21,7 @@ from penstock.policy.labels import HOST, WORLD
 from penstock.redirect import layout
 from penstock.routing.model import ListenerKind
 
-JUDGED = 0x400
+JUDGED, TO_PROXY = 0x400, 0x200
 families = pytest.mark.parametrize("at", FAMILIES, ids=["v4", "v6"])
 PORT = 15001
 
@@ -396,9 +398,32 @@ def test_a_flood_of_drops_is_counted_and_told_in_part(kernel: Kernel) -> None:
     up(kernel, closed(A, OUT))
     kernel.run("from_workload", tcp_frame("10.1.0.1", "10.9.9.9", 40000, 80), "wa")
     before = kernel.counted()
-    for port in range(600):
+    for port in range(2000):
         kernel.call("from_workload", tcp_frame("10.1.0.1", "10.9.9.9", 41000 + port, 80), device="wa")
     dropped = kernel.counted()[Reason.POLICY_DENIED_EGRESS] - before[Reason.POLICY_DENIED_EGRESS]
     lost = kernel.counted().get(Reason.EVENT_LOST, 0) - before.get(Reason.EVENT_LOST, 0)
-    assert dropped == 600
-    assert 0 < lost < 600
+    assert dropped == 2000
+    assert 0 < lost < 2000
+
+
+def test_an_error_about_the_proxys_own_connection_reaches_its_socket(kernel: Kernel) -> None:
+    """Path MTU discovery of what the proxy sends under a client's address: no flow is kept for it."""
+    client, server = V4[A], V4[B]
+    up(kernel)
+    with IPRoute() as ip_route:
+        for address in (client, server):
+            ip_route.addr("add", index=1, address=address, prefixlen=32)
+        try:
+            with (
+                socket.create_server((server, 80)),
+                socket.create_connection((server, 80), source_address=(client, 20001)),
+            ):
+                for port, action in ((20001, OK), (20002, SHOT)):
+                    sent = ip(client, server, TCP, tcp(port, 80, "A"))
+                    ran = kernel.run("from_workload", unreachable(server, client, sent), "wb")
+                    assert (ran.action, ran.mark & MARK_MASK) == (action, TO_PROXY if action == OK else 0)
+                    # Only the one whom it was sent to may speak of it.
+                    assert kernel.run("from_workload", unreachable(client, client, sent), "wa").action == SHOT
+        finally:
+            for address in (client, server):
+                ip_route.addr("del", index=1, address=address, prefixlen=32)
