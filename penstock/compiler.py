@@ -24,6 +24,7 @@ from penstock.manifests.kinds import CiliumNetworkPolicy, Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
 from penstock.policy.identities import identity_text
 from penstock.policy.kernel import kernel_tables
+from penstock.policy.prefixes import prefixes
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
 from penstock.routing.services import served_names, wanted_vips
@@ -37,6 +38,7 @@ class Names:
     identities: tuple[str, ...]
     vips: dict[str, Address | None]
     services: tuple[str, ...]
+    prefixes: tuple[str, ...]
 
 
 def names(world: World) -> Names:
@@ -46,6 +48,7 @@ def names(world: World) -> Names:
         identities=tuple(identity_text(d, w) for d, w in world.of_kind(Workload)),
         vips=vips,
         services=served_names(world),
+        prefixes=tuple(map(str, prefixes(world))),
     )
 
 

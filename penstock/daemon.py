@@ -313,6 +313,7 @@ class Daemon:
                 vips=wanted.vips,
                 listener_names=listeners,
                 service_names=wanted.services,
+                prefixes=wanted.prefixes,
                 settings=world.settings,
             ),
         )

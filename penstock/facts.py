@@ -19,16 +19,19 @@ from penstock.manifests.kinds import (
     Workload,
 )
 from penstock.mtls.spiffe import for_workload
-from penstock.plan import Direction, PolicyEntry, PolicyKey
+from penstock.plan import Direction, IpcacheEntry, PolicyEntry, PolicyKey
+from penstock.policy.addresses import Whois, ipcache
 from penstock.policy.entries import Stance, entries, stances
 from penstock.policy.identities import Member, Members, members
+from penstock.policy.labels import WORLD
 from penstock.policy.mesh_tls import MeshModes
+from penstock.policy.prefixes import prefixes
 from penstock.policy.rights import Destination, SourceRights, Stances, rights
 from penstock.policy.rules import PolicySpec, policy_specs
 from penstock.routing.mesh import MeshRoutes, mesh_routes
 from penstock.routing.model import Rights
 from penstock.routing.services import ServedPort, served_ports
-from penstock.world import World
+from penstock.world import Address, Network, World
 
 
 class Facts:
@@ -60,6 +63,8 @@ class Facts:
             and self._same_documents(Workload, Node)
             and world.attachments == before.world.attachments
             and world.allocations.identities == before.world.allocations.identities
+            and world.allocations.prefixes == before.world.allocations.prefixes
+            and prefixes(world) == before.members.index.prefixes.identities.keys()
         ):
             return before.members
         return members(world)
@@ -71,6 +76,21 @@ class Facts:
     @cached_property
     def modes(self) -> MeshModes:
         return MeshModes(self.world)
+
+    @cached_property
+    def ipcache(self) -> dict[Network, IpcacheEntry]:
+        return ipcache(self.world, self.members, self.modes)
+
+    @cached_property
+    def whois(self) -> Whois:
+        return Whois(self.ipcache)
+
+    def identity_of(self, address: Address, member: Member | None) -> int:
+        """The identity of `address`, which is `member`'s if there is one."""
+        if member is not None:
+            return member.identity
+        found = self.whois(address)
+        return found.identity if found else WORLD
 
     @cached_property
     def by_identity(self) -> dict[int, list[Member]]:

@@ -84,6 +84,8 @@ class Allocations:
     """Name of an Envoy listener → its port."""
     service_ids: Mapping[str, int] = field(default_factory=dict)
     """``namespace/name:port/family/protocol`` → number in the kernel's service table."""
+    prefixes: Mapping[str, int] = field(default_factory=dict)
+    """A network that a policy names → its identity, above all others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from ipaddress import ip_address, ip_network
 from typing import Any, Literal
 
 from hypothesis import strategies as st
@@ -48,10 +49,20 @@ class Party:
     def workload(self) -> bool:
         return bool(self.namespace)
 
+    @property
+    def stranger(self) -> bool:
+        """Of the world: neither a workload's address nor a node's."""
+        return "reserved:world" in self.labels
+
 
 HOST, WORLD, REMOTE_NODE = (
     Party(name, ADDRESSES[name], {f"reserved:{name}": ""}) for name in ("host", "world", "remote-node")
 )
+STRANGERS = [
+    WORLD,
+    *(Party(f"world-{n}", f"198.51.100.{n}", WORLD.labels) for n in (7, 130)),
+]
+OTHERS = [HOST, REMOTE_NODE, *STRANGERS]
 LABELS = st.fixed_dictionaries(
     {}, optional={"app": st.sampled_from(["a", "b", "c"]), "tier": st.sampled_from(["x", "y"])}
 )
@@ -123,6 +134,29 @@ PEER_SELECTORS = st.one_of(
 ENTITIES = st.sampled_from(["all", "world", "cluster", "host", "remote-node", "none", "health"])
 
 
+# Inside each other, around the strangers, and also where workloads and nodes have their addresses.
+CIDRS = [
+    "0.0.0.0/0",
+    "10.0.0.0/8",
+    "10.1.0.0/24",
+    "192.0.2.0/24",
+    "198.51.0.0/16",
+    "198.51.100.0/24",
+    "198.51.100.0/25",
+    "198.51.100.128/25",
+    "198.51.100.7/32",
+    "203.0.113.9/32",
+]
+
+
+@st.composite
+def cidr_sets(draw: st.DrawFn) -> Json:
+    cidr = draw(st.sampled_from(CIDRS))
+    inside = [c for c in CIDRS if ip_network(c).subnet_of(ip_network(cidr))]  # type: ignore[arg-type]
+    excepted = draw(st.lists(st.sampled_from(inside), max_size=2))
+    return {"cidr": cidr, "except": excepted} if excepted or draw(st.booleans()) else {"cidr": cidr}
+
+
 @st.composite
 def ports(draw: st.DrawFn, *, http: bool) -> Json:
     protocol = draw(st.sampled_from(["TCP", "ANY", None] if http else ["TCP", "UDP", "ANY", None]))
@@ -161,11 +195,15 @@ def port_rules(draw: st.DrawFn, *, deny: bool) -> Json:
 @st.composite
 def rules(draw: st.DrawFn, way: str, *, deny: bool) -> Json:
     found: Json = {}
-    kind = draw(st.sampled_from(["endpoints", "endpoints", "entities", "absent"]))
+    kind = draw(st.sampled_from(["endpoints", "endpoints", "entities", "cidr", "cidr set", "absent"]))
     if kind == "endpoints":
         found[f"{way}Endpoints"] = draw(st.lists(PEER_SELECTORS, max_size=2))
     elif kind == "entities":
         found[f"{way}Entities"] = draw(st.lists(ENTITIES, max_size=2))
+    elif kind == "cidr":
+        found[f"{way}CIDR"] = draw(st.lists(st.sampled_from(CIDRS), max_size=2))
+    elif kind == "cidr set":
+        found[f"{way}CIDRSet"] = draw(st.lists(cidr_sets(), max_size=2))
     if draw(st.booleans()):
         found["toPorts"] = draw(st.lists(port_rules(deny=deny), min_size=1, max_size=2))
     return found
@@ -271,22 +309,34 @@ def _selected(party: Party, selector: Json) -> bool:
     return True
 
 
+def _in_block(party: Party, cidr: str, excepted: list[str]) -> bool:
+    if not party.stranger:
+        return False
+    address = ip_address(party.address)
+    return address in ip_network(cidr) and not any(address in ip_network(e) for e in excepted)
+
+
 def _is_peer(party: Party, rule: Json, way: str, namespace: str) -> bool:
-    endpoints, entities = rule.get(f"{way}Endpoints"), rule.get(f"{way}Entities")
-    if endpoints is None and entities is None:
+    lists = {name: rule.get(f"{way}{name}") for name in ("Endpoints", "Entities", "CIDR", "CIDRSet")}
+    if all(listed is None for listed in lists.values()):
         return True
-    for selector in endpoints or []:
+    for selector in lists["Endpoints"] or []:
         text = json.dumps(selector)
         if NAMESPACE not in text and "reserved:" not in text and party.namespace != namespace:
             continue
         if _selected(party, selector):
             return True
-    for entity in entities or []:
+    for entity in lists["Entities"] or []:
         if entity in ("all", party.name):
             return True
-        if entity == "cluster" and party.name != "world":
+        if entity == "world" and party.stranger:
             return True
-    return False
+        if entity == "cluster" and not party.stranger:
+            return True
+    for cidr in lists["CIDR"] or []:
+        if _in_block(party, cidr, []):
+            return True
+    return any(_in_block(party, each["cidr"], each.get("except", [])) for each in lists["CIDRSet"] or [])
 
 
 def _on_port(

@@ -50,6 +50,7 @@ def settle(world: World) -> tuple[World, Plan]:
             vips=wanted.vips,
             listener_names=listeners,
             service_names=wanted.services,
+            prefixes=wanted.prefixes,
             settings=world.settings,
         )
         world = replace(world, allocations=allocations)
@@ -67,6 +68,12 @@ def make(text: str, **more: object) -> tuple[World, Plan]:
 def identities(world: World) -> Mapping[str, int]:
     """Workload name → identity."""
     return {d.key.name: world.allocations.identities[identity_text(d, w)] for d, w in world.of_kind(Workload)}
+
+
+def identity_of(plan: Plan, address: str) -> int:
+    """Who the kernel takes `address` for: the entry of the longest network around it."""
+    around = [n for n in plan.kernel.ipcache if ip_address(address) in n]
+    return plan.kernel.ipcache[max(around, key=lambda n: n.prefixlen)].identity
 
 
 def workload(
@@ -104,4 +111,15 @@ spec: {spec}
 ---"""
 
 
-__all__ = ["NODE", "Allocations", "Settings", "identities", "make", "policy", "read", "settle", "workload"]
+__all__ = [
+    "NODE",
+    "Allocations",
+    "Settings",
+    "identities",
+    "identity_of",
+    "make",
+    "policy",
+    "read",
+    "settle",
+    "workload",
+]

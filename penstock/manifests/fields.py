@@ -20,8 +20,8 @@ def _not_yet(names: str, **others: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), NOT_YET) | others
 
 
-_INGRESS_PEERS = "fromCIDR fromCIDRSet fromRequires fromGroups fromNodes icmps"
-_EGRESS_PEERS = "toCIDR toCIDRSet toRequires toServices toFQDNs toGroups toNodes icmps"
+_INGRESS_PEERS = "fromRequires fromGroups fromNodes icmps"
+_EGRESS_PEERS = "toRequires toServices toFQDNs toGroups toNodes icmps"
 _NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
 
 UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
@@ -37,6 +37,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.EgressRule: _not_yet(f"{_EGRESS_PEERS} authentication"),
     kinds.IngressDenyRule: _not_yet(_INGRESS_PEERS),
     kinds.EgressDenyRule: _not_yet(_EGRESS_PEERS),
+    kinds.CIDRRule: _not_yet("cidrGroupRef cidrGroupSelector"),
     kinds.PortRule: _not_yet("listener originatingTLS serverNames terminatingTLS"),
     kinds.PortDenyRule: _NO_L7_IN_DENY,
     kinds.L7Rules: _not_yet("dns l7 l7proto", kafka="was removed from Cilium in 1.20"),

@@ -5,8 +5,9 @@ field names follow the API in snake case and are camelCase on the wire. A value 
 what one document *says*: defaults of the API are filled in (a file has no API server to do it),
 references are not resolved.
 
-Sources: Kubernetes API v1.31 (Service, Node, EndpointSlice), Cilium 1.20 (CiliumNetworkPolicy),
-Gateway API v1.6 (HTTPRoute), Istio security/v1 (PeerAuthentication), and ../README.md (Workload).
+Sources: Kubernetes API v1.31 (Service, Node, EndpointSlice), Cilium 1.20 (CiliumNetworkPolicy and its
+clusterwide twin), Gateway API v1.6 (HTTPRoute), Istio security/v1 (PeerAuthentication), and ../README.md
+(Workload).
 """
 
 from __future__ import annotations
@@ -216,27 +217,42 @@ class PortDenyRule(Kind, frozen=True):
     ports: list[PortProtocol] = []
 
 
+class CIDRRule(Kind, frozen=True):
+    """The addresses of `cidr` that are in no prefix of `except`."""
+
+    cidr: str
+    except_: list[str] = msgspec.field(default_factory=list, name="except")
+
+
 class IngressRule(Kind, frozen=True):
     from_endpoints: list[LabelSelector] | None = None
     from_entities: list[Entity] | None = None
+    from_cidr: list[str] | None = msgspec.field(default=None, name="fromCIDR")
+    from_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="fromCIDRSet")
     to_ports: list[PortRule] | None = None
 
 
 class IngressDenyRule(Kind, frozen=True):
     from_endpoints: list[LabelSelector] | None = None
     from_entities: list[Entity] | None = None
+    from_cidr: list[str] | None = msgspec.field(default=None, name="fromCIDR")
+    from_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="fromCIDRSet")
     to_ports: list[PortDenyRule] | None = None
 
 
 class EgressRule(Kind, frozen=True):
     to_endpoints: list[LabelSelector] | None = None
     to_entities: list[Entity] | None = None
+    to_cidr: list[str] | None = msgspec.field(default=None, name="toCIDR")
+    to_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="toCIDRSet")
     to_ports: list[PortRule] | None = None
 
 
 class EgressDenyRule(Kind, frozen=True):
     to_endpoints: list[LabelSelector] | None = None
     to_entities: list[Entity] | None = None
+    to_cidr: list[str] | None = msgspec.field(default=None, name="toCIDR")
+    to_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="toCIDRSet")
     to_ports: list[PortDenyRule] | None = None
 
 
@@ -261,6 +277,15 @@ class PolicyRule(Kind, frozen=True):
 class CiliumNetworkPolicy(Kind, frozen=True):
     api_version: str
     kind: Literal["CiliumNetworkPolicy"]
+    metadata: ObjectMeta
+    spec: PolicyRule | None = None
+    specs: list[PolicyRule] | None = None
+    status: Any = None
+
+
+class CiliumClusterwideNetworkPolicy(Kind, frozen=True):
+    api_version: str
+    kind: Literal["CiliumClusterwideNetworkPolicy"]
     metadata: ObjectMeta
     spec: PolicyRule | None = None
     specs: list[PolicyRule] | None = None

@@ -7,14 +7,12 @@ Source: Cilium 1.20's own sanitising of rules. Stricter on purpose: every regula
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from ipaddress import ip_interface, ip_network
 
 from penstock.manifests import syntax
 from penstock.manifests.kinds import (
-    CiliumNetworkPolicy,
     EgressDenyRule,
-    EgressRule,
     IngressDenyRule,
-    IngressRule,
     LabelSelector,
     PolicyRule,
     PortDenyRule,
@@ -22,21 +20,18 @@ from penstock.manifests.kinds import (
     PortProtocol,
     PortRule,
 )
+from penstock.manifests.peers import CiliumPolicy, DirectionRule, peers_of, rules_of, sections_of
 from penstock.manifests.problem import Finding, Path
 
 MAX_PORTS = 40
 """Entries of one toPorts[].ports (Cilium)."""
 
-_DirectionRule = IngressRule | IngressDenyRule | EgressRule | EgressDenyRule
 
-
-def check(policy: CiliumNetworkPolicy) -> Iterator[Finding]:
+def check(policy: CiliumPolicy) -> Iterator[Finding]:
     if policy.spec is None and not policy.specs:
         yield Finding((), "needs spec or specs")
-    if policy.spec is not None:
-        yield from _rule(policy.spec, ("spec",))
-    for i, rule in enumerate(policy.specs or ()):
-        yield from _rule(rule, ("specs", i))
+    for path, rule in rules_of(policy):
+        yield from _rule(rule, path)
 
 
 def _rule(rule: PolicyRule, path: Path) -> Iterator[Finding]:
@@ -44,12 +39,7 @@ def _rule(rule: PolicyRule, path: Path) -> Iterator[Finding]:
         yield Finding((*path, "endpointSelector"), "is missing", "{} selects every workload of the namespace")
     else:
         yield from selector(rule.endpoint_selector, (*path, "endpointSelector"))
-    sections: tuple[tuple[str, Sequence[_DirectionRule] | None], ...] = (
-        ("ingress", rule.ingress),
-        ("ingressDeny", rule.ingress_deny),
-        ("egress", rule.egress),
-        ("egressDeny", rule.egress_deny),
-    )
+    sections = tuple(sections_of(rule))
     if all(entries is None for _, entries in sections):
         yield Finding(path, "needs at least one of ingress, ingressDeny, egress and egressDeny")
     for name, entries in sections:
@@ -57,16 +47,18 @@ def _rule(rule: PolicyRule, path: Path) -> Iterator[Finding]:
             yield from _direction_rule(entry, (*path, name, i))
 
 
-def _direction_rule(rule: _DirectionRule, path: Path) -> Iterator[Finding]:
-    if isinstance(rule, IngressRule | IngressDenyRule):
-        prefix, endpoints, entities = "from", rule.from_endpoints, rule.from_entities
-    else:
-        prefix, endpoints, entities = "to", rule.to_endpoints, rule.to_entities
-    if endpoints is not None and entities is not None:
-        message = f"cannot stand beside {prefix}Endpoints in one rule"
-        yield Finding((*path, f"{prefix}Entities"), message, "make two rules of it")
-    for i, peer in enumerate(endpoints or ()):
-        yield from selector(peer, (*path, f"{prefix}Endpoints", i))
+def _direction_rule(rule: DirectionRule, path: Path) -> Iterator[Finding]:
+    peers = peers_of(rule)
+    for name in peers.written[1:]:
+        yield Finding(
+            (*path, name), f"cannot stand beside {peers.written[0]} in one rule", "make two rules of it"
+        )
+    for i, peer in enumerate(peers.endpoints or ()):
+        yield from selector(peer, (*path, f"{peers.way}Endpoints", i))
+    for i, word in enumerate(peers.cidrs or ()):
+        yield from cidr(word, (*path, f"{peers.way}CIDR", i), length=False)
+    for i, each in enumerate(peers.cidr_sets or ()):
+        yield from cidr_set(each.cidr, each.except_, (*path, f"{peers.way}CIDRSet", i))
     if rule.to_ports == [] and isinstance(rule, IngressDenyRule | EgressDenyRule):
         yield Finding((*path, "toPorts"), "is empty: nothing is denied", "leave it out to deny every port")
     to_ports: Sequence[PortRule | PortDenyRule] = rule.to_ports or ()
@@ -139,6 +131,31 @@ def _http_rule(rule: PortHTTP, path: Path) -> Iterator[Finding]:
             name, _, value = header.strip().partition(" ")
         if wrong := syntax.field_name(name.strip()) or syntax.field_value(value):
             yield Finding((*path, "headers", i), wrong, 'write "Name" or "Name: value"')
+
+
+def cidr(word: str, path: Path, *, length: bool = True) -> Iterator[Finding]:
+    """One network. Bits behind its length are no error, but seldom meant."""
+    if wrong := syntax.prefix(word, length=length):
+        yield Finding(path, wrong, f"write {word}/{_bits(word)}" if wrong.endswith("has no length") else "")
+    elif "/" in word and str(read := ip_network(word, strict=False)) != str(ip_interface(word)):
+        yield Finding(path, f"{word} has bits behind its length: it is read as {read}", severity="warning")
+
+
+def _bits(word: str) -> int:
+    return 128 if ":" in word else 32
+
+
+def cidr_set(network: str, excepted: Sequence[str], path: Path) -> Iterator[Finding]:
+    """A network and what is taken out of it, which must be in it."""
+    found = [*cidr(network, (*path, "cidr"))]
+    for i, word in enumerate(excepted):
+        wrong = [*cidr(word, (*path, "except", i))]
+        if not any(f.severity == "error" for f in (*found, *wrong)):
+            outer, inner = ip_network(network, strict=False), ip_network(word, strict=False)
+            if outer.version != inner.version or not inner.subnet_of(outer):  # type: ignore[arg-type]
+                wrong.append(Finding((*path, "except", i), f"{inner} is not inside {outer}"))
+        found += wrong
+    yield from found
 
 
 def selector(labels: LabelSelector, path: Path) -> Iterator[Finding]:

@@ -21,8 +21,9 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
+from penstock.manifests.peers import peers_of, rules_of, sections_of
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, show_path
-from penstock.manifests.voided import rules_of, voided
+from penstock.manifests.voided import voided
 
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
 SERVICE_ACCOUNT_LABEL = "io.cilium.k8s.policy.serviceaccount"
@@ -181,18 +182,12 @@ def _policy(document: Document, inventory: _Inventory) -> Iterator[Finding]:
     for path, rule in rules_of(policy):
         if rule.endpoint_selector is not None:
             yield from _selects(rule.endpoint_selector, (*path, "endpointSelector"), inventory, namespace)
-        peers: list[tuple[Path, list[LabelSelector] | None]] = []
-        for i, ingress in enumerate(rule.ingress or ()):
-            peers.append(((*path, "ingress", i, "fromEndpoints"), ingress.from_endpoints))
-        for i, ingress_deny in enumerate(rule.ingress_deny or ()):
-            peers.append(((*path, "ingressDeny", i, "fromEndpoints"), ingress_deny.from_endpoints))
-        for i, egress in enumerate(rule.egress or ()):
-            peers.append(((*path, "egress", i, "toEndpoints"), egress.to_endpoints))
-        for i, egress_deny in enumerate(rule.egress_deny or ()):
-            peers.append(((*path, "egressDeny", i, "toEndpoints"), egress_deny.to_endpoints))
-        for where, selectors in peers:
-            for i, selector in enumerate(selectors or ()):
-                yield from _peer(selector, (*where, i), inventory, namespace)
+        for section, entries in sections_of(rule):
+            for i, entry in enumerate(entries or ()):
+                peers = peers_of(entry)
+                for j, selector in enumerate(peers.endpoints or ()):
+                    where = (*path, section, i, f"{peers.way}Endpoints", j)
+                    yield from _peer(selector, where, inventory, namespace)
 
 
 def _peer_authentication(document: Document, inventory: _Inventory) -> Iterator[Finding]:

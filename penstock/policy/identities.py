@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import Node, Workload
-from penstock.policy.labels import RESERVED, LabelIndex, reserved_labels, workload_labels
+from penstock.policy.labels import RESERVED, WORLD_LABELS, LabelIndex, reserved_labels, workload_labels
+from penstock.policy.prefixes import PrefixIndex, prefixes
 from penstock.policy.rules import Peers
 from penstock.world import Address, Attachment, World, parse_address
 
@@ -64,7 +65,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """All workloads, and the labels of every identity (reserved ones included)."""
+    """All workloads, and the labels of every identity (reserved ones and those of networks included)."""
 
     all: tuple[Member, ...]
     index: LabelIndex
@@ -108,6 +109,13 @@ def members(world: World) -> Members:
             sets.sort()
         found.append((document, workload, identity, ports))
 
+    networks = {
+        network: number
+        for network in prefixes(world)
+        if (number := world.allocations.prefixes.get(str(network))) is not None
+    }
+    labels.update(dict.fromkeys(networks.values(), WORLD_LABELS))
+
     result = []
     for document, workload, identity, ports in found:
         own = workload_labels(
@@ -133,4 +141,4 @@ def members(world: World) -> Members:
                 netns=workload.spec.netns,
             )
         )
-    return Members(tuple(result), LabelIndex(labels))
+    return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks)))

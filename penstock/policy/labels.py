@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from penstock.manifests.kinds import LabelSelector
+from penstock.policy.prefixes import PrefixIndex
 
 NAMESPACE = "io.kubernetes.pod.namespace"
 SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
@@ -29,6 +30,10 @@ def workload_labels(namespace: str, service_account: str, labels: Labels) -> dic
 
 def reserved_labels(identity: int) -> dict[str, str]:
     return {f"reserved:{RESERVED[identity]}": ""}
+
+
+WORLD_LABELS: Mapping[str, str] = reserved_labels(WORLD)
+"""What the identities of networks have too: they are part of the world."""
 
 
 def _bare(key: str) -> str:
@@ -76,10 +81,12 @@ class Selector:
 
 
 class LabelIndex:
-    """Identities by label, so that a selector touches only those that it may select."""
+    """Identities by label and by address, so that a selector touches only those that it may select."""
 
-    def __init__(self, labels: Mapping[int, Labels]) -> None:
+    def __init__(self, labels: Mapping[int, Labels], prefixes: PrefixIndex) -> None:
+        """`labels` are those of the identities of `prefixes` too."""
         self.labels = labels
+        self.prefixes = prefixes
         self._all = frozenset(labels)
         by_label: dict[tuple[str, str], set[int]] = {}
         for identity, own in labels.items():

@@ -11,11 +11,8 @@ from dataclasses import dataclass
 
 from penstock.manifests.document import Document, ObjectKey, Origin
 from penstock.manifests.kinds import (
-    CiliumNetworkPolicy,
     EgressDenyRule,
-    EgressRule,
     IngressDenyRule,
-    IngressRule,
     LabelSelector,
     PolicyRule,
     PortDenyRule,
@@ -23,8 +20,26 @@ from penstock.manifests.kinds import (
     PortProtocol,
     PortRule,
 )
+from penstock.manifests.peers import (
+    CiliumPolicy,
+    DirectionRule,
+    RulePeers,
+    peers_of,
+    rules_of,
+    sections_of,
+)
 from penstock.plan import Direction
-from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD, LabelIndex, Selector, predicate
+from penstock.policy.labels import (
+    HOST,
+    INGRESS,
+    REMOTE_NODE,
+    WORLD,
+    WORLD_LABELS,
+    LabelIndex,
+    Selector,
+    predicate,
+)
+from penstock.policy.prefixes import Block, block, is_prefix
 from penstock.routing.model import RequestMatch
 
 TCP, UDP, SCTP = 6, 17, 132
@@ -43,17 +58,22 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Any of `selectors`, or any of the reserved identities; `cluster` is every workload of the mesh."""
+    """Any of `selectors`, of `blocks` or of the reserved identities; `cluster` is every workload."""
 
     selectors: tuple[Selector, ...] = ()
+    blocks: tuple[Block, ...] = ()
     identities: frozenset[int] = frozenset()
     cluster: bool = False
 
     def resolve(self, index: LabelIndex) -> frozenset[int]:
         """Every identity that is meant."""
         found = {i for i in self.identities if i in index.labels}
+        if WORLD in self.identities:
+            found |= index.with_all(WORLD_LABELS.items())
         if self.cluster:
-            found |= {i for i in index.labels if i >= 256}
+            found |= {i for i in index.labels if i >= 256 and not is_prefix(i)}
+        for wanted in self.blocks:
+            found |= index.prefixes.meant(wanted)
         for selector in self.selectors:
             found |= selector.identities(index)
         return frozenset(found)
@@ -90,20 +110,21 @@ _ENTITY_IDENTITIES = {
 }
 
 
-def _peers(
-    endpoints: list[LabelSelector] | None, entities: Sequence[str] | None, namespace: str
-) -> Peers | None:
-    if endpoints is None and entities is None:
-        return None
-    if entities is not None and "all" in entities:
+def _peers(listed: RulePeers, namespace: str) -> Peers | None:
+    entities = listed.entities or ()
+    if listed.absent or "all" in entities:
         return None
     identities: set[int] = set()
-    for entity in entities or ():
+    for entity in entities:
         identities |= _ENTITY_IDENTITIES.get(entity, set())
     return Peers(
-        selectors=tuple(predicate(s, within=namespace) for s in endpoints or ()),
+        selectors=tuple(predicate(s, within=namespace) for s in listed.endpoints or ()),
+        blocks=(
+            *(block(cidr) for cidr in listed.cidrs or ()),
+            *(block(each.cidr, each.except_) for each in listed.cidr_sets or ()),
+        ),
         identities=frozenset(identities),
-        cluster="cluster" in (entities or ()),
+        cluster="cluster" in entities,
     )
 
 
@@ -144,26 +165,19 @@ def _port_rules(
         yield index, _ports(item.ports, http=http is not None), http
 
 
-_Section = Sequence[IngressRule | IngressDenyRule | EgressRule | EgressDenyRule] | None
-
-
-def _section(document: Document, path: tuple[str | int, ...], section: _Section) -> Iterator[Rule]:
+def _section(
+    document: Document, path: tuple[str | int, ...], section: Sequence[DirectionRule] | None
+) -> Iterator[Rule]:
     for index, item in enumerate(section or ()):
-        if isinstance(item, IngressRule | IngressDenyRule):
-            direction = Direction.INGRESS
-            peers = _peers(item.from_endpoints, item.from_entities, document.key.namespace)
-        else:
-            direction = Direction.EGRESS
-            peers = _peers(item.to_endpoints, item.to_entities, document.key.namespace)
-        empty = peers is None and item.to_ports is None
-        if empty and _names_no_peer(item):
+        listed = peers_of(item)
+        if listed.absent and item.to_ports is None:
             # `ingress: [{}]` closes the direction and allows nothing.
             continue
         for port_index, ports, http in _port_rules(item.to_ports):
             where = (*path, index) if port_index is None else (*path, index, "toPorts", port_index)
             yield Rule(
-                direction,
-                peers,
+                Direction.INGRESS if listed.way == "from" else Direction.EGRESS,
+                _peers(listed, document.key.namespace),
                 ports,
                 http,
                 isinstance(item, IngressDenyRule | EgressDenyRule),
@@ -172,19 +186,9 @@ def _section(document: Document, path: tuple[str | int, ...], section: _Section)
             )
 
 
-def _names_no_peer(item: IngressRule | IngressDenyRule | EgressRule | EgressDenyRule) -> bool:
-    """True if no list of peers is written at all (entities: [all] is written, and means any peer)."""
-    if isinstance(item, IngressRule | IngressDenyRule):
-        return item.from_endpoints is None and item.from_entities is None
-    return item.to_endpoints is None and item.to_entities is None
-
-
 def _spec(document: Document, path: tuple[str | int, ...], spec: PolicyRule) -> PolicySpec:
-    rules = (
-        *_section(document, (*path, "ingressDeny"), spec.ingress_deny),
-        *_section(document, (*path, "ingress"), spec.ingress),
-        *_section(document, (*path, "egressDeny"), spec.egress_deny),
-        *_section(document, (*path, "egress"), spec.egress),
+    rules = tuple(
+        rule for name, section in sections_of(spec) for rule in _section(document, (*path, name), section)
     )
     closes = set()
     for direction, said, sections in (
@@ -197,11 +201,6 @@ def _spec(document: Document, path: tuple[str | int, ...], spec: PolicyRule) -> 
     return PolicySpec(predicate(selector, within=document.key.namespace), rules, frozenset(closes))
 
 
-def policy_specs(document: Document, policy: CiliumNetworkPolicy) -> tuple[PolicySpec, ...]:
+def policy_specs(document: Document, policy: CiliumPolicy) -> tuple[PolicySpec, ...]:
     """The specs of one document, in order."""
-    found = []
-    if policy.spec is not None:
-        found.append(_spec(document, ("spec",), policy.spec))
-    for index, spec in enumerate(policy.specs or ()):
-        found.append(_spec(document, ("specs", index), spec))
-    return tuple(found)
+    return tuple(_spec(document, path, spec) for path, spec in rules_of(policy))

@@ -13,17 +13,15 @@ from hypothesis import strategies as st
 from packets import UDP, echo, frame, ip, tcp_frame, udp
 from policy_cases import (
     HOST,
+    OTHERS,
     POLICIES,
     PORT_NUMBERS,
     PROTOCOL_NUMBERS,
-    REMOTE_NODE,
-    RESERVED,
-    WORLD,
     Party,
     Policy,
     parties,
 )
-from worlds import identities, make
+from worlds import identity_of, make
 
 from penstock.observe.reasons import Reason
 from penstock.plan import Direction, KernelTables, Verdict
@@ -78,8 +76,8 @@ def _by_lookup(
 def test_words_look_up_and_kernel_agree(
     kernel: Kernel, everyone: list[Party], policies: list[Policy], ports: list[int]
 ) -> None:
-    world, plan = make(cases.manifests(everyone, policies), node_addresses=(ip_address(HOST.address),))
-    numbers = {**RESERVED, **identities(world)}
+    _, plan = make(cases.manifests(everyone, policies), node_addresses=(ip_address(HOST.address),))
+    numbers = {p.name: identity_of(plan, p.address) for p in [*everyone, *OTHERS]}
     device = {"w0": "wa", "w1": "wb", "w2": "peer-of-eth"}
     at = {p.address: kernel.device[device[p.name]] for p in everyone if p.local}
     tables = replace(
@@ -89,8 +87,8 @@ def test_words_look_up_and_kernel_agree(
     )
     kernel.forget()
     kernel.tables.apply(tables)
-    for source in [*everyone, HOST, WORLD, REMOTE_NODE]:
-        for target in [*everyone, HOST, WORLD, REMOTE_NODE]:
+    for source in [*everyone, *OTHERS]:
+        for target in [*everyone, *OTHERS]:
             if source is target or not (target.local or source.local):
                 continue
             for protocol, number in PROTOCOL_NUMBERS.items():

@@ -117,10 +117,10 @@ def test_a_bad_regular_expression() -> None:
 
 
 def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None:
-    lines = policy("  ingres: []\n  egress:\n  - toCIDR: [10.0.0.0/8]\n    toPort: []\n")
+    lines = policy("  ingres: []\n  egress:\n  - toFQDNs: []\n    toPort: []\n")
     assert [line.split(": ")[2] for line in lines] == [
         "spec.ingres",
-        "spec.egress[0].toCIDR",
+        "spec.egress[0].toFQDNs",
         "spec.egress[0].toPort",
     ]
 
@@ -128,7 +128,7 @@ def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None
 @pytest.mark.parametrize(
     ("rule", "field"),
     [
-        ("fromCIDR: [10.0.0.0/8]", "fromCIDR"),
+        ("fromCIDRSet: [{cidr: 10.0.0.0/8, cidrGroupRef: x}]", "fromCIDRSet[0].cidrGroupRef"),
         ("icmps: []", "icmps"),
         ("authentication: {mode: required}", "authentication"),
         ("toPorts: [{serverNames: [a]}]", "toPorts[0].serverNames"),
