@@ -20,10 +20,11 @@ from dataclasses import dataclass
 
 from penstock.facts import Facts
 from penstock.manifests.document import ObjectKey
-from penstock.manifests.kinds import CiliumNetworkPolicy, Workload
+from penstock.manifests.kinds import Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
 from penstock.policy.identities import identity_text
 from penstock.policy.kernel import kernel_tables
+from penstock.policy.netpol import POLICY_KINDS
 from penstock.policy.prefixes import prefixes
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
@@ -108,7 +109,7 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
             found[key] = ObjectStatus((Condition("Ready", False, "NamespaceAbsent", why),), pending=why)
         elif member.local:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
-    for document, _ in facts.world.of_kind(CiliumNetworkPolicy):
+    for document in facts.world.of_kinds(*POLICY_KINDS):
         found[document.key] = ObjectStatus((Condition("Valid", True, "Accepted"),))
     found.update(_shared_vips(facts))
     found.update(facts.mesh.statuses)

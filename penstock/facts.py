@@ -11,9 +11,9 @@ from functools import cached_property
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import (
-    CiliumNetworkPolicy,
     EndpointSlice,
     HTTPRoute,
+    Namespace,
     Node,
     Service,
     Workload,
@@ -25,9 +25,10 @@ from penstock.policy.entries import Stance, entries, stances
 from penstock.policy.identities import Member, Members, members
 from penstock.policy.labels import WORLD
 from penstock.policy.mesh_tls import MeshModes
+from penstock.policy.netpol import POLICY_KINDS, specs_of
 from penstock.policy.prefixes import prefixes
 from penstock.policy.rights import Destination, SourceRights, Stances, rights
-from penstock.policy.rules import PolicySpec, policy_specs
+from penstock.policy.rules import PolicySpec
 from penstock.routing.mesh import MeshRoutes, mesh_routes
 from penstock.routing.model import Rights
 from penstock.routing.services import ServedPort, served_ports
@@ -60,7 +61,7 @@ class Facts:
         before, world = self._before, self.world
         if (
             before is not None
-            and self._same_documents(Workload, Node)
+            and self._same_documents(Workload, Node, Namespace)
             and world.attachments == before.world.attachments
             and world.allocations.identities == before.world.allocations.identities
             and world.allocations.prefixes == before.world.allocations.prefixes
@@ -103,10 +104,10 @@ class Facts:
     def specs(self) -> dict[ObjectKey, tuple[Document, tuple[PolicySpec, ...]]]:
         known = self._before.specs if self._before else {}
         found = {}
-        for document, policy in self.world.of_kind(CiliumNetworkPolicy):
+        for document in self.world.of_kinds(*POLICY_KINDS):
             before = known.get(document.key)
             if before is None or before[0] is not document:
-                before = (document, policy_specs(document, policy))
+                before = (document, specs_of(document))
             found[document.key] = before
         return found
 

@@ -134,3 +134,8 @@ class World:
         for document in self._by_kind.get(kind.__name__, ()):
             assert isinstance(document.value, kind)
             yield document, document.value
+
+    def of_kinds(self, *kinds: type) -> Iterator[Document]:
+        """Every document of these kinds, kind by kind."""
+        for kind in kinds:
+            yield from self._by_kind.get(kind.__name__, ())

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from ipaddress import ip_address, ip_network
 from typing import Any, Literal
@@ -20,6 +20,11 @@ from worlds import NODE
 Json = dict[str, Any]
 Answer = Literal["deny", "allow", "proxy"]
 NAMESPACE = "io.kubernetes.pod.namespace"
+NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
+NAMESPACES: dict[str, dict[str, str]] = {
+    "default": {"kubernetes.io/metadata.name": "default", "team": "x"},
+    "other": {"kubernetes.io/metadata.name": "other"},
+}
 ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
 
 PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
@@ -128,6 +133,8 @@ PEER_SELECTORS = st.one_of(
     SELECTORS,
     st.just({"matchLabels": {f"k8s:{NAMESPACE}": "other"}}),
     st.just({"matchLabels": {ACCOUNT: "default"}}),
+    st.just({"matchLabels": {f"{NAMESPACE_LABELS}team": "x"}}),
+    st.just({"matchLabels": {f"k8s:{NAMESPACE_LABELS}kubernetes.io/metadata.name": "other"}}),
     st.just({"matchExpressions": [{"key": f"k8s:{NAMESPACE}", "operator": "Exists"}]}),
     st.just({"matchLabels": {"reserved:host": ""}}),
 )
@@ -234,11 +241,90 @@ def specs(draw: st.DrawFn) -> Json:
 
 @dataclass(frozen=True)
 class Policy:
+    """`namespace` is '' for a clusterwide one."""
+
     namespace: str
     spec: Json
+    kind: str = "CiliumNetworkPolicy"
 
 
-POLICIES = st.lists(st.builds(Policy, st.sampled_from(["default", "default", "other"]), specs()), max_size=4)
+POD_SELECTORS = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries(
+        {"matchLabels": st.dictionaries(st.sampled_from(["app", "tier"]), VALUES, min_size=1, max_size=1)}
+    ),
+    st.just({"matchExpressions": [{"key": "tier", "operator": "NotIn", "values": ["x"]}]}),
+)
+NAMESPACE_SELECTORS = st.sampled_from(
+    [
+        {},
+        {"matchLabels": {"team": "x"}},
+        {"matchLabels": {"kubernetes.io/metadata.name": "other"}},
+        {"matchExpressions": [{"key": "team", "operator": "DoesNotExist"}]},
+    ]
+)
+
+
+@st.composite
+def plain_peers(draw: st.DrawFn) -> Json:
+    if draw(st.integers(0, 2)) == 0:
+        block = draw(cidr_sets())
+        block["except"] = [c for c in block.get("except", []) if c != block["cidr"]]
+        return {"ipBlock": block}
+    return draw(
+        st.sampled_from(["podSelector", "namespaceSelector", "both"]).flatmap(
+            lambda which: st.fixed_dictionaries(
+                {
+                    name: strategy
+                    for name, strategy in (
+                        ("podSelector", POD_SELECTORS),
+                        ("namespaceSelector", NAMESPACE_SELECTORS),
+                    )
+                    if which in (name, "both")
+                }
+            )
+        )
+    )
+
+
+@st.composite
+def plain_ports(draw: st.DrawFn) -> Json:
+    found: Json = draw(
+        st.fixed_dictionaries({}, optional={"protocol": st.sampled_from(["TCP", "UDP", "SCTP"])})
+    )
+    what = draw(st.sampled_from(["number", "range", "name", "absent"]))
+    if what == "name":
+        found["port"] = draw(NAMED)
+    elif what != "absent":
+        found["port"] = draw(PORT_NUMBERS)
+        if what == "range":
+            found["endPort"] = found["port"] + draw(st.integers(0, 20))
+    return found
+
+
+def _plain_rules(way: str) -> st.SearchStrategy[list[Json]]:
+    optional = {way: st.lists(plain_peers(), max_size=2), "ports": st.lists(plain_ports(), max_size=2)}
+    return st.lists(st.fixed_dictionaries({}, optional=optional), max_size=2)
+
+
+PLAIN_SPECS = st.fixed_dictionaries(
+    {"podSelector": POD_SELECTORS},
+    optional={
+        "ingress": _plain_rules("from"),
+        "egress": _plain_rules("to"),
+        "policyTypes": st.lists(st.sampled_from(["Ingress", "Egress"]), max_size=2, unique=True),
+    },
+)
+OWN = st.sampled_from(["default", "default", "other"])
+POLICIES = st.lists(
+    st.one_of(
+        st.builds(Policy, OWN, specs()),
+        st.builds(Policy, OWN, specs()),
+        st.builds(Policy, OWN, PLAIN_SPECS, st.just("NetworkPolicy")),
+        st.builds(Policy, st.just(""), specs(), st.just("CiliumClusterwideNetworkPolicy")),
+    ),
+    max_size=4,
+)
 
 
 def manifests(everyone: list[Party], policies: list[Policy]) -> str:
@@ -267,12 +353,20 @@ def manifests(everyone: list[Party], policies: list[Policy]) -> str:
                 "spec": spec,
             }
         )
+    for name, labels in NAMESPACES.items():
+        own = {k: v for k, v in labels.items() if not k.startswith("kubernetes.io/")}
+        if own:
+            documents.append(
+                {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": name, "labels": own}}
+            )
     for number, policy in enumerate(policies):
+        namespaced = {"namespace": policy.namespace} if policy.namespace else {}
+        plain = policy.kind == "NetworkPolicy"
         documents.append(
             {
-                "apiVersion": "cilium.io/v2",
-                "kind": "CiliumNetworkPolicy",
-                "metadata": {"name": f"p{number}", "namespace": policy.namespace},
+                "apiVersion": "networking.k8s.io/v1" if plain else "cilium.io/v2",
+                "kind": policy.kind,
+                "metadata": {"name": f"p{number}", **namespaced},
                 "spec": policy.spec,
             }
         )
@@ -288,15 +382,17 @@ def _label(party: Party, key: str) -> str | None:
         return party.namespace
     if party.workload and key == ACCOUNT:
         return "default"
+    if party.workload and key.startswith(NAMESPACE_LABELS):
+        return NAMESPACES[party.namespace].get(key.removeprefix(NAMESPACE_LABELS))
     return party.labels.get(key)
 
 
-def _selected(party: Party, selector: Json) -> bool:
+def _matches(label: Callable[[str], str | None], selector: Json) -> bool:
     for key, value in selector.get("matchLabels", {}).items():
-        if _label(party, key) != value:
+        if label(key) != value:
             return False
     for e in selector.get("matchExpressions", []):
-        value = _label(party, e["key"])
+        value = label(e["key"])
         match e["operator"]:
             case "In" if value is None or value not in e["values"]:
                 return False
@@ -307,6 +403,10 @@ def _selected(party: Party, selector: Json) -> bool:
             case "DoesNotExist" if value is not None:
                 return False
     return True
+
+
+def _selected(party: Party, selector: Json) -> bool:
+    return _matches(lambda key: _label(party, key), selector)
 
 
 def _in_block(party: Party, cidr: str, excepted: list[str]) -> bool:
@@ -322,7 +422,8 @@ def _is_peer(party: Party, rule: Json, way: str, namespace: str) -> bool:
         return True
     for selector in lists["Endpoints"] or []:
         text = json.dumps(selector)
-        if NAMESPACE not in text and "reserved:" not in text and party.namespace != namespace:
+        elsewhere = not party.workload or namespace not in ("", party.namespace)
+        if elsewhere and not any(k in text for k in (NAMESPACE, "reserved:", NAMESPACE_LABELS)):
             continue
         if _selected(party, selector):
             return True
@@ -360,6 +461,47 @@ def _on_port(
     return first <= number <= port.get("endPort", first)
 
 
+def _plain_peer(party: Party, wanted: Json, namespace: str) -> bool:
+    if "ipBlock" in wanted:
+        return _in_block(party, wanted["ipBlock"]["cidr"], wanted["ipBlock"].get("except", []))
+    if not party.workload:
+        return False
+    if "namespaceSelector" in wanted:
+        if not _matches(NAMESPACES[party.namespace].get, wanted["namespaceSelector"]):
+            return False
+    elif party.namespace != namespace:
+        return False
+    return _matches(party.labels.get, wanted.get("podSelector", {}))
+
+
+def _plainly(
+    policy: Policy, subject: Party, peer: Party, direction: str, protocol: str, number: int
+) -> tuple[bool, bool]:
+    """Of a NetworkPolicy: whether it isolates `subject` in this direction, and whether it allows."""
+    spec = policy.spec
+    types = spec.get("policyTypes") or ["Ingress"] + ["Egress"] * bool(spec.get("egress"))
+    if direction.capitalize() not in types or not _matches(subject.labels.get, spec["podSelector"]):
+        return False, False
+    named = subject.ports if direction == "ingress" else peer.known_ports
+    for rule in spec.get(direction, []):
+        peers, listed = rule.get("from" if direction == "ingress" else "to"), rule.get("ports")
+        if peers and not any(_plain_peer(peer, each, policy.namespace) for each in peers):
+            continue
+        if not listed:
+            return True, True
+        for port in listed:
+            if port.get("protocol", "TCP") != protocol:
+                continue
+            if "port" not in port:
+                return True, True
+            if isinstance(port["port"], str):
+                if (port["port"], number, protocol) in named:
+                    return True, True
+            elif port["port"] <= number <= port.get("endPort", port["port"]):
+                return True, True
+    return True, False
+
+
 def _says(
     policies: list[Policy], subject: Party, peer: Party, direction: str, protocol: str, number: int
 ) -> tuple[bool, bool, bool, list[Json]]:
@@ -368,7 +510,14 @@ def _says(
     denied = allowed = closed = False
     requests: list[Json] = []
     for policy in policies:
-        if subject.namespace != policy.namespace or not _selected(subject, policy.spec["endpointSelector"]):
+        if policy.namespace not in ("", subject.namespace):
+            continue
+        if policy.kind == "NetworkPolicy":
+            closes, allows = _plainly(policy, subject, peer, direction, protocol, number)
+            closed |= closes
+            allowed |= allows
+            continue
+        if not _selected(subject, policy.spec["endpointSelector"]):
             continue
         sections = {
             deny: policy.spec.get(direction + ("Deny" if deny else "")) or [] for deny in (True, False)

@@ -30,9 +30,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "loadBalancerSourceRanges topologyKeys trafficDistribution"
     ),
     kinds.NodeSpec: _not_yet("configSource externalID"),
-    kinds.PolicyRule: _not_yet(
-        "log", nodeSelector="is for CiliumClusterwideNetworkPolicy, which is not supported by this version"
-    ),
+    kinds.PolicyRule: _not_yet("log nodeSelector"),
     kinds.IngressRule: _not_yet(f"{_INGRESS_PEERS} authentication"),
     kinds.EgressRule: _not_yet(f"{_EGRESS_PEERS} authentication"),
     kinds.IngressDenyRule: _not_yet(_INGRESS_PEERS),

@@ -1,4 +1,4 @@
-"""The rules of one CiliumNetworkPolicy that its types cannot say.
+"""The rules of one CiliumNetworkPolicy (or its clusterwide twin) that its types cannot say.
 
 Source: Cilium 1.20's own sanitising of rules. Stricter on purpose: every regular expression is compiled
 (Cilium lets a bad host through, and the proxy would refuse it later).
@@ -6,11 +6,12 @@ Source: Cilium 1.20's own sanitising of rules. Stricter on purpose: every regula
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_interface, ip_network
 
 from penstock.manifests import syntax
 from penstock.manifests.kinds import (
+    CiliumClusterwideNetworkPolicy,
     EgressDenyRule,
     IngressDenyRule,
     LabelSelector,
@@ -28,15 +29,18 @@ MAX_PORTS = 40
 
 
 def check(policy: CiliumPolicy) -> Iterator[Finding]:
+    clusterwide = isinstance(policy, CiliumClusterwideNetworkPolicy)
     if policy.spec is None and not policy.specs:
         yield Finding((), "needs spec or specs")
     for path, rule in rules_of(policy):
-        yield from _rule(rule, path)
+        yield from _rule(rule, path, "mesh" if clusterwide else "namespace")
 
 
-def _rule(rule: PolicyRule, path: Path) -> Iterator[Finding]:
+def _rule(rule: PolicyRule, path: Path, extent: str) -> Iterator[Finding]:
     if rule.endpoint_selector is None:
-        yield Finding((*path, "endpointSelector"), "is missing", "{} selects every workload of the namespace")
+        yield Finding(
+            (*path, "endpointSelector"), "is missing", f"{{}} selects every workload of the {extent}"
+        )
     else:
         yield from selector(rule.endpoint_selector, (*path, "endpointSelector"))
     sections = tuple(sections_of(rule))
@@ -158,13 +162,15 @@ def cidr_set(network: str, excepted: Sequence[str], path: Path) -> Iterator[Find
     yield from found
 
 
-def selector(labels: LabelSelector, path: Path) -> Iterator[Finding]:
+def selector(
+    labels: LabelSelector, path: Path, key_syntax: Callable[[str], str] = syntax.selector_key
+) -> Iterator[Finding]:
     for key, value in labels.match_labels.items():
-        if wrong := syntax.selector_key(key) or syntax.label_value(value):
+        if wrong := key_syntax(key) or syntax.label_value(value):
             yield Finding((*path, "matchLabels", key), wrong)
     for i, requirement in enumerate(labels.match_expressions):
         here = (*path, "matchExpressions", i)
-        if wrong := syntax.selector_key(requirement.key):
+        if wrong := key_syntax(requirement.key):
             yield Finding((*here, "key"), f'"{requirement.key}": {wrong}')
         if requirement.operator in ("In", "NotIn"):
             if not requirement.values:

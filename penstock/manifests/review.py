@@ -12,11 +12,13 @@ from dataclasses import dataclass
 
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import (
+    CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
     HTTPRoute,
     Labels,
     LabelSelector,
+    NetworkPolicy,
     PeerAuthentication,
     Service,
     Workload,
@@ -169,7 +171,9 @@ def _selects(
     yield Finding(path, f"selects no workload{where}")
 
 
-def _peer(selector: LabelSelector, path: Path, inventory: _Inventory, namespace: str) -> Iterator[Finding]:
+def _peer(
+    selector: LabelSelector, path: Path, inventory: _Inventory, namespace: str | None
+) -> Iterator[Finding]:
     """A peer without a namespace label is of the policy's own namespace."""
     keys = {_plain_key(k) for k in (*selector.match_labels, *(r.key for r in selector.match_expressions))}
     yield from _selects(selector, path, inventory, None if NAMESPACE_LABEL in keys else namespace)
@@ -177,8 +181,8 @@ def _peer(selector: LabelSelector, path: Path, inventory: _Inventory, namespace:
 
 def _policy(document: Document, inventory: _Inventory) -> Iterator[Finding]:
     policy = document.value
-    assert isinstance(policy, CiliumNetworkPolicy)
-    namespace = document.key.namespace
+    assert isinstance(policy, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy)
+    namespace = document.key.namespace or None
     for path, rule in rules_of(policy):
         if rule.endpoint_selector is not None:
             yield from _selects(rule.endpoint_selector, (*path, "endpointSelector"), inventory, namespace)
@@ -188,6 +192,20 @@ def _policy(document: Document, inventory: _Inventory) -> Iterator[Finding]:
                 for j, selector in enumerate(peers.endpoints or ()):
                     where = (*path, section, i, f"{peers.way}Endpoints", j)
                     yield from _peer(selector, where, inventory, namespace)
+
+
+def _network_policy(document: Document, inventory: _Inventory) -> Iterator[Finding]:
+    policy = document.value
+    assert isinstance(policy, NetworkPolicy)
+    spec, own = policy.spec, document.key.namespace
+    yield from _selects(spec.pod_selector, ("spec", "podSelector"), inventory, own)
+    listed = [(("spec", "ingress", i, "from"), rule.from_) for i, rule in enumerate(spec.ingress)]
+    listed += [(("spec", "egress", i, "to"), rule.to) for i, rule in enumerate(spec.egress)]
+    for path, peers in listed:
+        for i, peer in enumerate(peers):
+            if peer.pod_selector is not None:
+                where = None if peer.namespace_selector is not None else own
+                yield from _selects(peer.pod_selector, (*path, i, "podSelector"), inventory, where)
 
 
 def _peer_authentication(document: Document, inventory: _Inventory) -> Iterator[Finding]:
@@ -288,6 +306,8 @@ _REVIEWERS: Mapping[type, Callable[[Document, _Inventory], Iterator[Finding]]] =
     Service: _service,
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: _policy,
+    CiliumClusterwideNetworkPolicy: _policy,
+    NetworkPolicy: _network_policy,
     HTTPRoute: _route,
     PeerAuthentication: _peer_authentication,
 }

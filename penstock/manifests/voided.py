@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from penstock.manifests.document import Document, Origin
 from penstock.manifests.kinds import (
+    CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EgressRule,
     IngressRule,
@@ -50,7 +51,7 @@ def voided(documents: Iterable[Document]) -> Iterator[tuple[Document, Finding]]:
     """
     groups: dict[tuple[str, str, str], list[_Allow]] = defaultdict(list)
     for document in documents:
-        if not isinstance(document.value, CiliumNetworkPolicy):
+        if not isinstance(document.value, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy):
             continue
         for path, rule in rules_of(document.value):
             subject = _canonical(rule.endpoint_selector)

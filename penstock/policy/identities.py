@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from penstock.manifests.document import Document
-from penstock.manifests.kinds import Node, Workload
+from penstock.manifests.kinds import Namespace, Node, Workload
 from penstock.policy.labels import RESERVED, WORLD_LABELS, LabelIndex, reserved_labels, workload_labels
 from penstock.policy.prefixes import PrefixIndex, prefixes
 from penstock.policy.rules import Peers
@@ -109,6 +109,7 @@ def members(world: World) -> Members:
             sets.sort()
         found.append((document, workload, identity, ports))
 
+    namespaces = {d.key.name: d.metadata.labels for d, _ in world.of_kind(Namespace)}
     networks = {
         network: number
         for network in prefixes(world)
@@ -118,10 +119,14 @@ def members(world: World) -> Members:
 
     result = []
     for document, workload, identity, ports in found:
-        own = workload_labels(
-            document.key.namespace, workload.spec.service_account_name, workload.metadata.labels
-        )
-        labels[identity] = own
+        own = labels.get(identity)
+        if own is None:
+            own = labels[identity] = workload_labels(
+                document.key.namespace,
+                workload.spec.service_account_name,
+                workload.metadata.labels,
+                namespaces.get(document.key.namespace, {}),
+            )
         local = workload.spec.node in (None, world.node) and workload.spec.netns is not None
         name = (document.key.namespace, document.key.name)
         attachment = world.attachments.get(name) if local else None

@@ -17,7 +17,7 @@ from ipaddress import ip_network
 from itertools import chain
 
 from penstock.manifests.document import Document
-from penstock.manifests.kinds import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
+from penstock.manifests.kinds import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, NetworkPolicy
 from penstock.manifests.peers import CiliumPolicy, peers_of, rules_of, sections_of
 from penstock.world import Network, World
 
@@ -68,6 +68,13 @@ def prefixes(world: World) -> frozenset[Network]:
         for cidr, excepted in _blocks(policy):
             found.add(parse_prefix(cidr))
             found.update(map(parse_prefix, excepted))
+    for _, plain in world.of_kind(NetworkPolicy):
+        peers = chain.from_iterable(
+            (*(r.from_ for r in plain.spec.ingress), *(r.to for r in plain.spec.egress))
+        )
+        for peer in peers:
+            if peer.ip_block is not None:
+                found.update(map(parse_prefix, (peer.ip_block.cidr, *peer.ip_block.except_)))
     return frozenset(found)
 
 

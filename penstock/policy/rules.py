@@ -1,4 +1,4 @@
-"""CiliumNetworkPolicy → rules with origin: the first of the three pure stages.
+"""CiliumNetworkPolicy, clusterwide or not → rules with origin: the first of the three pure stages.
 
 A `Rule` is one (direction, peers, ports, L7) of one policy; what is absent and what is empty stay apart
 (facts of the API): absent peers are any peer, an empty list selects nothing.
@@ -38,6 +38,7 @@ from penstock.policy.labels import (
     LabelIndex,
     Selector,
     predicate,
+    subjects,
 )
 from penstock.policy.prefixes import Block, block, is_prefix
 from penstock.routing.model import RequestMatch
@@ -197,8 +198,8 @@ def _spec(document: Document, path: tuple[str | int, ...], spec: PolicyRule) -> 
     ):
         if said is True or (said is None and any(sections)):
             closes.add(direction)
-    selector = spec.endpoint_selector or LabelSelector()
-    return PolicySpec(predicate(selector, within=document.key.namespace), rules, frozenset(closes))
+    selects = subjects(spec.endpoint_selector or LabelSelector(), document.key.namespace)
+    return PolicySpec(selects, rules, frozenset(closes))
 
 
 def policy_specs(document: Document, policy: CiliumPolicy) -> tuple[PolicySpec, ...]:
