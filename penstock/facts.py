@@ -114,7 +114,8 @@ class Facts:
     @cached_property
     def stances(self) -> Stances:
         specs = [spec for _, listed in self.specs.values() for spec in listed]
-        both = {direction: stances(specs, self.members, direction) for direction in Direction}
+        mode = self.world.settings.policy_enforcement
+        both = {direction: stances(specs, self.members, direction, mode) for direction in Direction}
         if self._before is not None and self._same_members:
             for direction, found in both.items():
                 known = self._before.stances.of(direction)

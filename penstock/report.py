@@ -117,6 +117,7 @@ class Report:
             "pid": os.getpid(),
             "since": self._since,
             "config": str(self._options.config),
+            "policy_enforcement": self._options.settings.policy_enforcement,
             "settled": self.settled and not busy,
             "busy": busy,
             "errors": errors,

@@ -543,15 +543,23 @@ def _says(
 
 
 def side(
-    policies: list[Policy], subject: Party, peer: Party, direction: str, protocol: str, number: int
+    policies: list[Policy],
+    subject: Party,
+    peer: Party,
+    direction: str,
+    protocol: str,
+    number: int,
+    mode: str = "default",
 ) -> Answer:
     """What one side says about a packet that begins a flow to port `number`."""
+    if mode == "never":
+        return "allow"
     denied, allowed, closed, requests = _says(policies, subject, peer, direction, protocol, number)
     if denied:
         return "deny"
     if requests:
         return "proxy"
-    return "allow" if allowed or not closed else "deny"
+    return "allow" if allowed or not (closed or mode == "always") else "deny"
 
 
 def packet(policies: list[Policy], source: Party, target: Party, protocol: str, number: int) -> Answer:

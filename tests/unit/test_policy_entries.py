@@ -12,6 +12,7 @@ from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.entries import port_prefixes, redirected_ports
 from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD
 from penstock.policy.lookup import look_up
+from penstock.world import Enforcement, Settings
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
 ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.REDIRECT, Verdict.DENY
@@ -28,9 +29,9 @@ PEOPLE = (
 class Ask:
     """The verdicts about one workload of a small world."""
 
-    def __init__(self, *specs: str) -> None:
+    def __init__(self, *specs: str, **more: object) -> None:
         text = PEOPLE + "".join(policy(spec, name=f"p{n}") for n, spec in enumerate(specs))
-        self.world, self.plan = make(text)
+        self.world, self.plan = make(text, **more)
         self.numbers = {**RESERVED, **identities(self.world)}
 
     def __call__(
@@ -313,3 +314,19 @@ def test_the_longest_prefix_of_a_peer_and_the_stronger_of_two_peers() -> None:
     assert look_up(table, 1, IN, 301, TCP, 80) is ALLOW
     assert look_up(table, 1, OUT, 300, TCP, 80) is DENY
     assert look_up(table, 2, IN, 300, TCP, 80) is DENY
+
+
+L7 = "toPorts: [{ports: [{port: 80, protocol: TCP}], rules: {http: [{method: GET}]}}]"
+
+
+@pytest.mark.parametrize(("mode", "chosen", "others"), [("always", STEER, DENY), ("never", ALLOW, ALLOW)])
+def test_modes_of_enforcement(mode: Enforcement, chosen: Verdict, others: Verdict) -> None:
+    ask = Ask(
+        f"{{{WEB}, enableDefaultDeny: {{ingress: false}}, ingress: [{{{L7}}}], egressDeny: [{{}}]}}",
+        settings=Settings(policy_enforcement=mode),
+    )
+    assert ask("web", IN, "db") is chosen
+    for subject, direction, peer in (("web", IN, "world"), ("db", IN, "web"), ("db", OUT, "world")):
+        assert ask(subject, direction, peer, 81) is others
+    # The proxy judges by the same: a connection that it carries from before is no way around.
+    assert bool(ask.plan.proxy.listeners) == (mode == "always")

@@ -7,6 +7,7 @@ from ipaddress import ip_address
 
 import policy_cases as cases
 from hypothesis import given
+from hypothesis import strategies as st
 from policy_cases import (
     HOST,
     OTHERS,
@@ -22,15 +23,22 @@ from penstock.plan import Direction, Verdict
 from penstock.policy.lookup import look_up
 from penstock.policy.rights import Destination
 from penstock.routing.model import RequestMatch, Rights
+from penstock.world import Enforcement, Settings
 
 VERDICTS = {Verdict.ALLOW: "allow", Verdict.REDIRECT: "proxy", Verdict.DENY: "deny"}
 NODE_ADDRESSES = (ip_address(HOST.address),)
 PORTS = (79, 80, 81, 90, 96, 443, 8080, 65535)
 
 
-@given(parties(), POLICIES)
-def test_entries_say_what_the_manifests_say(everyone: list[Party], policies: list[Policy]) -> None:
-    _, plan = make(cases.manifests(everyone, policies), node_addresses=NODE_ADDRESSES)
+@given(parties(), POLICIES, st.sampled_from(["default", "default", "always", "never"]))
+def test_entries_say_what_the_manifests_say(
+    everyone: list[Party], policies: list[Policy], mode: Enforcement
+) -> None:
+    _, plan = make(
+        cases.manifests(everyone, policies),
+        node_addresses=NODE_ADDRESSES,
+        settings=Settings(policy_enforcement=mode),
+    )
     numbers = {p.name: identity_of(plan, p.address) for p in [*everyone, *OTHERS]}
     subjects = {str(address): e.subject for address, e in plan.kernel.endpoints.items()}
     for subject in everyone:
@@ -48,7 +56,9 @@ def test_entries_say_what_the_manifests_say(everyone: list[Party], policies: lis
                             number,
                             port,
                         )
-                        wanted = cases.side(policies, subject, peer, direction.name.lower(), protocol, port)
+                        wanted = cases.side(
+                            policies, subject, peer, direction.name.lower(), protocol, port, mode
+                        )
                         assert VERDICTS[found] == wanted, (subject, peer, direction, protocol, port)
 
 
