@@ -28,6 +28,8 @@ NAMESPACES: dict[str, dict[str, str]] = {
 ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
 
 PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
+ICMP_TYPES = (0, 8, 13, 17)
+ICMP_NAMES = {"EchoReply": 0, "EchoRequest": 8, "Echo": 8, "Timestamp": 13}
 RESERVED = {"host": 1, "world": 2, "remote-node": 6}
 ADDRESSES = {"host": "10.1.0.254", "remote-node": "192.0.2.2", "world": "203.0.113.9"}
 
@@ -166,7 +168,7 @@ def cidr_sets(draw: st.DrawFn) -> Json:
 
 @st.composite
 def ports(draw: st.DrawFn, *, http: bool) -> Json:
-    protocol = draw(st.sampled_from(["TCP", "ANY", None] if http else ["TCP", "UDP", "ANY", None]))
+    protocol = draw(st.sampled_from(["TCP", "ANY", None] if http else ["TCP", "UDP", "SCTP", "ANY", None]))
     found: Json = {} if protocol is None else {"protocol": protocol}
     what = draw(st.sampled_from(["number", "range", "name"] if http else ["number", "range", "name", "all"]))
     if what == "name":
@@ -199,6 +201,14 @@ def port_rules(draw: st.DrawFn, *, deny: bool) -> Json:
     return found
 
 
+ICMP_FIELDS = st.fixed_dictionaries(
+    {"type": st.sampled_from([*ICMP_TYPES, "8", *ICMP_NAMES])},
+    optional={"family": st.just("IPv4")},
+) | st.fixed_dictionaries(
+    {"type": st.sampled_from([8, 13, "EchoRequest", "EchoReply"]), "family": st.just("IPv6")}
+)
+
+
 @st.composite
 def rules(draw: st.DrawFn, way: str, *, deny: bool) -> Json:
     found: Json = {}
@@ -213,6 +223,11 @@ def rules(draw: st.DrawFn, way: str, *, deny: bool) -> Json:
         found[f"{way}CIDRSet"] = draw(st.lists(cidr_sets(), max_size=2))
     if draw(st.booleans()):
         found["toPorts"] = draw(st.lists(port_rules(deny=deny), min_size=1, max_size=2))
+    elif draw(st.integers(0, 3)) == 0:
+        fields = st.lists(ICMP_FIELDS, min_size=int(deny), max_size=3)
+        found["icmps"] = draw(
+            st.lists(st.fixed_dictionaries({"fields": fields}), min_size=int(deny), max_size=2)
+        )
     return found
 
 
@@ -461,6 +476,16 @@ def _on_port(
     return first <= number <= port.get("endPort", first)
 
 
+def _is_message(icmps: list[Json], protocol: str, number: int) -> bool:
+    """Of IPv4: no packet of these tests is ICMPv6."""
+    return protocol == "ICMP" and any(
+        field.get("family", "IPv4") == "IPv4"
+        and ICMP_NAMES.get(field["type"], field["type"]) in (number, str(number))
+        for each in icmps
+        for field in each["fields"]
+    )
+
+
 def _plain_peer(party: Party, wanted: Json, namespace: str) -> bool:
     if "ipBlock" in wanted:
         return _in_block(party, wanted["ipBlock"]["cidr"], wanted["ipBlock"].get("except", []))
@@ -526,6 +551,11 @@ def _says(
         for deny, listed in sections.items():
             for rule in listed:
                 if not rule or not _is_peer(peer, rule, way, policy.namespace):
+                    continue
+                if "icmps" in rule:
+                    if _is_message(rule["icmps"], protocol, number):
+                        denied |= deny
+                        allowed |= not deny
                     continue
                 named = subject.ports if direction == "ingress" else peer.known_ports
                 for item in rule.get("toPorts", [None]):

@@ -20,8 +20,8 @@ def _not_yet(names: str, **others: str) -> dict[str, str]:
     return dict.fromkeys(names.split(), NOT_YET) | others
 
 
-_INGRESS_PEERS = "fromRequires fromGroups fromNodes icmps"
-_EGRESS_PEERS = "toRequires toServices toFQDNs toGroups toNodes icmps"
+_INGRESS_PEERS = "fromRequires fromGroups fromNodes"
+_EGRESS_PEERS = "toRequires toServices toFQDNs toGroups toNodes"
 _NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
 
 UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
@@ -53,7 +53,7 @@ UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] =
     (kinds.ServiceSpec, "internalTrafficPolicy"): ("Local",),
     (kinds.ServiceSpec, "externalTrafficPolicy"): ("Local",),
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
-    (kinds.PortProtocol, "protocol"): ("SCTP", "ICMP", "ICMPv6", "VRRP", "IGMP"),
+    (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
     (kinds.IngressRule, "fromEntities"): ("kube-apiserver",),
     (kinds.IngressDenyRule, "fromEntities"): ("kube-apiserver",),
     (kinds.EgressRule, "toEntities"): ("kube-apiserver",),

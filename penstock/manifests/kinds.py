@@ -205,7 +205,7 @@ class L7Rules(Kind, frozen=True):
 class PortProtocol(Kind, frozen=True):
     port: str | int = "0"
     end_port: int | None = None
-    protocol: Literal["TCP", "UDP", "ANY"] = "ANY"
+    protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
 
 
 class PortRule(Kind, frozen=True):
@@ -215,6 +215,17 @@ class PortRule(Kind, frozen=True):
 
 class PortDenyRule(Kind, frozen=True):
     ports: list[PortProtocol] = []
+
+
+class ICMPField(Kind, frozen=True):
+    """A type of ICMP messages, by number or by name."""
+
+    type: int | str
+    family: Literal["IPv4", "IPv6"] = "IPv4"
+
+
+class ICMPRule(Kind, frozen=True):
+    fields: list[ICMPField] = []
 
 
 class CIDRRule(Kind, frozen=True):
@@ -230,6 +241,7 @@ class IngressRule(Kind, frozen=True):
     from_cidr: list[str] | None = msgspec.field(default=None, name="fromCIDR")
     from_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="fromCIDRSet")
     to_ports: list[PortRule] | None = None
+    icmps: list[ICMPRule] | None = None
 
 
 class IngressDenyRule(Kind, frozen=True):
@@ -238,6 +250,7 @@ class IngressDenyRule(Kind, frozen=True):
     from_cidr: list[str] | None = msgspec.field(default=None, name="fromCIDR")
     from_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="fromCIDRSet")
     to_ports: list[PortDenyRule] | None = None
+    icmps: list[ICMPRule] | None = None
 
 
 class EgressRule(Kind, frozen=True):
@@ -246,6 +259,7 @@ class EgressRule(Kind, frozen=True):
     to_cidr: list[str] | None = msgspec.field(default=None, name="toCIDR")
     to_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="toCIDRSet")
     to_ports: list[PortRule] | None = None
+    icmps: list[ICMPRule] | None = None
 
 
 class EgressDenyRule(Kind, frozen=True):
@@ -254,6 +268,7 @@ class EgressDenyRule(Kind, frozen=True):
     to_cidr: list[str] | None = msgspec.field(default=None, name="toCIDR")
     to_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="toCIDRSet")
     to_ports: list[PortDenyRule] | None = None
+    icmps: list[ICMPRule] | None = None
 
 
 class EnableDefaultDeny(Kind, frozen=True):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_interface, ip_network
 
-from penstock.manifests import syntax
+from penstock.manifests import icmp, syntax
 from penstock.manifests.kinds import (
     CiliumClusterwideNetworkPolicy,
     EgressDenyRule,
@@ -22,10 +22,10 @@ from penstock.manifests.kinds import (
     PortRule,
 )
 from penstock.manifests.peers import CiliumPolicy, DirectionRule, peers_of, rules_of, sections_of
-from penstock.manifests.problem import Finding, Path
+from penstock.manifests.problem import Finding, Path, did_you_mean
 
 MAX_PORTS = 40
-"""Entries of one toPorts[].ports (Cilium)."""
+"""Entries of one toPorts[].ports, and of one icmps[].fields (Cilium)."""
 
 
 def check(policy: CiliumPolicy) -> Iterator[Finding]:
@@ -65,6 +65,7 @@ def _direction_rule(rule: DirectionRule, path: Path) -> Iterator[Finding]:
         yield from cidr_set(each.cidr, each.except_, (*path, f"{peers.way}CIDRSet", i))
     if rule.to_ports == [] and isinstance(rule, IngressDenyRule | EgressDenyRule):
         yield Finding((*path, "toPorts"), "is empty: nothing is denied", "leave it out to deny every port")
+    yield from _icmps(rule, path)
     to_ports: Sequence[PortRule | PortDenyRule] = rule.to_ports or ()
     for i, ports in enumerate(to_ports):
         here = (*path, "toPorts", i)
@@ -80,6 +81,26 @@ def _direction_rule(rule: DirectionRule, path: Path) -> Iterator[Finding]:
             yield from _http(ports, here)
         else:
             yield Finding((*here, "rules"), "holds no rule: every request is allowed", severity="warning")
+
+
+def _icmps(rule: DirectionRule, path: Path) -> Iterator[Finding]:
+    if rule.icmps is None:
+        return
+    here = (*path, "icmps")
+    if rule.to_ports is not None:
+        yield Finding(here, "cannot stand beside toPorts in one rule", "make two rules of it")
+    if not any(each.fields for each in rule.icmps) and isinstance(rule, IngressDenyRule | EgressDenyRule):
+        yield Finding(here, "is empty: nothing is denied", "leave it out to deny every message")
+    for i, each in enumerate(rule.icmps):
+        if len(each.fields) > MAX_PORTS:
+            yield Finding(
+                (*here, i, "fields"), f"holds {len(each.fields)} types, at most {MAX_PORTS} are allowed"
+            )
+        for j, field in enumerate(each.fields):
+            if icmp.type_number(field) is None:
+                message = f'"{field.type}" is not a type of ICMP message of {field.family}'
+                hint = did_you_mean(str(field.type), icmp.TYPES[field.family], 0.6)
+                yield Finding((*here, i, "fields", j, "type"), message, hint or "0 to 255, or its name")
 
 
 def _port(port: PortProtocol, path: Path) -> Iterator[Finding]:
@@ -116,8 +137,8 @@ def _http(ports: PortRule, path: Path) -> Iterator[Finding]:
     if not ports.ports:
         yield Finding((*path, "rules", "http"), "needs ports: an L7 rule stands on numbered or named ports")
     for i, port in enumerate(ports.ports):
-        if port.protocol == "UDP":
-            yield Finding((*path, "ports", i, "protocol"), "rules.http needs TCP, not UDP")
+        if port.protocol in ("UDP", "SCTP"):
+            yield Finding((*path, "ports", i, "protocol"), f"rules.http needs TCP, not {port.protocol}")
         if _number(port) == 0:
             yield Finding((*path, "ports", i, "port"), "rules.http needs a port other than 0")
     for i, rule in enumerate(ports.rules.http):

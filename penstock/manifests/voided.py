@@ -87,7 +87,7 @@ def _canonical(selector: LabelSelector | None) -> str:
 
 def _allows(document: Document, rule: IngressRule | EgressRule, path: Path) -> Iterator[_Allow]:
     listed = peers_of(rule)
-    if listed.absent and rule.to_ports is None:
+    if rule.icmps is not None or (listed.absent and rule.to_ports is None):
         return
     sets: list[str | None]
     if listed.absent:

@@ -10,8 +10,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penstock.manifests.document import Document, ObjectKey, Origin
+from penstock.manifests.icmp import type_number
 from penstock.manifests.kinds import (
     EgressDenyRule,
+    ICMPRule,
     IngressDenyRule,
     LabelSelector,
     PolicyRule,
@@ -43,13 +45,16 @@ from penstock.policy.labels import (
 from penstock.policy.prefixes import Block, block, is_prefix
 from penstock.routing.model import RequestMatch
 
-TCP, UDP, SCTP = 6, 17, 132
+ICMP, TCP, UDP, ICMP6, SCTP = 1, 6, 17, 58, 132
 PROTOCOLS = {"TCP": (TCP,), "UDP": (UDP,), "SCTP": (SCTP,), "ANY": (TCP, UDP, SCTP)}
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """Ports `first`..`last` of `protocol` (0: any protocol), or a name to be resolved on the workload."""
+    """Ports `first`..`last` of `protocol` (0: any protocol), or a name to be resolved on the workload.
+
+    The port of an ICMP message is its type, as for the kernel.
+    """
 
     protocol: int
     first: int = 0
@@ -153,6 +158,14 @@ def _request(http: PortHTTP) -> RequestMatch:
     return RequestMatch(http.method or None, http.path or None, http.host or None, tuple(headers))
 
 
+def _types(icmps: Sequence[ICMPRule]) -> Iterator[Port]:
+    for each in icmps:
+        for field in each.fields:
+            number = type_number(field)
+            if number is not None:
+                yield Port(ICMP if field.family == "IPv4" else ICMP6, number, number)
+
+
 def _port_rules(
     to_ports: Sequence[PortRule | PortDenyRule] | None,
 ) -> Iterator[tuple[int | None, tuple[Port, ...] | None, tuple[RequestMatch, ...] | None]]:
@@ -171,15 +184,16 @@ def _section(
 ) -> Iterator[Rule]:
     for index, item in enumerate(section or ()):
         listed = peers_of(item)
-        if listed.absent and item.to_ports is None:
+        if listed.absent and item.to_ports is None and item.icmps is None:
             # `ingress: [{}]` closes the direction and allows nothing.
             continue
+        messages = None if item.icmps is None else tuple(_types(item.icmps))
         for port_index, ports, http in _port_rules(item.to_ports):
             where = (*path, index) if port_index is None else (*path, index, "toPorts", port_index)
             yield Rule(
                 Direction.INGRESS if listed.way == "from" else Direction.EGRESS,
                 _peers(listed, document.key.namespace),
-                ports,
+                ports if messages is None else messages,
                 http,
                 isinstance(item, IngressDenyRule | EgressDenyRule),
                 document.key,

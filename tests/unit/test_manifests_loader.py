@@ -96,7 +96,7 @@ def test_an_unknown_field_with_the_nearest() -> None:
         ),
         (
             "  ingress: [{toPorts: [{ports: [{port: 80, protocol: tcp}]}]}]\n",
-            'spec.ingress[0].toPorts[0].ports[0].protocol: "tcp" is not one of ANY, TCP, UDP; '
+            'spec.ingress[0].toPorts[0].ports[0].protocol: "tcp" is not one of ANY, SCTP, TCP, UDP; '
             'did you mean "TCP"?',
         ),
     ],
@@ -129,7 +129,6 @@ def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None
     ("rule", "field"),
     [
         ("fromCIDRSet: [{cidr: 10.0.0.0/8, cidrGroupRef: x}]", "fromCIDRSet[0].cidrGroupRef"),
-        ("icmps: []", "icmps"),
         ("authentication: {mode: required}", "authentication"),
         ("toPorts: [{serverNames: [a]}]", "toPorts[0].serverNames"),
         ("toPorts: [{terminatingTLS: {}}]", "toPorts[0].terminatingTLS"),

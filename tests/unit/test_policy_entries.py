@@ -330,3 +330,26 @@ def test_modes_of_enforcement(mode: Enforcement, chosen: Verdict, others: Verdic
         assert ask(subject, direction, peer, 81) is others
     # The proxy judges by the same: a connection that it carries from before is no way around.
     assert bool(ask.plan.proxy.listeners) == (mode == "always")
+
+
+def test_icmp_messages_by_number_and_name() -> None:
+    fields = "{type: EchoRequest}, {type: 13}, {type: EchoRequest, family: IPv6}"
+    ask = Ask(f"{{{WEB}, ingress: [{{fromEndpoints: [{{}}], icmps: [{{fields: [{fields}]}}]}}]}}")
+    assert [t for t in range(256) if ask("web", IN, "db", t, ICMP) is ALLOW] == [8, 13]
+    assert [t for t in range(256) if ask("web", IN, "db", t, 58) is ALLOW] == [128]
+    assert ask("web", IN, "db", 8, TCP) is DENY
+    assert ask("web", IN, "world", 8, ICMP) is DENY
+
+
+def test_a_denied_message_beside_everything_else() -> None:
+    ask = Ask(
+        f"{{{WEB}, ingressDeny: [{{icmps: [{{fields: [{{type: 13}}]}}]}}], ingress: [{{fromEntities: [all]}}]}}"
+    )
+    assert ask("web", IN, "db", 13, ICMP) is DENY
+    assert ask("web", IN, "db", 8, ICMP) is ALLOW
+    assert ask("web", IN, "db", 13, UDP) is ALLOW
+
+
+def test_no_messages_are_none() -> None:
+    ask = Ask(f"{{{WEB}, ingress: [{{icmps: []}}]}}")
+    assert ask("web", IN, "db", 8, ICMP) is DENY

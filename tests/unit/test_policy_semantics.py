@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from policy_cases import (
     HOST,
+    ICMP_TYPES,
     OTHERS,
     POLICIES,
     PROTOCOL_NUMBERS,
@@ -47,7 +48,7 @@ def test_entries_say_what_the_manifests_say(
         for peer in [*everyone, *OTHERS]:
             for direction in Direction:
                 for protocol, number in PROTOCOL_NUMBERS.items():
-                    for port in PORTS if protocol != "ICMP" else (8,):
+                    for port in PORTS if protocol != "ICMP" else ICMP_TYPES:
                         found = look_up(
                             plan.kernel.policy,
                             subjects[subject.address],
