@@ -290,7 +290,7 @@ class Daemon:
         return found
 
     async def _plan(self, world: World) -> tuple[World, Plan]:
-        """The Plan, and the World with all numbers, which are saved first. Raises AllocationError, StateError."""
+        """The Plan, and the World with all numbers, saved first. Raises AllocationError, StateError."""
         numbered, plan = self._planner.plan(world)
         if numbered.allocations != world.allocations:
             await self._blocking(state.save, self.options.state_dir, numbered.allocations)
