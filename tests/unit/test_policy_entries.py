@@ -343,7 +343,8 @@ def test_icmp_messages_by_number_and_name() -> None:
 
 def test_a_denied_message_beside_everything_else() -> None:
     ask = Ask(
-        f"{{{WEB}, ingressDeny: [{{icmps: [{{fields: [{{type: 13}}]}}]}}], ingress: [{{fromEntities: [all]}}]}}"
+        f"{{{WEB}, ingressDeny: [{{icmps: [{{fields: [{{type: 13}}]}}]}}], "
+        "ingress: [{fromEntities: [all]}]}"
     )
     assert ask("web", IN, "db", 13, ICMP) is DENY
     assert ask("web", IN, "db", 8, ICMP) is ALLOW
