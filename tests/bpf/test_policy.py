@@ -10,7 +10,7 @@ import policy_cases as cases
 from bpf_kernel import OK, REDIRECT, SHOT, Kernel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from packets import UDP, echo, frame, ip, tcp_frame, udp
+from packets import ICMP, UDP, frame, icmp, ip, tcp_frame, udp
 from policy_cases import (
     HOST,
     OTHERS,
@@ -36,7 +36,8 @@ def _packet(source: Party, target: Party, protocol: str, port: int) -> bytes:
     if protocol == "TCP":
         return tcp_frame(source.address, target.address, 40000, port)
     if protocol == "ICMP":
-        return echo(source.address, target.address, 1)
+        # A type that stands for an answer would belong to the question that came before.
+        return frame(ip(source.address, target.address, ICMP, icmp(port, 0, 1)))
     number = SCTP if protocol == "SCTP" else UDP
     return frame(ip(source.address, target.address, number, udp(40000, port)))
 
@@ -92,7 +93,7 @@ def test_words_look_up_and_kernel_agree(
             if source is target or not (target.local or source.local):
                 continue
             for protocol, number in PROTOCOL_NUMBERS.items():
-                for port in ports if protocol != "ICMP" else (8,):
+                for port in ports if protocol != "ICMP" else (8, 13, 17):
                     packet = _packet(source, target, protocol, port)
                     words = cases.packet(policies, source, target, protocol, port)
                     looked_up = _by_lookup(tables, numbers, source, target, number, port)
