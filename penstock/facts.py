@@ -21,7 +21,7 @@ from penstock.manifests.kinds import (
 )
 from penstock.mtls.spiffe import for_workload
 from penstock.plan import Direction, IpcacheEntry, PolicyEntry, PolicyKey
-from penstock.policy.addresses import Whois, ipcache
+from penstock.policy.addresses import Whois, followed, ipcache
 from penstock.policy.entries import Stance, entries, stances
 from penstock.policy.identities import Member, Members, members
 from penstock.policy.labels import WORLD
@@ -61,15 +61,20 @@ class Facts:
     def members(self) -> Members:
         before, world = self._before, self.world
         if (
-            before is not None
-            and self._same_documents(Workload, Node, Namespace)
+            before is None
+            or world.node != before.world.node
+            or world.allocations.identities != before.world.allocations.identities
+            or not self._same_documents(Namespace)
+        ):
+            return members(world)
+        if (
+            self._same_documents(Workload, Node)
             and world.attachments == before.world.attachments
-            and world.allocations.identities == before.world.allocations.identities
             and world.allocations.prefixes == before.world.allocations.prefixes
             and prefixes(world) == before.members.index.prefixes.identities.keys()
         ):
             return before.members
-        return members(world)
+        return members(world, before.members)
 
     @property
     def _same_members(self) -> bool:
@@ -84,11 +89,13 @@ class Facts:
         before = self._before
         if (
             before is not None
-            and self._same_members
             and self._same_documents(PeerAuthentication, Node)
             and self.world.node_addresses == before.world.node_addresses
+            and self.members.index.prefixes.identities == before.members.index.prefixes.identities
         ):
-            return before.ipcache
+            changed = followed(self.world, before.ipcache, before.members, self.members, self.modes)
+            if changed is not None:
+                return changed
         return ipcache(self.world, self.members, self.modes)
 
     @cached_property

@@ -11,7 +11,7 @@ from ipaddress import ip_network
 
 from penstock.manifests.kinds import Node
 from penstock.plan import IpcacheEntry, MeshMode
-from penstock.policy.identities import Members
+from penstock.policy.identities import Member, Members
 from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
 from penstock.policy.mesh_tls import MeshModes
 from penstock.world import Address, Network, World, host_network, parse_address
@@ -19,9 +19,21 @@ from penstock.world import Address, Network, World, host_network, parse_address
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
-def ipcache(world: World, members: Members, modes: MeshModes) -> dict[Network, IpcacheEntry]:
+Entries = dict[Network, IpcacheEntry]
+
+
+def ipcache(world: World, members: Members, modes: MeshModes) -> Entries:
     """Network → who its addresses are, where no longer network says otherwise."""
-    found: dict[Network, IpcacheEntry] = dict.fromkeys(EVERYWHERE, IpcacheEntry(WORLD, WORLD))
+    found = strangers(world, members)
+    for member in members.all:
+        for address in _held(member):
+            found[host_network(address)] = _entry(member, modes)
+    return found
+
+
+def strangers(world: World, members: Members) -> Entries:
+    """Who is no workload."""
+    found: Entries = dict.fromkeys(EVERYWHERE, IpcacheEntry(WORLD, WORLD))
     for network, identity in members.index.prefixes.identities.items():
         found[network] = IpcacheEntry(identity, identity)
     for document, node in world.of_kind(Node):
@@ -32,18 +44,48 @@ def ipcache(world: World, members: Members, modes: MeshModes) -> dict[Network, I
                 found[host_network(parse_address(item.address))] = IpcacheEntry(REMOTE_NODE, REMOTE_NODE)
     for address in world.node_addresses:
         found[host_network(address)] = IpcacheEntry(HOST, HOST, local=True)
-    for member in members.all:
-        if member.local and member.attachment is None:
-            continue
-        for address in member.addresses:
-            found[host_network(address)] = IpcacheEntry(
-                member.identity,
-                member.identity,
-                mesh=member.mesh,
-                mode=modes.of(member) if member.mesh else MeshMode.OFF,
-                local=member.local,
-            )
     return found
+
+
+def followed(
+    world: World, entries: Entries, before: Members, after: Members, modes: MeshModes
+) -> Entries | None:
+    """`entries`, made for the members `before`, as they are for those of `after`, all else being the same.
+
+    None if the changed ones do not tell it alone: of an address that several have, the last is shown.
+    """
+    old, new = set(map(id, before.all)), set(map(id, after.all))
+    if old == new:
+        return entries
+    if len(strangers(world, before)) + sum(len(_held(m)) for m in before.all) != len(entries):
+        return None
+    found = entries.copy()
+    for member in before.all:
+        if id(member) not in new:
+            for address in _held(member):
+                del found[host_network(address)]
+    for member in after.all:
+        if id(member) not in old:
+            for address in _held(member):
+                if host_network(address) in found:
+                    return None
+                found[host_network(address)] = _entry(member, modes)
+    return found
+
+
+def _held(member: Member) -> tuple[Address, ...]:
+    """The addresses by which `member` is known: none while it is to be here and is not."""
+    return () if member.local and member.attachment is None else member.addresses
+
+
+def _entry(member: Member, modes: MeshModes) -> IpcacheEntry:
+    return IpcacheEntry(
+        member.identity,
+        member.identity,
+        mesh=member.mesh,
+        mode=modes.of(member) if member.mesh else MeshMode.OFF,
+        local=member.local,
+    )
 
 
 class Whois:

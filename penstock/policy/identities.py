@@ -21,6 +21,9 @@ from penstock.world import Address, Attachment, World, parse_address
 MESH_ANNOTATION = "penstock.dev/mesh"
 MOST_RESOLVED = 16384
 
+Ports = tuple[tuple[str, int, str], ...]
+"""(name, number, protocol) of each, sorted."""
+
 
 def identity_text(document: Document, workload: Workload) -> str:
     """The canonical text of a workload's identity; equal texts are the same identity."""
@@ -102,25 +105,35 @@ class Members:
         return tuple(m for m in self.all if m.local and m.attachment is not None)
 
 
-def members(world: World) -> Members:
-    """Resolve every Workload; those whose identity has no number yet are left out."""
+def members(world: World, before: Members | None = None) -> Members:
+    """Resolve every Workload; those whose identity has no number yet are left out.
+
+    `before` are the members of a World on the same node with the same numbers of identities and the same
+    Namespaces: a workload that is as it was keeps its very Member, so that others see what has changed.
+    """
     meshed = {
         d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
     }
+    known = {m.document.key: m for m in before.all} if before is not None else {}
     labels: dict[int, Mapping[str, str]] = {number: reserved_labels(number) for number in RESERVED}
-    port_sets: dict[int, list[tuple[tuple[str, int, str], ...]]] = {}
-    found: list[tuple[Document, Workload, int, tuple[tuple[str, int, str], ...]]] = []
+    port_sets: dict[int, list[Ports]] = {}
+    found: list[tuple[Document, Workload, int, Ports, Member | None]] = []
     for document, workload in world.of_kind(Workload):
-        identity = world.allocations.identities.get(identity_text(document, workload))
-        if identity is None:
-            continue
-        ports = tuple(sorted((p.name, p.container_port, str(p.protocol)) for p in workload.spec.ports))
+        old = known.get(document.key)
+        if old is not None and old.document is document:
+            identity, ports = old.identity, old.ports
+        else:
+            old = None
+            number = world.allocations.identities.get(identity_text(document, workload))
+            if number is None:
+                continue
+            identity = number
+            ports = tuple(sorted((p.name, p.container_port, str(p.protocol)) for p in workload.spec.ports))
         sets = port_sets.setdefault(identity, [])
         if ports not in sets:
             sets.append(ports)
             sets.sort()
-        found.append((document, workload, identity, ports))
-
+        found.append((document, workload, identity, ports, old))
     namespaces = {d.key.name: d.metadata.labels for d, _ in world.of_kind(Namespace)}
     networks = {
         network: number
@@ -130,7 +143,7 @@ def members(world: World) -> Members:
     labels.update(dict.fromkeys(networks.values(), WORLD_LABELS))
 
     result = []
-    for document, workload, identity, ports in found:
+    for document, workload, identity, ports, old in found:
         own = labels.get(identity)
         if own is None:
             own = labels[identity] = workload_labels(
@@ -140,18 +153,22 @@ def members(world: World) -> Members:
                 namespaces.get(document.key.namespace, {}),
             )
         local = workload.spec.node in (None, world.node) and workload.spec.netns is not None
-        name = (document.key.namespace, document.key.name)
-        attachment = world.attachments.get(name) if local else None
+        attachment = world.attachments.get((document.key.namespace, document.key.name)) if local else None
+        subject = identity * 256 + port_sets[identity].index(ports) % 256
+        mesh = not local and workload.spec.node in meshed
+        if old is not None and (old.subject, old.mesh, old.attachment) == (subject, mesh, attachment):
+            result.append(old)
+            continue
         addresses = tuple(parse_address(a) for a in workload.spec.addresses)
         result.append(
             Member(
                 document=document,
                 identity=identity,
-                subject=identity * 256 + port_sets[identity].index(ports) % 256,
+                subject=subject,
                 labels=own,
                 service_account=workload.spec.service_account_name,
                 local=local,
-                mesh=not local and workload.spec.node in meshed,
+                mesh=mesh,
                 addresses=addresses or (attachment.addresses if attachment else ()),
                 ports=ports,
                 attachment=attachment,

@@ -43,7 +43,9 @@ def policy(app: int, label: int) -> str:
         f"egress: [{{toEndpoints: [{{matchLabels: {{app: app{label}}}}}]}}]",
         "ingressDeny: [{fromEntities: [world]}]",
         "ingress: [{}]",
-    )[(app + label) % 4]
+        f"ingress: [{{fromCIDR: [10.0.2.{label}/32, 192.0.2.0/{24 + label}]}}]",
+        f"ingress: [{{fromEndpoints: [{{matchLabels: {{io.cilium.k8s.namespace.labels.team: t{label}}}}}]}}]",
+    )[(app + 2 * label) % 6]
     return f"""apiVersion: cilium.io/v2
 kind: CiliumNetworkPolicy
 metadata: {{name: p{app}}}
@@ -63,9 +65,47 @@ spec:
 """
 
 
+def remote(app: int, label: int) -> str:
+    """A workload of another node; some have one address, and some are not in the mesh."""
+    return f"""apiVersion: penstock.dev/v1alpha1
+kind: Workload
+metadata: {{name: r{app}, labels: {{app: app{label}}}}}
+spec: {{node: {"far" if app else "nowhere"}, addresses: [10.0.2.{label % 3}]}}
+"""
+
+
+def node(app: int, label: int) -> str:
+    return f"""apiVersion: v1
+kind: Node
+metadata: {{name: far, annotations: {{penstock.dev/mesh: "{"false" if label % 2 else "true"}"}}}}
+status: {{addresses: [{{type: InternalIP, address: 10.0.2.{app}}}]}}
+"""
+
+
+def namespace(app: int, label: int) -> str:
+    return f"""apiVersion: v1
+kind: Namespace
+metadata: {{name: {"default" if app else "other"}, labels: {{team: t{label}}}}}
+"""
+
+
+def plain(app: int, label: int) -> str:
+    return f"""apiVersion: networking.k8s.io/v1
+kind: NetworkPolicy
+metadata: {{name: n{app}}}
+spec:
+  podSelector: {{matchLabels: {{app: app{app}}}}}
+  ingress:
+  - from:
+    - namespaceSelector: {{matchLabels: {{team: t{label}}}}}
+    - ipBlock: {{cidr: 10.0.{label}.0/24}}
+"""
+
+
 MAKERS = {"workload": workload, "service": service, "policy": policy, "route": route}
+MORE = {"remote": remote, "node": node, "namespace": namespace, "plain": plain}
 EDITS = st.tuples(
-    st.sampled_from(sorted(MAKERS)),
+    st.sampled_from(sorted(MAKERS) + sorted(MORE)),
     st.integers(0, APPS - 1),
     st.none() | st.integers(0, APPS - 1),
 )
@@ -80,14 +120,16 @@ def _attachments() -> dict[tuple[str, str], Attachment]:
     }
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(st.lists(EDITS, min_size=1, max_size=12))
 def test_memory_changes_no_plan(edits: list[tuple[str, int, int | None]]) -> None:
     store, compiler = Store(), Compiler()
-    first = {f"{kind}{app}.yaml": make(app, app) for kind, make in MAKERS.items() for app in range(APPS)}
+    first = {
+        f"{kind}{app}.yaml": make(app, app) for kind, make in (MAKERS | MORE).items() for app in range(APPS)
+    }
     world = World("node", store.apply(first).documents, attachments=_attachments())
     for kind, app, label in [("workload", 0, 0), *edits]:
-        text = None if label is None else MAKERS[kind](app, label)
+        text = None if label is None else (MAKERS | MORE)[kind](app, label)
         world = replace(world, documents=store.apply({f"{kind}{app}.yaml": text}).documents)
         world = numbered(world, tuple(world.allocations.listener_ports))
         plan: Plan = compiler.compile(world)
