@@ -55,10 +55,15 @@ class Compiler:
     def __init__(self) -> None:
         self._last: Facts | None = None
 
+    @property
+    def facts(self) -> Facts | None:
+        """The stages of the last compilation, for whoever explains it."""
+        return self._last
+
     def compile(self, world: World) -> Plan:
         """The same Plan that `compile_world` makes."""
         facts = Facts(world, self._last)
-        plan = _plan(facts)
+        plan = compile_facts(facts)
         facts.forget()
         self._last = facts
         return plan
@@ -66,10 +71,11 @@ class Compiler:
 
 def compile_world(world: World) -> Plan:
     """What the kernel, Envoy and the CA must hold for `world`."""
-    return _plan(Facts(world))
+    return compile_facts(Facts(world))
 
 
-def _plan(facts: Facts) -> Plan:
+def compile_facts(facts: Facts) -> Plan:
+    """The Plan that follows from `facts`."""
     demand = listeners(
         facts.world,
         facts.members,

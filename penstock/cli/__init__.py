@@ -21,6 +21,7 @@ COMMANDS = {
     "check": "Look whether this machine can run Penstock, and say what to mend.",
     "demo": "Bring up a lab of two nodes and show what Penstock does.",
     "down": "Remove everything that a daemon put on this node.",
+    "explain": "Why a connection or a request is allowed or denied, and which line decides.",
     "get": "Show objects with their status.",
     "lab": "Nodes and workloads out of network namespaces.",
     "observe": "Show flows and requests.",
