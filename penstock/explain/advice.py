@@ -34,7 +34,7 @@ def _request(request: Request) -> Json:
 
 
 def _port(missing: Missing) -> list[Json]:
-    if missing.protocol == "ICMP":
+    if missing.protocol in ("ICMP", "ICMPV6"):
         return []
     rule: Json = {"ports": [{"port": str(missing.port), "protocol": missing.protocol}]}
     if missing.request is not None:

@@ -13,7 +13,7 @@ from typing import Any
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.observe.reasons import Reason
 
-PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
+PROTOCOLS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1, "ICMPV6": 58}
 
 HTTP_REASONS: Mapping[str, str] = {
     "REQUEST_DENIED": "no L7 rule allows this request at the endpoint: Envoy answers 403",

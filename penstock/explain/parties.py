@@ -78,6 +78,15 @@ class Parties:
         member = self.at(address)
         return name_of(member) if member else str(address)
 
+    def workload(self, text: str) -> Member:
+        """The workload of that name or address. Raises UnknownPartyError."""
+        member = self.at(parse_address(text)) if _is_address(text) else self._workload(text)
+        if member is None:
+            raise UnknownPartyError(
+                f"no workload is called {text!r}", hint="penstock endpoint list shows them"
+            )
+        return member
+
     def ends(self, question: Question) -> Ends:
         """Both ends of what is asked. Raises UnknownPartyError."""
         source = self._party(question.source)
@@ -88,6 +97,8 @@ class Parties:
             source = self._in_family(source, target.address.version)
         if source.address == target.address:
             raise UnknownPartyError("what a workload says to itself never leaves it, and nobody judges it")
+        if question.protocol == "ICMP" and target.address.version == 6:
+            return Ends(source, target, 128 if question.port is None else port, "ICMPV6")
         return Ends(source, target, port, question.protocol)
 
     def _in_family(self, party: Party, version: int) -> Party:

@@ -11,7 +11,7 @@ Hit = tuple[PolicyKey, PolicyEntry]
 """An entry of the table, with its key."""
 
 
-def _longest(
+def longest(
     table: Mapping[PolicyKey, PolicyEntry],
     subject: int,
     direction: Direction,
@@ -19,6 +19,7 @@ def _longest(
     protocol: int,
     port: int,
 ) -> Hit | None:
+    """The entry of one peer (0: of any) with the longest prefix."""
     for bits in range(16, -1, -1):
         masked = port & ((0xFFFF << (16 - bits)) & 0xFFFF)
         key = PolicyKey(subject, direction, identity, protocol, masked, bits)
@@ -41,7 +42,7 @@ def find(
     found = [
         hit
         for peer in (identity, 0)
-        if (hit := _longest(table, subject, direction, peer, protocol, port)) is not None
+        if (hit := longest(table, subject, direction, peer, protocol, port)) is not None
     ]
     return max(found, key=lambda hit: hit[1].verdict, default=None)
 
