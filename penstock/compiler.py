@@ -63,7 +63,7 @@ class Compiler:
     def compile(self, world: World) -> Plan:
         """The same Plan that `compile_world` makes."""
         facts = Facts(world, self._last)
-        plan = compile_facts(facts)
+        plan = _plan(facts)
         facts.forget()
         self._last = facts
         return plan
@@ -71,11 +71,10 @@ class Compiler:
 
 def compile_world(world: World) -> Plan:
     """What the kernel, Envoy and the CA must hold for `world`."""
-    return compile_facts(Facts(world))
+    return _plan(Facts(world))
 
 
-def compile_facts(facts: Facts) -> Plan:
-    """The Plan that follows from `facts`."""
+def _plan(facts: Facts) -> Plan:
     demand = listeners(
         facts.world,
         facts.members,

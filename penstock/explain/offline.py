@@ -7,15 +7,13 @@ where it does: a workload whose address is read from its interface gets one of 1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from ipaddress import IPv4Address
 
-from penstock.allocate import allocate
-from penstock.compiler import compile_facts, names
 from penstock.facts import Facts
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Node, Workload
 from penstock.plan import Plan
+from penstock.planner import Planner
 from penstock.world import Attachment, WorkloadName, World, parse_address
 
 _UNKNOWN = int(IPv4Address("198.18.0.1"))
@@ -52,22 +50,7 @@ def world(documents: Mapping[ObjectKey, Document], node: str) -> World:
 
 def compiled(start: World) -> tuple[Facts, Plan]:
     """Facts and Plan of `start` with everything allocated. Raises AllocationError."""
-    listeners: tuple[str, ...] = ()
-    current = start
-    while True:
-        wanted = names(current)
-        allocations = allocate(
-            current.allocations,
-            identities=wanted.identities,
-            vips=wanted.vips,
-            listener_names=listeners,
-            service_names=wanted.services,
-            settings=current.settings,
-        )
-        settled = allocations == current.allocations
-        current = replace(current, allocations=allocations)
-        facts = Facts(current)
-        plan = compile_facts(facts)
-        if settled and plan.listener_names == listeners:
-            return facts, plan
-        listeners = plan.listener_names
+    planner = Planner()
+    _, plan = planner.plan(start)
+    assert planner.facts is not None
+    return planner.facts, plan

@@ -167,7 +167,10 @@ class Way:
         if not ok:
             other = hop.target if direction is Direction.EGRESS else hop.source.member
             if word.by_default:
-                self.missing.append(Missing(subject, direction, other, peer, self._protocol, hop.port, None))
+                # The proxy serves workloads only: to any other address a rule can open no more than the port.
+                request = self._request if hop.target is not None else None
+                missing = Missing(subject, direction, other, peer, self._protocol, hop.port, request)
+                self.missing.append(missing)
             else:
                 self.denied_by.append(word.origins)
         return word.verdict
