@@ -109,10 +109,8 @@ class Requests:
             found = self._origins(crossing, [near[0]], sides[:1] or _DIRECTIONS)
             origins.append(found)
             side = f"{sides[0].name.lower()} " if sides else ""
-            texts.append(
-                f"no {side}rule matches; the nearest, {shown(near[0])} of {by(found)}, does not: "
-                + "; ".join(near[1])
-            )
+            why = "; ".join(near[1])
+            texts.append(f"no {side}rule matches; {why} (the nearest: {shown(near[0])}, in {by(found)})")
         return Judgement(
             False, "; ".join(texts), tuple(o for found in origins for o in found), tuple(failing)
         )

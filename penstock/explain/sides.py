@@ -28,7 +28,7 @@ def by(origins: Origins) -> str:
     return ", ".join(f"{key} ({origin})" for key, origin in origins)
 
 
-_VERBS = {Verdict.ALLOW: "allowed", Verdict.REDIRECT: "an L7 rule names it", Verdict.DENY: "denied"}
+_VERBS = {Verdict.ALLOW: "allowed", Verdict.REDIRECT: "steered to the proxy", Verdict.DENY: "denied"}
 
 
 @dataclass(frozen=True, slots=True)

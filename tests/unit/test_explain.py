@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -215,7 +216,7 @@ def test_what_of_the_request_does_not_match(
 ) -> None:
     found = ask(ALL + GUARD, "shop", "orders:8080", *request_, **headers)
     assert (found.decisive.reason, found.decisive.code) == ("REQUEST_DENIED", 403)
-    assert step(found, "request").text.endswith(nearest)
+    assert f"no ingress rule matches; {nearest} (the nearest: " in step(found, "request").text
 
 
 def test_a_header_may_open_it() -> None:
@@ -259,6 +260,15 @@ def test_who_or_what_is_meant_must_be_clear(source: str, destination: str, says:
 @pytest.mark.parametrize("destination", ["db:sql", "data/db", "data/db:5432", "10.1.0.4:5432", "db:5432/tcp"])
 def test_a_workload_has_many_names(destination: str) -> None:
     assert ask(ALL, "shop", destination).destination.startswith("data/db:5432/TCP")
+
+
+def test_a_listener_that_is_not_there_closes_what_a_rule_names() -> None:
+    documents = {d.key: d for d in load(ALL + GUARD, "test.yaml").documents}
+    facts, plan = offline.compiled(offline.world(documents, "node-a"))
+    without = Planned(replace(plan.kernel, listeners={}))
+    found = explain(Question("shop", "orders", "8080"), facts, plan, without)
+    assert (found.decisive.reason, way(found)[-1]) == ("PROXY_NOT_READY", "listener!")
+    assert explain(Question("bot", "shop", "80"), facts, plan, without).verdict == "ALLOWED"
 
 
 def test_json_has_the_same_to_say() -> None:
