@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import textwrap
 from pathlib import Path
 from typing import Any
@@ -146,6 +147,10 @@ def show(found: dict[str, Any]) -> None:
 
 
 def _wrapped(head: str, width: int, text: str) -> None:
+    """In lines on a terminal; whole for a program."""
+    if not sys.stdout.isatty():
+        click.echo(head + text)
+        return
     lines = textwrap.wrap(text, _WIDTH, break_long_words=False, break_on_hyphens=False)
     click.echo(head + ("\n" + " " * width).join(lines))
 
