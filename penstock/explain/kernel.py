@@ -28,11 +28,15 @@ from penstock.world import Address
 
 @dataclass(frozen=True, slots=True)
 class Judged:
-    """The verdict of one side. `key` is None where no entry was found: default deny."""
+    """The verdict of one side. `key` is None where no entry was found: default deny.
+
+    `known` is False for an entry of the kernel that is not in the Plan (a change is just being applied).
+    """
 
     verdict: Verdict
     key: PolicyKey | None = None
     origins: tuple[tuple[ObjectKey, Origin], ...] = ()
+    known: bool = True
 
 
 def judged(hit: Hit | None) -> Judged:

@@ -70,16 +70,21 @@ class Sides:
     def word(self, member: Member, direction: Direction, peer: int, protocol: str, port: int) -> Word:
         number = PROTOCOLS[protocol]
         found = self._judge(member, direction, peer, number, port)
-        if found.key is None and found.verdict is Verdict.DENY and not found.origins:
+        if found.key is None:
             closers = self.closers(member, direction)
-            who = by(closers) or "a policy that is gone"
-            text = f"no entry for {self.peer(peer)} at {protocol} {port}: default deny by {who}"
+            who = f" by {by(closers)}" if closers else ""
+            text = f"no entry for {self.peer(peer)} at {protocol} {port}: default deny{who}"
             return Word(found.verdict, text, closers, by_default=True)
+        if not found.known:
+            text = (
+                f"entry for {self._entry(found)}: {_VERBS[found.verdict]}, by a change that is being applied"
+            )
+            return Word(found.verdict, text, ())
         if not found.origins:
             why = f"no policy closes the {direction.name.lower()} of {name_of(member)}"
             return Word(found.verdict, f"{_VERBS[found.verdict]}: {why}", ())
-        entry = f"entry for {self._entry(found)}: " if found.key is not None else ""
-        return Word(found.verdict, f"{entry}{_VERBS[found.verdict]} by {by(found.origins)}", found.origins)
+        text = f"entry for {self._entry(found)}: {_VERBS[found.verdict]} by {by(found.origins)}"
+        return Word(found.verdict, text, found.origins)
 
     def _judge(self, member: Member, direction: Direction, peer: int, protocol: int, port: int) -> Judged:
         if member.local and member.attachment is not None:

@@ -171,7 +171,7 @@ class Way:
                 request = self._request if hop.target is not None else None
                 missing = Missing(subject, direction, other, peer, self._protocol, hop.port, request)
                 self.missing.append(missing)
-            else:
+            elif word.origins:
                 self.denied_by.append(word.origins)
         return word.verdict
 

@@ -69,4 +69,4 @@ class LiveKernel:
         hit = longest(self._plan.kernel.policy, subject, direction, asked.identity, protocol, port)
         if hit is not None and (hit[1].verdict, layout.rule_number(hit[1])) == (verdict, rule):
             return Judged(verdict, hit[0], hit[1].origins)
-        return Judged(verdict, asked)
+        return Judged(verdict, asked, known=False)

@@ -180,6 +180,18 @@ def test_plain_text_to_a_strict_workload(mesh: Mesh) -> None:
         assert (code, found["reason"]) == (1, "PLAINTEXT_TO_STRICT")
 
 
+def test_each_node_tells_its_own_side_of_what_passes_between_them(mesh: Mesh) -> None:
+    for node in mesh.daemons:
+        found = asked(mesh, node, "client", "far:8080")
+        assert (found["verdict"], found["reason"]) == ("ALLOWED", "REDIRECTED")
+        ports_ = [
+            s["text"].rpartition("port ")[2]
+            for s in found["steps"]
+            if s["node"] == node and "port" in s["text"]
+        ]
+        assert len(ports_) == 1
+
+
 @pytest.mark.parametrize(("protocol", "number"), [("UDP", 9091), ("UDP", 9092)])
 def test_udp(mesh: Mesh, protocol: str, number: int) -> None:
     real = udp_echoes(mesh["jailed"], mesh["free"].address(), 9091) if number == 9091 else False
