@@ -89,11 +89,16 @@ class Members:
         return tuple(m for m in self.all if m.local and m.attachment is not None)
 
 
+def meshed_nodes(world: World) -> frozenset[str]:
+    """The nodes that run Penstock, as their Node objects say."""
+    return frozenset(
+        d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
+    )
+
+
 def members(world: World) -> Members:
     """Resolve every Workload; those whose identity has no number yet are left out."""
-    meshed = {
-        d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
-    }
+    meshed = meshed_nodes(world)
     labels: dict[int, Mapping[str, str]] = {number: reserved_labels(number) for number in RESERVED}
     port_sets: dict[int, list[tuple[tuple[str, int, str], ...]]] = {}
     found: list[tuple[Document, Workload, int, tuple[tuple[str, int, str], ...]]] = []
