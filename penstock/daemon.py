@@ -110,7 +110,7 @@ class Daemon:
         loop.add_reader(node.events.fd, node.events.consume)
         control = ControlServer(
             socket_path(self.options.run_dir),
-            {"status": self._status, "get": self._get, "wait": self._wait},
+            {"status": self._status, "get": self._get, "wait": self._wait, **node.certificates.calls},
             {"observe": self._observe},
         )
         self._take(self._files.scan())
@@ -124,6 +124,7 @@ class Daemon:
                 self._follow_files(),
                 self._follow_namespaces(),
                 self._reconcile_forever(),
+                node.certificates.run(self._wake),
             )
         ]
         log.info("running", extra={"node": self.options.node, "config": str(self.options.config)})
@@ -195,6 +196,7 @@ class Daemon:
                 # A fault of ours. What is in force stays in force; dying would not mend it.
                 log.exception("a change could not be applied")
                 self._report.failed(f"internal error: {e!r}")
+            self._node.certificates.applied()
             async with self._applied:
                 self._applied_revision = revision
                 self._applied.notify_all()

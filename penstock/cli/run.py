@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import platform
+from datetime import timedelta
 from pathlib import Path
 
 import click
 
-from penstock.cli.options import run_dir_option
+from penstock.cli.options import DURATION, run_dir_option
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -32,6 +33,13 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     "--trust-domain", default="penstock.local", show_default=True, help="Trust domain of the SPIFFE ids."
 )
 @click.option(
+    "--cert-lifetime",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    help="How long a workload's certificate holds; renewed at half of it.",
+)
+@click.option(
     "--host-access/--no-host-access",
     default=True,
     show_default=True,
@@ -53,6 +61,7 @@ def run(
     node: str | None,
     ca_dir: Path | None,
     trust_domain: str,
+    cert_lifetime: timedelta,
     host_access: bool,
     concurrency: int | None,
     log_level: str,
@@ -78,6 +87,7 @@ def run(
         ca_dir=ca_dir.resolve() if ca_dir else None,
         settings=Settings(trust_domain=check_trust_domain(trust_domain), host_access=host_access),
         concurrency=concurrency,
+        cert_lifetime=cert_lifetime,
     )
 
     async def main() -> None:
