@@ -11,6 +11,9 @@
 #include "policy.h"
 #include "proxy.h"
 
+/* net.ipv4.ip_local_port_range begins here by default. */
+#define FIRST_EPHEMERAL_PORT 32768
+
 struct judgement {
 	struct decision d;
 	__u32 src_ifindex;
@@ -38,7 +41,7 @@ static __always_inline void steer(struct decision *d, __u32 source_class, __u32 
 /* Keeps the compiler from folding tests of map pointers into arithmetic that the verifier refuses. */
 #define known_as_number(x) asm volatile("" : "+r"(x))
 
-static __always_inline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j)
+static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j)
 {
 	struct service_key service = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
 	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
@@ -144,28 +147,37 @@ static __always_inline __be16 asked_port(const struct tuple *first)
 	return first->dport;
 }
 
-/* 1 if `quoted` was sent by a socket of the proxy, under a client's address (a workload `here`: to itself). */
-static __always_inline int of_proxy(struct __sk_buff *skb, const struct packet *p, const struct config *c,
-				    const struct tuple *quoted, __u32 here)
-{
-	struct tuple back = reversed(quoted);
-	struct endpoint *to;
-	struct bpf_sock *sk;
-	int own;
+/* Room for an ICMP error, apart from the 512 bytes of stack. */
+struct icmp_room {
+	struct tuple quoted;
+	struct tuple back;
+	struct ct_key key;
+};
 
-	if (quoted->protocol != IPPROTO_TCP || !in_proxy_range(c, quoted->sport))
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct icmp_room);
+	__uint(max_entries, 1);
+} icmp_rooms SEC(".maps");
+
+/* 1 if the quoted packet was sent by a socket of the proxy, under a client's address (a workload `here`: to itself). */
+static __always_inline int of_proxy(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+				    struct icmp_room *room, __u32 here)
+{
+	struct endpoint *to;
+	int state;
+
+	if (room->quoted.protocol != IPPROTO_TCP || !in_proxy_range(c, room->quoted.sport))
 		return 0;
 	if (here) {
-		to = bpf_map_lookup_elem(&endpoints, &quoted->dst);
+		to = bpf_map_lookup_elem(&endpoints, &room->quoted.dst);
 		if (!to || to->ifindex != here)
 			return 0;
 	}
-	sk = lookup_tcp(skb, p, &back);
-	if (!sk)
-		return 0;
-	own = sk->state != TCP_STATE_LISTEN;
-	bpf_sk_release(sk);
-	return own;
+	room->back = reversed(&room->quoted);
+	state = socket_state(skb, p, &room->back);
+	return state && state != TCP_STATE_LISTEN;
 }
 
 /*
@@ -174,22 +186,22 @@ static __always_inline int of_proxy(struct __sk_buff *skb, const struct packet *
  */
 static __always_inline int related(struct __sk_buff *skb, const struct packet *p, const struct config *c, __u32 here)
 {
-	struct tuple quoted;
+	__u32 zero = 0;
+	struct icmp_room *room = bpf_map_lookup_elem(&icmp_rooms, &zero);
 	struct ct_value *ct;
-	struct ct_key key;
 	__u8 side;
 
-	if (parse_quoted(skb, p, &quoted))
+	if (!room || parse_quoted(skb, p, &room->quoted))
 		return -1;
-	if (!same_addr(&quoted.src, &p->t.dst))
+	if (!same_addr(&room->quoted.src, &p->t.dst))
 		return -1;
 	/* Path MTU discovery of the proxy's own connections. */
-	if (of_proxy(skb, p, c, &quoted, here)) {
+	if (of_proxy(skb, p, c, room, here)) {
 		skb->mark = (skb->mark & ~MARK_MASK) | MARK_TO_PROXY;
 		return 0;
 	}
-	side = ct_make_key(&key, &quoted);
-	ct = bpf_map_lookup_elem(&conntrack, &key);
+	side = ct_make_key(&room->key, &room->quoted);
+	ct = bpf_map_lookup_elem(&conntrack, &room->key);
 	if (!ct || (here && ct->ifindex[!side] != here))
 		return -1;
 	if (ct->verdict == VERDICT_REDIRECT)
@@ -213,7 +225,7 @@ static __always_inline int borrowed_source(const struct packet *p, __u32 here)
 	return who && who->flags & IPCACHE_LOCAL;
 }
 
-static __always_inline int icmp_error(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+static __noinline int icmp_error(struct __sk_buff *skb, const struct packet *p, const struct config *c,
 				      __u8 hook)
 {
 	__u32 here = hook == HOOK_FROM_WORKLOAD ? skb->ifindex : 0;
@@ -255,12 +267,22 @@ static __always_inline int to_proxy(struct __sk_buff *skb, const struct packet *
 	return TC_ACT_OK;
 }
 
+/*
+ * Who began a connection that was there before us, or whose entry was evicted? Clients' ports are picked from the
+ * upper half (ip_local_port_range), servers' ports stand below. Where the client does not speak, both ways must be
+ * allowed: else a forbidden client would pass as one who answers.
+ */
+static __always_inline int client_speaks(const struct packet *p)
+{
+	return bpf_ntohs(p->t.sport) >= FIRST_EPHEMERAL_PORT && bpf_ntohs(p->t.dport) < FIRST_EPHEMERAL_PORT;
+}
+
 /* The whole way of a packet at an ingress hook. `here` is 0 on the node's devices: no local workload speaks there. */
 static __always_inline int ingress_hook(struct __sk_buff *skb, const struct packet *p, const struct config *c, __u8 hook)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct ct_value *ct, fresh = {};
-	int known, answer = 0;
+	int known, midstream, one_way = 0, answer = 0;
 	struct judgement j;
 	struct ct_key key;
 	struct tuple first;
@@ -270,6 +292,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 
 	ct = bpf_map_lookup_elem(&conntrack, &key);
 	known = ct && continues(ct, p, side, now) && ct->ifindex[side & 1] == here;
+	midstream = !ct && p->t.protocol == IPPROTO_TCP && !begins(p);
 	if (known && ct->epoch == c->epoch) {
 		if (ct->verdict == VERDICT_ALLOW) {
 			ct_touch(ct, now);
@@ -285,10 +308,17 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 	if (p->icmp_error)
 		return icmp_error(skb, p, c, hook);
 
+	if (midstream && !client_speaks(p)) {
+		first = reversed(&p->t);
+		judge(&first, first.dport, c, &j);
+		one_way = j.d.verdict != VERDICT_ALLOW;
+	}
+
 	/* An answer is judged as the flow that it answers. */
 	first = p->t;
-	if (known && ct->verdict != VERDICT_REDIRECT && ct->initiator != side) {
+	if (known && ct->verdict != VERDICT_REDIRECT && ct->initiator != side)
 		answer = 1;
+	if (answer) {
 		first = reversed(&p->t);
 		port = asked_port(&first);
 	}
@@ -300,7 +330,6 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		if (!here && !j.dst_ifindex && j.d.verdict == VERDICT_ALLOW)
 			return TC_ACT_OK;
 	}
-
 	if (j.d.verdict == VERDICT_DENY) {
 		__u8 was = known ? ct->verdict : VERDICT_NONE;
 		__be16 proxy_port = known ? ct->proxy_port : 0;
@@ -336,6 +365,9 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		count(REDIRECTED, p->length);
 		return TC_ACT_OK;
 	}
+
+	if (one_way)
+		return drop(p, &j.d, POLICY_CHANGED, hook);
 
 	/* Another listener reads it from now on (an L7 rule now names what a tunnel carries): it must begin anew there. */
 	if (known && ct->verdict == VERDICT_REDIRECT && j.d.verdict == VERDICT_REDIRECT &&

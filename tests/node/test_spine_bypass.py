@@ -11,23 +11,10 @@ from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+from clients import REFUSED, ask, connect, extra_address, make_socket, served
 from conftest import MeshFactory
-from rig import (
-    REFUSED,
-    Mesh,
-    ask,
-    connect,
-    extra_address,
-    make_socket,
-    policy,
-    ports,
-    route,
-    select,
-    served,
-    service,
-    to,
-    workload,
-)
+from objects import policy, ports, route, select, service, to
+from rig import Mesh, workload
 
 from penstock import lab
 from penstock.lab import LabNode, LabWorkload

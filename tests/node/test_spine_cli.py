@@ -12,8 +12,10 @@ from typing import Any
 
 import pytest
 import yaml
+from clients import ask, until
 from conftest import MeshFactory
-from rig import PENSTOCK, Mesh, ask, policy, ports, route, select, service, to, until, workload
+from objects import policy, ports, route, select, service, to
+from rig import PENSTOCK, Mesh, workload
 
 from penstock import lab
 

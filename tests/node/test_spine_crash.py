@@ -12,23 +12,10 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
+from clients import Load, ask, connect, make_socket, until
 from conftest import MeshFactory
-from rig import (
-    Daemon,
-    Load,
-    Mesh,
-    ask,
-    connect,
-    make_socket,
-    policy,
-    ports,
-    route,
-    select,
-    service,
-    to,
-    until,
-    workload,
-)
+from objects import policy, ports, route, select, service, to
+from rig import Daemon, Mesh, workload
 
 from penstock.redirect.layout import SHAPES
 from penstock.redirect.libbpf import BpfMap

@@ -10,25 +10,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from clients import REFUSED, Http, Load, ask, echoes, status_or_reset, udp_echoes, until
 from conftest import MeshFactory
-from rig import (
-    REFUSED,
-    Http,
-    Load,
-    Mesh,
-    ask,
-    echoes,
-    policy,
-    ports,
-    route,
-    select,
-    service,
-    status_or_reset,
-    to,
-    udp_echoes,
-    until,
-    workload,
-)
+from objects import policy, ports, route, select, service, to
+from rig import Mesh, workload
 
 HTTP = [{"method": "GET", "path": "/public/.*"}]
 WEB = service("web", {"port": 80, "targetPort": 8081}, selector={"app": "api"})

@@ -9,8 +9,10 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+from clients import ask, echoes, until
 from conftest import MeshFactory
-from rig import Mesh, ask, echoes, policy, ports, select, service, until, workload
+from objects import policy, ports, select, service
+from rig import Mesh, workload
 
 GOOD = """\
 apiVersion: cilium.io/v2

@@ -7,25 +7,10 @@ import subprocess
 from typing import Any
 
 import pytest
+from clients import REFUSED, Answer, Http, ask, connect, echoes, pings, udp_echoes
 from conftest import MeshFactory
-from rig import (
-    REFUSED,
-    Answer,
-    Http,
-    Mesh,
-    ask,
-    connect,
-    echoes,
-    pings,
-    policy,
-    ports,
-    route,
-    select,
-    service,
-    to,
-    udp_echoes,
-    workload,
-)
+from objects import policy, ports, route, select, service, to
+from rig import Mesh, workload
 
 from penstock import lab
 

@@ -5,21 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from clients import REFUSED, Http, Load, ask, connect, status_or_reset
 from conftest import MeshFactory
-from rig import (
-    REFUSED,
-    Http,
-    Load,
-    Mesh,
-    ask,
-    connect,
-    policy,
-    ports,
-    select,
-    service,
-    status_or_reset,
-    workload,
-)
+from objects import policy, ports, select, service
+from rig import Mesh, workload
 
 
 @pytest.fixture(scope="module")

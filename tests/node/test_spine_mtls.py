@@ -7,30 +7,23 @@ from typing import Any
 
 import pytest
 import yaml
-from conftest import MeshFactory
-from rig import (
+from clients import (
     REFUSED,
     Http,
-    Mesh,
     Sniffer,
     ask,
     connect,
     echoes,
     extra_address,
-    peer_authentication,
     pings,
-    policy,
-    ports,
-    route,
-    select,
     served,
-    service,
     status_or_reset,
-    to,
     udp_echoes,
     until,
-    workload,
 )
+from conftest import MeshFactory
+from objects import peer_authentication, policy, ports, route, select, service, to
+from rig import Mesh, workload
 
 SECRET = "a-token-that-must-not-be-read"
 CLIENT_ID = "spiffe://penstock.local/ns/default/sa/client"

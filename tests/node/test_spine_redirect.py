@@ -8,24 +8,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
+from clients import REFUSED, ask, echoes, make_socket, pings, udp_echoes, until
 from conftest import MeshFactory
-from rig import (
-    REFUSED,
-    Mesh,
-    ask,
-    echoes,
-    make_socket,
-    pings,
-    policy,
-    ports,
-    route,
-    select,
-    service,
-    to,
-    udp_echoes,
-    until,
-    workload,
-)
+from objects import policy, ports, route, select, service, to
+from rig import Mesh, workload
 
 
 @pytest.fixture(scope="module")

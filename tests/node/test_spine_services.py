@@ -7,25 +7,10 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from clients import Http, Load, ask, connect, echoes, make_socket, status_or_reset, udp_echoes
 from conftest import MeshFactory
-from rig import (
-    Http,
-    Load,
-    Mesh,
-    ask,
-    connect,
-    echoes,
-    make_socket,
-    policy,
-    ports,
-    route,
-    select,
-    service,
-    status_or_reset,
-    to,
-    udp_echoes,
-    workload,
-)
+from objects import policy, ports, route, select, service, to
+from rig import Mesh, workload
 
 DUAL = {"ipFamilyPolicy": "RequireDualStack"}
 WEB = {"name": "web", "port": 80, "targetPort": "http"}

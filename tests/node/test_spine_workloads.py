@@ -8,23 +8,10 @@ from typing import Any
 
 import pytest
 import yaml
+from clients import REFUSED, Http, ask, echoes, status_or_reset, until
 from conftest import MeshFactory
-from rig import (
-    REFUSED,
-    Http,
-    Mesh,
-    ask,
-    echoes,
-    policy,
-    ports,
-    route,
-    select,
-    service,
-    status_or_reset,
-    to,
-    until,
-    workload,
-)
+from objects import policy, ports, route, select, service, to
+from rig import Mesh, workload
 
 from penstock import lab
 from penstock.lab import LabWorkload, netns

@@ -1,0 +1,59 @@
+"""Manifests as tests write them: one short function for each kind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def select(**labels: str) -> dict[str, Any]:
+    return {"matchLabels": labels}
+
+
+def ports(*numbers: int, http: list[dict[str, Any]] | None = None, protocol: str = "TCP") -> dict[str, Any]:
+    found: dict[str, Any] = {"ports": [{"port": str(n), "protocol": protocol} for n in numbers]}
+    if http is not None:
+        found["rules"] = {"http": http}
+    return found
+
+
+def policy(name: str, selector: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "cilium.io/v2",
+        "kind": "CiliumNetworkPolicy",
+        "metadata": {"name": name},
+        "spec": {"endpointSelector": selector, **spec},
+    }
+
+
+def service(name: str, *served: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": {"name": name},
+        "spec": {"ports": list(served), **spec},
+    }
+
+
+def route(name: str, parent: str, *rules: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "apiVersion": "gateway.networking.k8s.io/v1",
+        "kind": "HTTPRoute",
+        "metadata": {"name": name},
+        "spec": {"parentRefs": [{"group": "", "kind": "Service", "name": parent}], "rules": list(rules)},
+    }
+
+
+def to(name: str, weight: int = 1, port: int = 80) -> dict[str, Any]:
+    return {"name": name, "port": port, "weight": weight}
+
+
+def peer_authentication(name: str, mode: str, **labels: str) -> dict[str, Any]:
+    spec: dict[str, Any] = {"mtls": {"mode": mode}}
+    if labels:
+        spec["selector"] = select(**labels)
+    return {
+        "apiVersion": "security.istio.io/v1",
+        "kind": "PeerAuthentication",
+        "metadata": {"name": name},
+        "spec": spec,
+    }
