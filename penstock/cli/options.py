@@ -33,7 +33,7 @@ output_option = click.option(
 """Adds `output: str`; give it to `penstock.cli.output.show`."""
 
 
-class _Duration(click.ParamType[timedelta]):
+class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions
     name = "duration"
     _units: ClassVar = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
 
