@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * Handing a packet to one of the proxy's sockets: its own established one, or the listener of its class. What is not
- * inlined here and in flow.h has its frame to itself: a program's 512 bytes of stack hold them one after the other.
+ * inlined here and in judge.h and icmp.h has its frame to itself: a program's 512 bytes of stack hold them one after the other.
  */
 #ifndef PENSTOCK_PROXY_H
 #define PENSTOCK_PROXY_H
