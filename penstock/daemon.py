@@ -117,6 +117,7 @@ class Daemon:
                 "wait": self._wait,
                 "explain": self._explain,
                 **{call: partial(self._look, call) for call in CALLS},
+                **node.certificates.calls,
             },
             {"observe": self._observe},
         )
@@ -131,6 +132,7 @@ class Daemon:
                 self._follow_files(),
                 self._follow_namespaces(),
                 self._reconcile_forever(),
+                node.certificates.run(self._wake),
             )
         ]
         log.info("running", extra={"node": self.options.node, "config": str(self.options.config)})
@@ -202,6 +204,7 @@ class Daemon:
                 # A fault of ours. What is in force stays in force; dying would not mend it.
                 log.exception("a change could not be applied")
                 self._report.failed(f"internal error: {e!r}")
+            self._node.certificates.applied()
             async with self._applied:
                 self._applied_revision = revision
                 self._applied.notify_all()
