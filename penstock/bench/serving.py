@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from penstock.bench import histogram
 from penstock.bench.errors import BenchError, ToolMissingError
 from penstock.bench.site import Site
 
@@ -92,6 +93,15 @@ class HttpLoad:
 
     def data(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def wrk_whole(site: Site, client: str, server: str, *, connections: int, seconds: int) -> histogram.Run:
+    """As `wrk`, with the whole distribution."""
+    script = site.directory / "done.lua"
+    script.write_text(histogram.SCRIPT)
+    url = f"http://{site.address(server)}:{HTTP_PORT}/"
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
+    return histogram.read(_output(site, client, argv, seconds))
 
 
 def wrk(site: Site, client: str, server: str, *, connections: int, seconds: float) -> HttpLoad:

@@ -15,7 +15,7 @@ import click
 
 from penstock.cli.output import table
 
-BENCHES = ("policy", "l4", "memory")
+BENCHES = ("policy", "l4", "memory", "latency")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +66,13 @@ def l4(**options: Any) -> None:
 def memory(**options: Any) -> None:
     """Resident memory of the daemon and of Envoy with 50 workloads."""
     _run(["memory"], **options)
+
+
+@bench.command(name="latency")
+@_options
+def latency(**options: Any) -> None:
+    """Latency, throughput and processor time: no mesh, the node's Envoy, two nodes, sidecars."""
+    _run(["latency"], **options)
 
 
 @bench.command(name="all")
