@@ -182,7 +182,7 @@ def _bars(ratios: Mapping[str, float], arms: Arms, most: int) -> list[Bar]:
     noise = {what: abs(ratios[f"{what}, self / none"] - 1) for what in ("throughput", "p50")}
 
     def near(key: str, other: str) -> float:
-        own = {arm: arms[arm]["1"][f"{key}_us"] for arm in ("none", "self", other)}
+        own = {arm: float(arms[arm]["1"][f"{key}_us"]) for arm in ("none", "self", other)}
         return abs(own["self"] - own["none"]) / max(own[other] - own["none"], 1)
 
     limits = (
@@ -227,3 +227,29 @@ def rows(data: Mapping[str, Any]) -> list[tuple[Any, ...]]:
         for c in arms["none"]
         for arm in arms
     ]
+
+
+def markdown(data: Mapping[str, Any]) -> str:
+    """The report: machine and method, the table, the bars."""
+    machine = data["machine"]
+    cells = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1), *rows(data)]
+    found = [
+        "# One node proxy against sidecars",
+        "",
+        f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['envoy']}, "
+        f"{data['date']}, load {machine['load'][0]:.1f}.",
+        "",
+        f"{data['method'][0].upper()}{data['method'][1:]}.",
+        "",
+        *("| " + " | ".join(map(str, row)) + " |" for row in cells),
+        "",
+        "Between nodes no hop is saved: each node's Envoy takes part, as two sidecars would.",
+        "",
+        "| ratio | measured | bar | |",
+        "| --- | ---: | ---: | --- |",
+    ]
+    for bar in data["bars"]:
+        verdict = ("held" if bar["held"] else "missed") if bar["clear"] else "too noisy to tell"
+        sign = "≥" if bar["above"] else "<"
+        found.append(f"| {bar['name']} | {bar['value']:g} | {sign} {bar['limit']:g} | {verdict} |")
+    return "\n".join(found) + "\n"

@@ -203,6 +203,8 @@ def _rbac() -> hcm_pb2.HttpFilter:
 
 def _chain(name: str, filters: Sequence[hcm_pb2.HttpFilter]) -> listener_components_pb2.FilterChain:
     manager = http.base(name, name)
+    # It tells the node's Envoy where a request goes; a sidecar needs no such thing.
+    manager.ClearField("early_header_mutation_extensions")
     route = route_components_pb2.Route(
         match=route_components_pb2.RouteMatch(prefix="/"),
         route=route_components_pb2.RouteAction(cluster=name, timeout=seconds(0)),

@@ -15,7 +15,7 @@ import click
 
 from penstock.cli.output import table
 
-BENCHES = ("policy", "l4", "memory", "latency")
+BENCHES = ("policy", "l4", "memory", "latency", "memory-sidecars")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -75,6 +75,13 @@ def latency(**options: Any) -> None:
     _run(["latency"], **options)
 
 
+@bench.command(name="memory-sidecars")
+@_options
+def memory_sidecars(**options: Any) -> None:
+    """Memory of one Envoy and the daemon for 30 workloads, against 30 sidecars."""
+    _run(["memory-sidecars"], **options)
+
+
 @bench.command(name="all")
 @_options
 def all_(**options: Any) -> None:
@@ -89,9 +96,12 @@ def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output:
     signal.signal(signal.SIGTERM, _end)
     found = []
     for name in names:
-        module = import_module(f"penstock.bench.{name}")
+        module = import_module(f"penstock.bench.{name.replace('-', '_')}")
         data = module.run(_teller(name), quick=quick).data()
-        click.echo(f"{name}: kept as {save(data, results)}", err=True)
+        kept = save(data, results)
+        if hasattr(module, "markdown"):
+            kept.with_suffix(".md").write_text(module.markdown(data))
+        click.echo(f"{name}: kept as {kept}", err=True)
         found.append(data)
         if output == "table":
             _show(module, data)
