@@ -42,7 +42,7 @@ def need(*tools: str) -> None:
     """Raises ToolMissingError if one is not installed."""
     for tool in tools:
         if not find(tool):
-            package = {"nginx": "nginx-light"}.get(tool, tool)
+            package = {"nginx": "nginx-light", "iptables-restore": "iptables"}.get(tool, tool)
             raise ToolMissingError(f"{tool} is not installed", hint=f"apt-get install {package}")
 
 
