@@ -7,6 +7,7 @@ never of percentiles; the figures as measured are kept in a file with the machin
     stats     percentiles, ratios          record    the result, the machine, the file
     site      a lab with its daemon        serving   nginx, wrk, iperf3
     cpu       processor time               histogram  latency, whole
+    page      plots
     sidecar   what to compare with         ways       the arms of `latency`
     policy, l4, memory, latency, memory_sidecars      one benchmark each: `run(tell, quick=…) -> Result`
 """

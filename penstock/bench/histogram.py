@@ -85,3 +85,9 @@ def percentile(histogram: Histogram, share: float) -> int:
 def text(histogram: Histogram) -> str:
     """One line, for files: `52:103 53:240 …`."""
     return " ".join(f"{value}:{count}" for value, count in histogram.items())
+
+
+def read_text(line: str) -> Histogram:
+    """What `text` wrote."""
+    pairs = (pair.split(":") for pair in line.split())
+    return {int(value): int(count) for value, count in pairs}

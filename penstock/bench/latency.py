@@ -18,6 +18,7 @@ from typing import Any
 from penstock.bench import cpu, histogram
 from penstock.bench.errors import BenchError
 from penstock.bench.memory import resident
+from penstock.bench.page import page
 from penstock.bench.record import Bar, Result
 from penstock.bench.serving import load_cpu, need, server_cpu, wrk_whole
 from penstock.bench.site import alone, scratch
@@ -229,8 +230,13 @@ def rows(data: Mapping[str, Any]) -> list[tuple[Any, ...]]:
     ]
 
 
+def reports(data: Mapping[str, Any]) -> dict[str, str]:
+    """What is kept beside the figures, by the file's suffix."""
+    return {".md": markdown(data), ".html": page(data, COLUMNS, rows(data))}
+
+
 def markdown(data: Mapping[str, Any]) -> str:
-    """The report: machine and method, the table, the bars."""
+    """Machine and method, the table, the bars."""
     machine = data["machine"]
     cells = [COLUMNS, ("---",) + ("---:",) * (len(COLUMNS) - 1), *rows(data)]
     found = [

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from typing import Any
 
 from penstock.bench import cpu, sidecar
@@ -48,6 +49,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
         daemon(one, rules) as running,
         site("many", members, directory) as many,
         sidecar.log_receiver(directory) as (log, _),
+        ExitStack() as stack,
     ):
         identities = sidecar.identities(directory, names)
         pids = []
@@ -56,7 +58,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
                 many.address(own), many.address(peer), log,
                 identity=identities[own], peer_id=identities[peer].spiffe_id,
             )  # fmt: skip
-            pids.append(sidecar.start(many, own, config))
+            pids.append(stack.enter_context(sidecar.beside(many, own, config)))
             tell(f"{len(pids)}/{count} sidecars")
         parts = {"daemon": (running.pid,), "envoy": (running.envoy_pid(),), "sidecars": tuple(pids)}
         found = {name: _together(these) for name, these in parts.items()}

@@ -235,8 +235,9 @@ def _listener(name: str, port: int, chain: listener_components_pb2.FilterChain) 
     )
 
 
-def start(site: Site, workload: str, config: str) -> int:
-    """Start a sidecar in the workload's namespace and redirect to it; returns its pid. It ends with the lab.
+@contextmanager
+def beside(site: Site, workload: str, config: str) -> Iterator[int]:
+    """A sidecar in the workload's namespace, redirected to: its pid.
 
     Raises BenchError if it does not serve in time.
     """
@@ -249,13 +250,19 @@ def start(site: Site, workload: str, config: str) -> int:
     ]  # fmt: skip
     with log.open("ab") as output:
         process = site.run_in(workload, argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-    deadline = time.monotonic() + _START
-    while not {OUTBOUND, INBOUND} <= _listening(process.pid):
-        if process.poll() is not None or time.monotonic() > deadline:
-            raise BenchError(f"a sidecar does not serve: {log.read_text(errors='replace').strip()[-800:]}")
-        time.sleep(0.02)  # nobody tells that a socket listens
-    redirect(site, workload)
-    return process.pid
+    try:
+        deadline = time.monotonic() + _START
+        while not {OUTBOUND, INBOUND} <= _listening(process.pid):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise BenchError(
+                    f"a sidecar does not serve: {log.read_text(errors='replace').strip()[-800:]}"
+                )
+            time.sleep(0.02)  # nobody tells that a socket listens
+        redirect(site, workload)
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
 
 
 def redirect(site: Site, workload: str) -> None:

@@ -158,7 +158,7 @@ def _sidecars(stack: ExitStack, directory: Path) -> dict[str, Way]:
                 place.address(own), place.address(peer), log,
                 identity=identity, peer_id=certificates[peer].spiffe_id if identity else "",
             )  # fmt: skip
-            proxies.append(sidecar.start(place, own, config))
+            proxies.append(stack.enter_context(sidecar.beside(place, own, config)))
         found[arm] = Way(place, *pair, proxies=tuple(proxies), receivers=(receiver,))
     return found
 

@@ -99,8 +99,9 @@ def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output:
         module = import_module(f"penstock.bench.{name.replace('-', '_')}")
         data = module.run(_teller(name), quick=quick).data()
         kept = save(data, results)
-        if hasattr(module, "markdown"):
-            kept.with_suffix(".md").write_text(module.markdown(data))
+        if hasattr(module, "reports"):
+            for suffix, text in module.reports(data).items():
+                kept.with_suffix(suffix).write_text(text)
         click.echo(f"{name}: kept as {kept}", err=True)
         found.append(data)
         if output == "table":

@@ -83,7 +83,6 @@ def test_every_arm_of_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> No
         for figures in loads.values():
             assert figures["errors"] == 0
             assert 0 < figures["p50_us"] <= figures["p99_us"] <= figures["p999_us"]
-            assert figures["cpu_ms_per_1k"] > 0
             # What has no proxy spends nothing in one.
             proxied = "node" in arm or "sidecar" in arm
             assert (figures["proxy_cpu_ms_per_1k"] > 0) is (figures["rss_mb"] > 0) is proxied

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
+from html import escape
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
@@ -51,6 +54,11 @@ def test_percentiles_of_merged_histograms_are_those_of_all_samples(rounds: list[
     everything = [sample for samples in rounds for sample in samples]
     for share in (50, 90, 99, 99.9, 100):
         assert histogram.percentile(merged, share) == percentile(everything, share)
+
+
+@given(st.dictionaries(st.integers(1, 10**7), st.integers(1, 10**6)))
+def test_a_histogram_is_kept_as_text(found: dict[int, int]) -> None:
+    assert histogram.read_text(histogram.text(found)) == found
 
 
 def test_no_samples_have_no_percentile() -> None:
@@ -124,6 +132,19 @@ def test_the_report_names_every_arm_and_every_bar() -> None:
     for words in (*ARMS.values(), *(bar["name"] for bar in data["bars"])):
         assert words in text
     assert json.dumps(data)
+
+
+def test_the_page_is_well_formed_and_tells_of_every_arm() -> None:
+    data = latency.result(samples(), {"arms": dict(ARMS)}).data()
+    text = latency.reports(data)[".html"]
+    plots = re.findall("<svg.*?</svg>", text, re.DOTALL)
+    assert len(plots) == 5
+    for plot in plots:
+        drawing = ElementTree.fromstring(plot)
+        numbers = [float(n) for n in re.findall(r"-?[\d.]+", " ".join(p.get("d", "") for p in drawing))]
+        # Nothing is drawn outside.
+        assert all(0 <= number <= 640 for number in numbers)
+    assert all(escape(words) in text for words in ARMS.values())
 
 
 def test_a_sidecar_goes_to_its_peer_and_takes_only_get() -> None:
