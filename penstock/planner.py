@@ -22,15 +22,16 @@ class Planner:
 
     def plan(self, world: World) -> tuple[World, Plan]:
         """Raises AllocationError if there are not enough numbers; then nothing has changed."""
-        world = _numbered(world, tuple(world.allocations.listener_ports))
+        world = numbered(world, tuple(world.allocations.listener_ports))
         plan = self._compiler.compile(world)
         if plan.unallocated:
-            world = _numbered(world, plan.listener_names)
+            world = numbered(world, plan.listener_names)
             plan = self._compiler.compile(world)
         return world, plan
 
 
-def _numbered(world: World, listeners: tuple[str, ...]) -> World:
+def numbered(world: World, listeners: tuple[str, ...]) -> World:
+    """`world` with a number for all that is known by one, and a port for each of `listeners`."""
     wanted = names(world)
     return replace(
         world,
