@@ -88,6 +88,9 @@ FIGURES = {
 }  # fmt: skip
 
 
+SETTINGS = {"arms": dict(ARMS), "idle_cpu_ms_per_s": 20.0}
+
+
 def samples() -> dict[str, dict[int, list[dict[str, Any]]]]:
     return {arm: {1: [sample(us, 1e6 / us)], 32: [sample(us * 4, rps)]} for arm, (us, rps) in FIGURES.items()}
 
@@ -97,7 +100,7 @@ def test_the_arms_are_those_that_are_told_of() -> None:
 
 
 def test_ratios_and_bars() -> None:
-    result = latency.result(samples(), {"arms": dict(ARMS)})
+    result = latency.result(samples(), SETTINGS)
     ratios = result.ratios
     assert ratios["added p50, node / sidecar"] == round(90 / 200, 4)
     assert ratios["added p50, node / sidecar-mtls"] == 0.3
@@ -109,6 +112,12 @@ def test_ratios_and_bars() -> None:
     held = {bar.name: bar.held for bar in result.bars}
     assert held["added p50, node / sidecar-mtls"] and held["throughput, node / sidecar"]
     assert not held["workers at 32"]
+
+
+def test_a_busy_machine_says_nothing_of_processor_time() -> None:
+    busy = latency.result(samples(), {**SETTINGS, "idle_cpu_ms_per_s": 500.0})
+    for result, clear in ((latency.result(samples(), SETTINGS), True), (busy, False)):
+        assert [bar.clear for bar in result.bars if bar.name == "cpu, node / sidecar-mtls"] == [clear]
 
 
 def test_medians_of_rounds_and_whole_distributions() -> None:
@@ -123,11 +132,11 @@ def test_a_run_with_failures_is_no_result() -> None:
     bad = samples()
     bad["node"][32][0]["errors"] = 3
     with pytest.raises(BenchError, match="node"):
-        latency.result(bad, {})
+        latency.result(bad, SETTINGS)
 
 
 def test_the_report_names_every_arm_and_every_bar() -> None:
-    data = latency.result(samples(), {"arms": dict(ARMS)}).data()
+    data = latency.result(samples(), SETTINGS).data()
     text = latency.markdown(data)
     for words in (*ARMS.values(), *(bar["name"] for bar in data["bars"])):
         assert words in text
@@ -135,7 +144,7 @@ def test_the_report_names_every_arm_and_every_bar() -> None:
 
 
 def test_the_page_is_well_formed_and_tells_of_every_arm() -> None:
-    data = latency.result(samples(), {"arms": dict(ARMS)}).data()
+    data = latency.result(samples(), SETTINGS).data()
     text = latency.reports(data)[".html"]
     plots = re.findall("<svg.*?</svg>", text, re.DOTALL)
     assert len(plots) == 5
