@@ -47,6 +47,7 @@ def numbered(world: World, listeners: tuple[str, ...]) -> World:
             vips=wanted.vips,
             listener_names=listeners,
             service_names=wanted.services,
+            prefixes=wanted.prefixes,
             settings=world.settings,
         ),
     )

@@ -21,7 +21,8 @@ from penstock.world import Address, is_host
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services")
 PUT = ("policy", "ipcache", "backends", "services", "listeners", "endpoints", "netns")
-DELETE_LAST = ("policy", "ipcache", "backends")
+# An address is nobody in particular before what was said of its identity goes.
+DELETE_LAST = ("ipcache", "policy", "backends")
 
 
 class TableOverflowError(BpfError):
