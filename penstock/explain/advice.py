@@ -14,8 +14,10 @@ from penstock.explain.way import Missing
 from penstock.plan import Direction
 from penstock.policy.identities import Member
 from penstock.policy.labels import NAMESPACE, RESERVED, SERVICE_ACCOUNT
+from penstock.world import host_network
 
 Json = dict[str, Any]
+_FAMILIES = {"ICMP": "IPv4", "ICMPV6": "IPv6"}
 
 
 def _selector(member: Member, within: str) -> Json:
@@ -33,13 +35,11 @@ def _request(request: Request) -> Json:
     return found
 
 
-def _port(missing: Missing) -> list[Json]:
-    if missing.protocol in ("ICMP", "ICMPV6"):
-        return []
+def _port(missing: Missing) -> Json:
     rule: Json = {"ports": [{"port": str(missing.port), "protocol": missing.protocol}]}
     if missing.request is not None:
         rule["rules"] = {"http": [_request(missing.request)]}
-    return [rule]
+    return rule
 
 
 def _policy(missing: Missing) -> Json:
@@ -50,8 +50,12 @@ def _policy(missing: Missing) -> Json:
         rule[f"{peers}Endpoints"] = [_selector(missing.peer, namespace)]
     elif missing.peer_identity in RESERVED:
         rule[f"{peers}Entities"] = [RESERVED[missing.peer_identity]]
-    if ports := _port(missing):
-        rule["toPorts"] = ports
+    else:
+        rule[f"{peers}CIDR"] = [str(host_network(missing.peer_address))]
+    if missing.protocol in _FAMILIES:
+        rule["icmps"] = [{"fields": [{"type": missing.port, "family": _FAMILIES[missing.protocol]}]}]
+    else:
+        rule["toPorts"] = [_port(missing)]
     return {
         "apiVersion": "cilium.io/v2",
         "kind": "CiliumNetworkPolicy",

@@ -16,8 +16,8 @@ from penstock.explain.sides import Origins, Sides, by
 from penstock.facts import Facts
 from penstock.plan import Direction
 from penstock.policy.identities import Member
-from penstock.policy.labels import HOST, WORLD
-from penstock.policy.rights import policy_class, rules_about
+from penstock.policy.labels import HOST
+from penstock.policy.rights import Destination, rules_about
 from penstock.policy.rules import Rule
 from penstock.routing.model import RequestMatch
 
@@ -26,16 +26,16 @@ _DIRECTIONS = (Direction.EGRESS, Direction.INGRESS)
 
 @dataclass(frozen=True, slots=True)
 class Crossing:
-    """From whom to which endpoint: what the rights are a function of. `identity` is the source's class."""
+    """From whom to which endpoint: what the rights are a function of.
+
+    `identity` is the source's class, `peer` the identity of the endpoint.
+    """
 
     source: Member | None
     identity: int
     target: Member | None
+    peer: int
     port: int
-
-    @property
-    def peer(self) -> int:
-        return self.target.identity if self.target else WORLD
 
     def subject(self, direction: Direction) -> Member | None:
         return self.source if direction is Direction.EGRESS else self.target
@@ -61,11 +61,12 @@ class Requests:
 
     def judge(self, crossing: Crossing, request: Request | None) -> Judgement:
         """Of `request`, or of requests at large if it is None."""
-        name = policy_class(crossing.target, crossing.port)
+        to = Destination(crossing.peer, crossing.target, crossing.port)
         rights = [
             right
-            for right in self._facts.rights([(crossing.target, crossing.port)])
-            if name in right.destinations and (right.sources is None or crossing.identity in right.sources)
+            for right in self._facts.rights([to])
+            if to.policy_class in right.destinations
+            and (right.sources is None or crossing.identity in right.sources)
         ]
         if not rights:
             return self._nothing(crossing)
@@ -152,7 +153,7 @@ class Requests:
         stance = self._facts.stances.of(direction)[member.subject]
         if direction is Direction.INGRESS:
             return rules_about(stance, crossing.identity, crossing.port, [member], self._facts.members)
-        named = self._facts.by_identity.get(crossing.peer, []) if crossing.target else []
+        named = self._facts.by_identity.get(crossing.peer, [])
         return rules_about(stance, crossing.peer, crossing.port, named, self._facts.members)
 
     def _origins(

@@ -19,6 +19,7 @@ from penstock.policy.entries import ANY, entries
 from penstock.policy.identities import Member, meshed_nodes
 from penstock.policy.labels import RESERVED
 from penstock.policy.lookup import find
+from penstock.policy.prefixes import is_prefix
 
 Origins = tuple[tuple[ObjectKey, Origin], ...]
 
@@ -112,6 +113,9 @@ class Sides:
     def peer(self, identity: int) -> str:
         if identity in RESERVED:
             return f"reserved:{RESERVED[identity]}"
+        if is_prefix(identity):
+            networks = self._facts.members.index.prefixes.identities.items()
+            return next((str(n) for n, number in networks if number == identity), f"identity {identity}")
         everyone = sorted(name_of(m) for m in self._facts.by_identity.get(identity, ()))
         who = (
             everyone[0]

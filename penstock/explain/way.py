@@ -32,6 +32,7 @@ class Missing:
     direction: Direction
     peer: Member | None
     peer_identity: int
+    peer_address: Address
     protocol: str
     port: int
     request: Request | None
@@ -49,6 +50,14 @@ class _Hop:
     source_node: str
     target_node: str
     label: str
+
+
+def _far_end(hop: _Hop, direction: Direction) -> Address:
+    """The address of the peer, as the side of `direction` sees it."""
+    if direction is Direction.EGRESS:
+        return hop.address
+    assert hop.source.address is not None
+    return hop.source.address
 
 
 class Way:
@@ -169,8 +178,18 @@ class Way:
             if word.by_default:
                 # The proxy serves workloads only: to any other address a rule can open no more than the port.
                 request = self._request if hop.target is not None else None
-                missing = Missing(subject, direction, other, peer, self._protocol, hop.port, request)
-                self.missing.append(missing)
+                self.missing.append(
+                    Missing(
+                        subject,
+                        direction,
+                        other,
+                        peer,
+                        _far_end(hop, direction),
+                        self._protocol,
+                        hop.port,
+                        request,
+                    )
+                )
             elif word.origins:
                 self.denied_by.append(word.origins)
         return word.verdict
@@ -256,17 +275,21 @@ class Way:
         return self._arrive(hop, tls=tls, judged=True)
 
     def _may(self, hop: _Hop, node: str) -> bool:
-        crossing = Crossing(hop.source.member, hop.identity, hop.target, hop.port)
+        peer = self._facts.identity_of(hop.address, hop.target)
+        crossing = Crossing(hop.source.member, hop.identity, hop.target, peer, hop.port)
         said: Judgement = self._requests.judge(crossing, self._request)
         self._step("request", said.text, ok=said.allowed, node=node, at=hop.label, origins=said.origins)
         if said.explicit:
             self.denied_by.append(said.origins)
             return False
         for direction in said.failing:
-            subject, peer = crossing.subject(direction), crossing.subject(Direction(1 - direction))
+            subject, other = crossing.subject(direction), crossing.subject(Direction(1 - direction))
             identity = crossing.peer if direction is Direction.EGRESS else crossing.identity
             assert subject is not None
-            self.missing.append(Missing(subject, direction, peer, identity, "TCP", hop.port, self._request))
+            address = _far_end(hop, direction)
+            self.missing.append(
+                Missing(subject, direction, other, identity, address, "TCP", hop.port, self._request)
+            )
         return said.allowed
 
     # --- along a route --------------------------------------------------------------------------------

@@ -20,7 +20,6 @@ from penstock.inspect.live import LiveKernel
 from penstock.plan import Direction, Plan, Verdict
 from penstock.policy.entries import ANY
 from penstock.policy.identities import Member
-from penstock.policy.labels import RESERVED
 from penstock.policy.rules import Port, Rule
 from penstock.redirect import decode, layout
 from penstock.redirect.layout import SHAPES
@@ -125,7 +124,7 @@ class Views:
         return [
             {
                 "identity": number,
-                "name": f"reserved:{RESERVED[number]}" if number in RESERVED else "",
+                "name": "" if number in self._facts.by_identity else self._sides.peer(number),
                 "workloads": sorted(name_of(m) for m in self._facts.by_identity.get(number, ())),
                 "labels": dict(labels),
                 "addresses": sorted(addresses.get(number, ())),

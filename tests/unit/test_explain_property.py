@@ -8,7 +8,7 @@ import policy_cases as cases
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_cases import HOST, POLICIES, PROTOCOL_NUMBERS, REMOTE_NODE, WORLD, Party, Policy, parties
+from policy_cases import HOST, ICMP_TYPES, OTHERS, POLICIES, PROTOCOL_NUMBERS, WORLD, Party, Policy, parties
 from worlds import make
 
 from penstock.explain import Explanation, Planned, Question, explain
@@ -17,7 +17,6 @@ from penstock.manifests.loader import load
 
 PORTS = st.sampled_from((79, 80, 81, 90, 96, 443, 8080, 65535))
 REQUESTS = st.sampled_from((("GET", "/"), ("GET", "/abc"), ("POST", "/b"), ("HEAD", "/a")))
-OTHERS = (HOST, WORLD, REMOTE_NODE)
 
 
 class Told:
@@ -45,7 +44,7 @@ def test_each_packet(everyone: list[Party], policies: list[Policy], port: int, p
         for target in [*everyone, *OTHERS]:
             if source is target or not (source.local or target.local):
                 continue
-            number = 8 if protocol == "ICMP" else port
+            number = port if protocol != "ICMP" else ICMP_TYPES[port % len(ICMP_TYPES)]
             wanted = cases.packet(policies, source, target, protocol, number)
             assert _word(told(source, target, protocol, number)) == wanted, (source, target, protocol)
 
