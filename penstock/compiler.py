@@ -20,10 +20,12 @@ from dataclasses import dataclass
 
 from penstock.facts import Facts
 from penstock.manifests.document import ObjectKey
-from penstock.manifests.kinds import CiliumNetworkPolicy, Workload
+from penstock.manifests.kinds import Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
 from penstock.policy.identities import identity_text
 from penstock.policy.kernel import kernel_tables
+from penstock.policy.netpol import POLICY_KINDS
+from penstock.policy.prefixes import prefixes
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
 from penstock.routing.services import served_names, wanted_vips
@@ -37,6 +39,7 @@ class Names:
     identities: tuple[str, ...]
     vips: dict[str, Address | None]
     services: tuple[str, ...]
+    prefixes: tuple[str, ...]
 
 
 def names(world: World) -> Names:
@@ -46,6 +49,7 @@ def names(world: World) -> Names:
         identities=tuple(identity_text(d, w) for d, w in world.of_kind(Workload)),
         vips=vips,
         services=served_names(world),
+        prefixes=tuple(map(str, prefixes(world))),
     )
 
 
@@ -54,6 +58,11 @@ class Compiler:
 
     def __init__(self) -> None:
         self._last: Facts | None = None
+
+    @property
+    def facts(self) -> Facts | None:
+        """The stages of the last compilation, for whoever explains it."""
+        return self._last
 
     def compile(self, world: World) -> Plan:
         """The same Plan that `compile_world` makes."""
@@ -105,7 +114,7 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
             found[key] = ObjectStatus((Condition("Ready", False, "NamespaceAbsent", why),), pending=why)
         elif member.local:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
-    for document, _ in facts.world.of_kind(CiliumNetworkPolicy):
+    for document in facts.world.of_kinds(*POLICY_KINDS):
         found[document.key] = ObjectStatus((Condition("Valid", True, "Accepted"),))
     found.update(_shared_vips(facts))
     found.update(facts.mesh.statuses)

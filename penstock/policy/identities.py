@@ -11,8 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from penstock.manifests.document import Document
-from penstock.manifests.kinds import Node, Workload
-from penstock.policy.labels import RESERVED, LabelIndex, reserved_labels, workload_labels
+from penstock.manifests.kinds import Namespace, Node, Workload
+from penstock.policy.labels import RESERVED, WORLD_LABELS, LabelIndex, reserved_labels, workload_labels
+from penstock.policy.prefixes import PrefixIndex, prefixes
 from penstock.policy.rules import Peers
 from penstock.world import Address, Attachment, World, parse_address
 
@@ -64,7 +65,7 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """All workloads, and the labels of every identity (reserved ones included)."""
+    """All workloads, and the labels of every identity (reserved ones and those of networks included)."""
 
     all: tuple[Member, ...]
     index: LabelIndex
@@ -88,11 +89,16 @@ class Members:
         return tuple(m for m in self.all if m.local and m.attachment is not None)
 
 
+def meshed_nodes(world: World) -> frozenset[str]:
+    """The nodes that run Penstock, as their Node objects say."""
+    return frozenset(
+        d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
+    )
+
+
 def members(world: World) -> Members:
     """Resolve every Workload; those whose identity has no number yet are left out."""
-    meshed = {
-        d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
-    }
+    meshed = meshed_nodes(world)
     labels: dict[int, Mapping[str, str]] = {number: reserved_labels(number) for number in RESERVED}
     port_sets: dict[int, list[tuple[tuple[str, int, str], ...]]] = {}
     found: list[tuple[Document, Workload, int, tuple[tuple[str, int, str], ...]]] = []
@@ -108,12 +114,24 @@ def members(world: World) -> Members:
             sets.sort()
         found.append((document, workload, identity, ports))
 
+    namespaces = {d.key.name: d.metadata.labels for d, _ in world.of_kind(Namespace)}
+    networks = {
+        network: number
+        for network in prefixes(world)
+        if (number := world.allocations.prefixes.get(str(network))) is not None
+    }
+    labels.update(dict.fromkeys(networks.values(), WORLD_LABELS))
+
     result = []
     for document, workload, identity, ports in found:
-        own = workload_labels(
-            document.key.namespace, workload.spec.service_account_name, workload.metadata.labels
-        )
-        labels[identity] = own
+        own = labels.get(identity)
+        if own is None:
+            own = labels[identity] = workload_labels(
+                document.key.namespace,
+                workload.spec.service_account_name,
+                workload.metadata.labels,
+                namespaces.get(document.key.namespace, {}),
+            )
         local = workload.spec.node in (None, world.node) and workload.spec.netns is not None
         name = (document.key.namespace, document.key.name)
         attachment = world.attachments.get(name) if local else None
@@ -133,4 +151,4 @@ def members(world: World) -> Members:
                 netns=workload.spec.netns,
             )
         )
-    return Members(tuple(result), LabelIndex(labels))
+    return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks)))

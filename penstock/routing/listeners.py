@@ -74,7 +74,8 @@ def _carried(world: World, members: Members) -> set[tuple[ListenerKind, int, int
     candidates: set[tuple[ListenerKind, int, int]] = set()
     for client, address, _ in world.carried:
         source, target = by_address.get(client), by_address.get(address)
-        for identity in (source.identity,) if source else (WORLD, REMOTE_NODE):
+        strangers = (WORLD, REMOTE_NODE, *members.index.prefixes.identities.values())
+        for identity in (source.identity,) if source else strangers:
             candidates.add((ListenerKind.HTTP_WORKLOAD, identity, 0))
             if source is not None:
                 candidates |= {(kind, identity, 0) for kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)}
