@@ -59,6 +59,11 @@ class Compiler:
     def __init__(self) -> None:
         self._last: Facts | None = None
 
+    @property
+    def facts(self) -> Facts | None:
+        """The stages of the last compilation, for whoever explains it."""
+        return self._last
+
     def compile(self, world: World) -> Plan:
         """The same Plan that `compile_world` makes."""
         facts = Facts(world, self._last)

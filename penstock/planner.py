@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from penstock.allocate import allocate
 from penstock.compiler import Compiler, names
+from penstock.facts import Facts
 from penstock.plan import Plan
 from penstock.world import World
 
@@ -19,6 +20,11 @@ class Planner:
 
     def __init__(self) -> None:
         self._compiler = Compiler()
+
+    @property
+    def facts(self) -> Facts | None:
+        """The stages of the last compilation, for whoever explains it."""
+        return self._compiler.facts
 
     def plan(self, world: World) -> tuple[World, Plan]:
         """Raises AllocationError if there are not enough numbers; then nothing has changed."""

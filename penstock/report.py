@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock import __version__, status
+from penstock import __version__, certs, status
 from penstock.errors import PenstockError, UsageError
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
@@ -140,6 +140,9 @@ class Report:
             "counters": self._counters(),
             "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),
+            "certificate_health": certs.health(
+                self._node.ca, self._node.issuer, self._node.applier.secrets, time.time()
+            ),
         }
 
     def _resources(self) -> dict[str, dict[str, Any]]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import platform
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from penstock.cli.options import run_dir_option
+from penstock.cli.options import DURATION, run_dir_option
 
 if TYPE_CHECKING:
     from penstock.world import Enforcement
@@ -34,6 +35,13 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 )
 @click.option(
     "--trust-domain", default="penstock.local", show_default=True, help="Trust domain of the SPIFFE ids."
+)
+@click.option(
+    "--cert-lifetime",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    help="How long a workload's certificate holds; renewed at half of it.",
 )
 @click.option(
     "--host-access/--no-host-access",
@@ -64,6 +72,7 @@ def run(
     node: str | None,
     ca_dir: Path | None,
     trust_domain: str,
+    cert_lifetime: timedelta,
     host_access: bool,
     policy_enforcement: Enforcement,
     concurrency: int | None,
@@ -94,6 +103,7 @@ def run(
             policy_enforcement=policy_enforcement,
         ),
         concurrency=concurrency,
+        cert_lifetime=cert_lifetime,
     )
 
     async def main() -> None:

@@ -105,15 +105,20 @@ class Members:
         return tuple(m for m in self.all if m.local and m.attachment is not None)
 
 
+def meshed_nodes(world: World) -> frozenset[str]:
+    """The nodes that run Penstock, as their Node objects say."""
+    return frozenset(
+        d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
+    )
+
+
 def members(world: World, before: Members | None = None) -> Members:
     """Resolve every Workload; those whose identity has no number yet are left out.
 
     `before` are the members of a World on the same node with the same numbers of identities and the same
     Namespaces: a workload that is as it was keeps its very Member, so that others see what has changed.
     """
-    meshed = {
-        d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
-    }
+    meshed = meshed_nodes(world)
     known = {m.document.key: m for m in before.all} if before is not None else {}
     labels: dict[int, Mapping[str, str]] = {number: reserved_labels(number) for number in RESERVED}
     port_sets: dict[int, list[Ports]] = {}

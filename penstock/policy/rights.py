@@ -52,13 +52,26 @@ def _covers(rule: Rule, port: int, named: Iterable[Member]) -> bool:
     return False
 
 
+def _about(rules: Iterable[Rule], peer: int | None, members: Members) -> Iterator[Rule]:
+    """Those that mean `peer` (None: whom no rule names)."""
+    for rule in rules:
+        if rule.peers is None or (peer is not None and peer in members.meant(rule.peers)):
+            yield rule
+
+
+def rules_about(
+    what: Stance, peer: int, port: int, named: Iterable[Member], members: Members
+) -> tuple[Rule, ...]:
+    """The rules of one side that speak of TCP `port` and `peer`; a port's name is looked up on `named`."""
+    named = tuple(named)
+    return tuple(_about([r for r in what.rules if _covers(r, port, named)], peer, members))
+
+
 def _side(rules: Iterable[Rule], default_deny: bool, peer: int | None, members: Members) -> Requests | None:
     """What one side's rules allow towards `peer` (None: whom no rule names); None is nothing."""
     alternatives: list[RequestMatch] = []
     open_ = not default_deny
-    for rule in rules:
-        if rule.peers is not None and (peer is None or peer not in members.meant(rule.peers)):
-            continue
+    for rule in _about(rules, peer, members):
         if rule.deny:
             return None
         if rule.http is None:
