@@ -101,8 +101,11 @@ def _plan(facts: Facts) -> Plan:
     )
 
 
+_VALID = ObjectStatus((Condition("Valid", True, "Accepted"),))
+
+
 def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
-    found = {key: ObjectStatus() for key in facts.world.documents}
+    found = dict.fromkeys(facts.world.documents, ObjectStatus())
     for document, workload in facts.world.of_kind(Workload):
         if workload.spec.container:
             why = "containers are not followed by this version: name the network namespace"
@@ -115,7 +118,7 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
         elif member.local:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
     for document in facts.world.of_kinds(*POLICY_KINDS):
-        found[document.key] = ObjectStatus((Condition("Valid", True, "Accepted"),))
+        found[document.key] = _VALID
     found.update(_shared_vips(facts))
     found.update(facts.mesh.statuses)
     return found

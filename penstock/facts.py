@@ -15,6 +15,7 @@ from penstock.manifests.kinds import (
     HTTPRoute,
     Namespace,
     Node,
+    PeerAuthentication,
     Service,
     Workload,
 )
@@ -80,6 +81,14 @@ class Facts:
 
     @cached_property
     def ipcache(self) -> dict[Network, IpcacheEntry]:
+        before = self._before
+        if (
+            before is not None
+            and self._same_members
+            and self._same_documents(PeerAuthentication, Node)
+            and self.world.node_addresses == before.world.node_addresses
+        ):
+            return before.ipcache
         return ipcache(self.world, self.members, self.modes)
 
     @cached_property

@@ -39,15 +39,14 @@ class Planner:
 def numbered(world: World, listeners: tuple[str, ...]) -> World:
     """`world` with a number for all that is known by one, and a port for each of `listeners`."""
     wanted = names(world)
-    return replace(
-        world,
-        allocations=allocate(
-            world.allocations,
-            identities=wanted.identities,
-            vips=wanted.vips,
-            listener_names=listeners,
-            service_names=wanted.services,
-            prefixes=wanted.prefixes,
-            settings=world.settings,
-        ),
+    allocations = allocate(
+        world.allocations,
+        identities=wanted.identities,
+        vips=wanted.vips,
+        listener_names=listeners,
+        service_names=wanted.services,
+        prefixes=wanted.prefixes,
+        settings=world.settings,
     )
+    # What a World knows of its documents by kind is worth keeping.
+    return world if allocations == world.allocations else replace(world, allocations=allocations)

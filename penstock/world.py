@@ -12,7 +12,7 @@ from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Literal, TypeVar
 
-from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.document import Document, ObjectKey, place
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
@@ -124,7 +124,7 @@ class World:
     @cached_property
     def _by_kind(self) -> Mapping[str, tuple[Document, ...]]:
         found: dict[str, list[Document]] = {}
-        for key in sorted(self.documents):
+        for key in sorted(self.documents, key=place):
             found.setdefault(key.kind, []).append(self.documents[key])
         return {kind: tuple(documents) for kind, documents in found.items()}
 

@@ -187,7 +187,7 @@ def _ratios(arms: Arms, most: str) -> dict[str, float]:
 def _bars(ratios: Mapping[str, float], arms: Arms, most: int, idle: float) -> list[Bar]:
     """Noise is what the arm without a mesh differs from itself by, as a share of what the bar is about.
 
-    That of processor time is what the idle machine spends, `idle` seconds a second, as a share of a processor.
+    That of processor time is what the idle machine spends, `idle` seconds a second.
     """
     noise = {what: abs(ratios[f"{what}, self / none"] - 1) for what in ("throughput", "p50")}
 

@@ -35,7 +35,7 @@ def stances(
 ) -> dict[int, Stance]:
     """Subject → what the policies that select it say, as far as they are enforced."""
     if enforcement == "never":
-        return {m.subject: Stance((), False) for m in members.all}
+        return dict.fromkeys(members.representatives(), Stance((), False))
     rules: dict[int, list[Rule]] = {}
     closed: set[int] = set()
     for spec in specs:
@@ -48,8 +48,11 @@ def stances(
             if closes:
                 closed.add(identity)
     if enforcement == "always":
-        closed.update(m.identity for m in members.all)
-    return {m.subject: Stance(tuple(rules.get(m.identity, ())), m.identity in closed) for m in members.all}
+        closed.update(m.identity for m in members.representatives().values())
+    return {
+        subject: Stance(tuple(rules.get(m.identity, ())), m.identity in closed)
+        for subject, m in members.representatives().items()
+    }
 
 
 def port_prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import Namespace, Node, Workload
@@ -23,8 +24,13 @@ MOST_RESOLVED = 16384
 
 def identity_text(document: Document, workload: Workload) -> str:
     """The canonical text of a workload's identity; equal texts are the same identity."""
-    labels = sorted(workload.metadata.labels.items())
-    return json.dumps([document.key.namespace, workload.spec.service_account_name, labels])
+    labels = tuple(workload.metadata.labels.items())
+    return _identity_text(document.key.namespace, workload.spec.service_account_name, labels)
+
+
+@lru_cache(maxsize=65536)
+def _identity_text(namespace: str, account: str, labels: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps([namespace, account, sorted(labels)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +75,7 @@ class Members:
 
     all: tuple[Member, ...]
     index: LabelIndex
+    _representatives: dict[int, Member] = field(default_factory=dict, repr=False, compare=False)
     _resolved: dict[Peers, frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -84,6 +91,12 @@ class Members:
                 self._resolved.clear()
             found = self._resolved[peers] = peers.resolve(self.index)
         return found
+
+    def representatives(self) -> Mapping[int, Member]:
+        """Subject → one of its workloads: what policy says of one it says of all."""
+        if not self._representatives:
+            self._representatives.update({m.subject: m for m in self.all})
+        return self._representatives
 
     def local(self) -> tuple[Member, ...]:
         return tuple(m for m in self.all if m.local and m.attachment is not None)
@@ -106,8 +119,7 @@ def members(world: World) -> Members:
         identity = world.allocations.identities.get(identity_text(document, workload))
         if identity is None:
             continue
-        named = [(p.name, p.container_port, str(p.protocol)) for p in workload.spec.ports]
-        ports = tuple(sorted(named))
+        ports = tuple(sorted((p.name, p.container_port, str(p.protocol)) for p in workload.spec.ports))
         sets = port_sets.setdefault(identity, [])
         if ports not in sets:
             sets.append(ports)

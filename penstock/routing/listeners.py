@@ -94,7 +94,7 @@ def listeners(
     spiffe_id: Callable[[Member], str],
 ) -> Demand:
     """Every listener that this node's proxy must have; `routed` if any Service has a route."""
-    ids = {m.identity: spiffe_id(m) for m in members.all}
+    ids = {m.identity: spiffe_id(m) for m in members.representatives().values()}
     found, names, unallocated = [], [], []
     wanted = _wanted(members, entries, modes, routed=routed) | _carried(world, members)
     for kind, source_class, destination in sorted(wanted):
