@@ -25,7 +25,7 @@ COMMANDS = {
     "demo": "Bring up a lab of two nodes and show what Penstock does.",
     "down": "Remove everything that a daemon put on this node.",
     "endpoint": "Local workloads, as the kernel knows them.",
-    "explain": "Why a connection or a request is allowed or denied, and which line decides.",
+    "explain": "Why something is allowed or denied, and which line decides.",
     "get": "Show objects with their status.",
     "identity": "Identities: numbers, labels, workloads, addresses.",
     "lab": "Nodes and workloads out of network namespaces.",

@@ -169,8 +169,9 @@ class Views:
                 entries[rule] += 1
         found = []
         for document, specs in self._facts.specs.values():
-            everyone = self._facts.members.all
-            selected = [m for m in everyone if any(spec.selects(m.labels) for spec in specs)]
+            index = self._facts.members.index
+            chosen = frozenset().union(*(spec.selects.identities(index) for spec in specs))
+            selected = [m for identity in chosen for m in self._facts.by_identity.get(identity, ())]
             closes = {d.name.lower() for spec in specs for d in spec.default_deny}
             found.append(
                 {
@@ -223,15 +224,12 @@ class Views:
     def _kernel_entries(self, subjects: Iterable[int] | None = None) -> list[Json]:
         """What stands in the map, or of these subjects."""
         planned = self._plan.kernel.policy
-        keys = {decode.policy_key(raw): raw for raw in self._tables.entries("policy")}
+        entries = {decode.policy_key(raw): value for raw, value in self._tables.entries("policy").items()}
         found = []
-        for key in sorted(keys):
+        for key in sorted(entries):
             if subjects is not None and key.subject not in subjects:
                 continue
-            raw = self._tables.read("policy", keys[key])
-            if raw is None:
-                continue
-            verdict, number = decode.policy_value(raw)
+            verdict, number = decode.policy_value(entries[key])
             entry = planned.get(key)
             known = entry is not None and layout.rule_number(entry) == number
             last = key.port + (1 << (16 - key.port_bits)) - 1
