@@ -36,6 +36,9 @@ def directory(world: World, plan: Plan) -> Directory:
         str(address): f"{m.namespace}/{m.document.key.name}" for m in everyone.all for address in m.addresses
     }
     identities = {number: f"reserved:{name}" for number, name in RESERVED.items()}
+    identities |= {
+        number: f"cidr:{network}" for network, number in everyone.index.prefixes.identities.items()
+    }
     rules = {
         rule_number(entry): ", ".join(f"{key} ({origin})" for key, origin in entry.origins)
         for entry in plan.kernel.policy.values()
@@ -115,6 +118,7 @@ class Report:
             "pid": os.getpid(),
             "since": self._since,
             "config": str(self._options.config),
+            "policy_enforcement": self._options.settings.policy_enforcement,
             "settled": self.settled and not busy,
             "busy": busy,
             "errors": errors,

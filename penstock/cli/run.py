@@ -5,10 +5,14 @@ from __future__ import annotations
 import platform
 from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from penstock.cli.options import DURATION, run_dir_option
+
+if TYPE_CHECKING:
+    from penstock.world import Enforcement
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -46,6 +50,13 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     help="The node's own processes may reach its workloads whatever the policy (health checks).",
 )
 @click.option(
+    "--policy-enforcement",
+    type=click.Choice(["default", "always", "never"]),
+    default="default",
+    show_default=True,
+    help="Closed to what no rule allows: whom a policy selects, every workload, or nobody (no policy holds).",
+)
+@click.option(
     "--concurrency", type=click.IntRange(1), default=None, help="Envoy's workers.  [default: one per CPU]"
 )
 @click.option(
@@ -63,6 +74,7 @@ def run(
     trust_domain: str,
     cert_lifetime: timedelta,
     host_access: bool,
+    policy_enforcement: Enforcement,
     concurrency: int | None,
     log_level: str,
 ) -> None:
@@ -85,7 +97,11 @@ def run(
         state_dir=state_dir.resolve(),
         node=node or platform.node(),
         ca_dir=ca_dir.resolve() if ca_dir else None,
-        settings=Settings(trust_domain=check_trust_domain(trust_domain), host_access=host_access),
+        settings=Settings(
+            trust_domain=check_trust_domain(trust_domain),
+            host_access=host_access,
+            policy_enforcement=policy_enforcement,
+        ),
         concurrency=concurrency,
         cert_lifetime=cert_lifetime,
     )

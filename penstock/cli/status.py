@@ -64,6 +64,8 @@ def _head(found: dict[str, Any]) -> None:
         f"node {found['node']}: {state}; {len(found['objects'])} objects, "
         f"{found['certificates']} certificates"
     )
+    if found["policy_enforcement"] != "default":
+        click.echo(f"policy enforcement: {found['policy_enforcement']}")
     connected = "connected" if envoy["connected"] else "not connected"
     click.echo(
         f"Envoy {envoy['pid'] or '-'}: {connected}, {envoy['listeners']} listeners, {envoy['nacks']} refusals"

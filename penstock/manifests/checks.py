@@ -10,13 +10,16 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from penstock.manifests import policy_checks, route_checks, syntax
+from penstock.manifests import netpol_checks, policy_checks, route_checks, syntax
 from penstock.manifests.kinds import (
     AnyKind,
+    CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
     HTTPRoute,
     Labels,
+    Namespace,
+    NetworkPolicy,
     Node,
     ObjectMeta,
     PeerAuthentication,
@@ -28,9 +31,7 @@ from penstock.manifests.problem import Finding, Path
 
 def check(value: AnyKind) -> Iterator[Finding]:
     """Every rule that `value` breaks."""
-    yield from _metadata(
-        value.metadata, syntax.service_name if isinstance(value, Service) else syntax.dns_subdomain
-    )
+    yield from _metadata(value.metadata, _NAMES.get(type(value), syntax.dns_subdomain))
     yield from _CHECKS[type(value)](value)
 
 
@@ -157,12 +158,24 @@ def _peer_authentication(policy: PeerAuthentication) -> Iterator[Finding]:
         yield from _labels(("spec", "selector", "matchLabels"), policy.spec.selector.match_labels)
 
 
+def _namespace(_: Namespace) -> Iterator[Finding]:
+    yield from ()
+
+
+_NAMES: Mapping[type[AnyKind], Callable[[str], str]] = {
+    Service: syntax.service_name,
+    Namespace: syntax.dns_label,
+}
+
 _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     Workload: _workload,
     Node: _node,
     Service: _service,
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: policy_checks.check,
+    CiliumClusterwideNetworkPolicy: policy_checks.check,
+    NetworkPolicy: netpol_checks.check,
+    Namespace: _namespace,
     HTTPRoute: route_checks.check,
     PeerAuthentication: _peer_authentication,
 }

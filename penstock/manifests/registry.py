@@ -11,9 +11,12 @@ from dataclasses import dataclass
 
 from penstock.manifests.kinds import (
     AnyKind,
+    CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
     HTTPRoute,
+    Namespace,
+    NetworkPolicy,
     Node,
     PeerAuthentication,
     Service,
@@ -49,6 +52,15 @@ SERVED: Mapping[str, ServedKind] = {
         ServedKind(Service, "v1", "services", ("svc",), custom=False),
         ServedKind(EndpointSlice, "discovery.k8s.io/v1", "endpointslices", ("eps",), custom=False),
         ServedKind(CiliumNetworkPolicy, "cilium.io/v2", "ciliumnetworkpolicies", ("cnp", "ciliumnp")),
+        ServedKind(
+            CiliumClusterwideNetworkPolicy,
+            "cilium.io/v2",
+            "ciliumclusterwidenetworkpolicies",
+            ("ccnp",),
+            namespaced=False,
+        ),
+        ServedKind(NetworkPolicy, "networking.k8s.io/v1", "networkpolicies", ("netpol",), custom=False),
+        ServedKind(Namespace, "v1", "namespaces", ("ns",), namespaced=False, custom=False),
         ServedKind(HTTPRoute, "gateway.networking.k8s.io/v1", "httproutes"),
         ServedKind(PeerAuthentication, "security.istio.io/v1", "peerauthentications", ("pa",)),
     )
@@ -70,8 +82,6 @@ NOT_SERVED: Mapping[str, tuple[str, ...]] = {
     "ListenerSet": ("gateway.networking.k8s.io/v1",),
     "Ingress": ("networking.k8s.io/v1",),
     "IngressClass": ("networking.k8s.io/v1",),
-    "NetworkPolicy": ("networking.k8s.io/v1",),
-    "CiliumClusterwideNetworkPolicy": ("cilium.io/v2",),
 }
 """Kinds that change traffic and that this version does not enforce yet: refused."""
 
@@ -82,7 +92,6 @@ PASSED_OVER: Mapping[str, tuple[str, ...]] = {
             "Endpoints",
             "Event",
             "LimitRange",
-            "Namespace",
             "PersistentVolume",
             "PersistentVolumeClaim",
             "Pod",

@@ -242,7 +242,9 @@ async def test_the_driver_waits_for_proof_and_not_for_time(tmp_path: Path) -> No
     opened(tmp_path)
     now = rotation.begin(tmp_path, Kind.ROOT, DOMAIN)
     reporter = Reporter.open(tmp_path, "node")
-    with pytest.raises(ProofError, match=r"stage trust is not proven within 0\.1 s: node: "):
+    with pytest.raises(
+        ProofError, match=r"stage trust is not proven within 0\.1 s: node: its daemon has not"
+    ):
         await rotate.drive(tmp_path, now, within=0.1, tell=lambda *_: None)
     assert rotation.current(tmp_path) == now
     told = []
