@@ -22,6 +22,7 @@ from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.errors import AuthorityError, VerifyError
 from penstock.mtls.issuer import Issuer, Owner
 from penstock.mtls.reports import Report, Reporter
+from penstock.mtls.rotation import Rotation
 from penstock.mtls.svid import SVID
 from penstock.mtls.verify import verify
 from penstock.xds.server import XdsServer
@@ -35,6 +36,9 @@ log = logging.getLogger(__name__)
 
 PATIENCE = 5.0
 """Seconds after which a report says what is missing, while it still waits for Envoy."""
+HANDSHAKE = 1.0
+"""Seconds for which a handshake may go on with the certificate or the bundle that it began with. What comes
+after a stage may not hit one, and nobody can be asked whether there still is one."""
 _TYPES = (TypeUrl.CDS, TypeUrl.LDS, TypeUrl.SDS)
 """An Envoy that connects anew asks for secrets before it has acknowledged clusters and listeners."""
 _FILES = (rotation.FILE, "root.crt", "intermediate.crt")
@@ -44,10 +48,6 @@ _STATES = {
     SyncState.ERROR: "refused",
     SyncState.NOT_SENT: "not asked for",
 }
-LATE = 1 / 3
-"""Renewal comes at half of a certificate's life; with less than this left of it something is wrong."""
-ROOT_NEAR = 90 * 86400
-INTERMEDIATE_NEAR = 30 * 86400
 
 
 class Certificates:
@@ -70,6 +70,8 @@ class Certificates:
         self._kick = asyncio.Event()
         self._applied = asyncio.Event()
         self._problem = ""
+        self._complete: tuple[Rotation, float] | None = None
+        """The stage for which Envoy has acknowledged all, and since when (monotonic)."""
 
     @property
     def calls(self) -> dict[str, Callable[[dict[str, Any]], Awaitable[Any]]]:
@@ -138,7 +140,10 @@ class Certificates:
         under_way = self._ca.rotation
         held = {id(kept): kept for kept in self._applier.secrets.values()}.values()
         moved = [kept for kept in held if self._ca.keeps(kept.chain_pem)]
-        reason = self._missing(held) if under_way else ""
+        reason = ""
+        if under_way is not None:
+            reason = self._missing(held)
+            reason = self._handshakes(under_way, complete=not reason) or reason
         return Report(
             self._node,
             rotation=under_way.id if under_way else "",
@@ -148,6 +153,21 @@ class Certificates:
             leaves=len(held),
             moved=len(moved),
         )
+
+    def _handshakes(self, under_way: Rotation, *, complete: bool) -> str:
+        """Why a stage is not proven though all is acknowledged. Nothing follows the last one."""
+        if not complete or len(under_way.ahead) == 1:
+            self._complete = None
+            return ""
+        now = time.monotonic()
+        if self._complete is None or self._complete[0] != under_way:
+            self._complete = (under_way, now)
+        left = self._complete[1] + HANDSHAKE - now
+        if left > 0:
+            # The loop's clock is coarser than ours: it may fire early, and then looks once more.
+            asyncio.get_running_loop().call_later(left, self._kick.set)
+            return "handshakes that began before are ending"
+        return ""
 
     def _missing(self, held: Iterable[SVID]) -> str:
         if self._problem:
@@ -306,45 +326,3 @@ class Certificates:
             for client in self._server.state()
             for status in client.types.get(TypeUrl.SDS, ())
         }
-
-
-def health(ca: CertificateAuthority, issuer: Issuer, svids: Mapping[str, SVID], now: float) -> dict[str, Any]:
-    """Nearest end, ages, failures, and what should be looked at before it hurts."""
-    held = list({id(kept): kept for kept in svids.values()}.values())
-    nearest = min(held, key=lambda kept: kept.not_after, default=None)
-    failures = [
-        {"workload": "/".join(o[0]), "spiffe_id": o[1], "reason": w} for o, w in issuer.failures.items()
-    ]
-    root, intermediate = (c.not_valid_after_utc.timestamp() - now for c in (ca.root, ca.intermediate))
-    under_way = ca.rotation
-    warnings = []
-    for kept in held:
-        if kept.not_after - now < LATE * (kept.not_after - kept.issued_at):
-            why = issuer.failures.get((kept.workload, kept.spiffe_id), "no reason known")
-            left = show.remaining(kept.not_after - now)
-            warnings.append(
-                f"the certificate of {'/'.join(kept.workload)} was not renewed ({why}): {left} left"
-            )
-    if intermediate < min(INTERMEDIATE_NEAR, root):
-        warnings.append(
-            f"the CA's intermediate was not renewed: {show.remaining(intermediate)} left; "
-            "put root.key into the CA directory, and run penstock ca rotate --intermediate"
-        )
-    if root < ROOT_NEAR:
-        warnings.append(f"the CA's root has {show.remaining(root)} left: penstock ca rotate --root")
-    if under_way is not None:
-        since = show.remaining(now - under_way.started)
-        warnings.append(
-            f"a rotation of the CA's {under_way.kind} is at stage {under_way.stage}, begun {since} ago"
-        )
-    return {
-        "nearest_expiry": show.moment(nearest.not_after) if nearest else None,
-        "nearest_expiry_seconds": round(nearest.not_after - now, 1) if nearest else None,
-        "nearest_expiry_workload": "/".join(nearest.workload) if nearest else None,
-        "oldest_age_seconds": round(max((now - k.issued_at for k in held), default=0.0), 1),
-        "lifetime_seconds": issuer.lifetime.total_seconds(),
-        "failures": failures,
-        "intermediate_expiry_seconds": round(intermediate),
-        "root_expiry_seconds": round(root),
-        "warnings": warnings,
-    }

@@ -7,12 +7,13 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock import __version__, certs, status
+from penstock import __version__, status
 from penstock.errors import PenstockError, UsageError
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
 from penstock.manifests.registry import served_kind
 from penstock.manifests.review import review
+from penstock.mtls.health import health
 from penstock.observe.flows import Directory, Flows
 from penstock.observe.reasons import BY_NUMBER
 from penstock.plan import Plan
@@ -140,7 +141,7 @@ class Report:
             "counters": self._counters(),
             "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),
-            "certificate_health": certs.health(
+            "certificate_health": health(
                 self._node.ca, self._node.issuer, self._node.applier.secrets, time.time()
             ),
         }

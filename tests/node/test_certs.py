@@ -226,8 +226,8 @@ def test_a_node_that_is_down_holds_the_stage_and_is_named(mesh: Mesh) -> None:
     old_root, far = root_of(mesh), mesh.on("far")
     with nothing_fails(mesh):
         far.kill()
-        _, err = rotate(mesh, "--timeout", "2s").end(1)
-        assert "stage trust is not proven within 2 s: node-b: its daemon does not run" in err
+        _, err = rotate(mesh, "--timeout", "5s").end(1)
+        assert "stage trust is not proven within 5 s: node-b: its daemon does not run" in err
         (waiting,) = (n for n in data(mesh, "ca", "status", code=1)["nodes"] if not n["proven"])
         assert (waiting["node"], waiting["daemon"]) == ("node-b", "down")
         command = rotate(mesh)
