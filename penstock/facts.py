@@ -10,14 +10,8 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.kinds import (
-    CiliumNetworkPolicy,
-    EndpointSlice,
-    HTTPRoute,
-    Node,
-    Service,
-    Workload,
-)
+from penstock.manifests.kinds import CiliumNetworkPolicy, EndpointSlice, Node, Service, Workload
+from penstock.manifests.route_kinds import HTTPRoute
 from penstock.mtls.spiffe import for_workload
 from penstock.plan import Direction, PolicyEntry, PolicyKey
 from penstock.policy.entries import Stance, entries, stances

@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.kinds import HTTPRoute, ParentReference, Service, Workload
+from penstock.manifests.kinds import Service, Workload
 from penstock.manifests.problem import Problem
+from penstock.manifests.route_kinds import HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus, Plan
 from penstock.policy.identities import identity_text
 from penstock.routing.mesh import CONTROLLER

@@ -38,6 +38,9 @@ UPSTREAM_SNI_STATE = "envoy.network.upstream_server_name"
 RIGHTS_FILTER = "penstock.rights"
 """The upstream filter that judges a request for the chosen endpoint; route tables carry its rules."""
 
+CORS_FILTER = "envoy.filters.http.cors"
+"""Envoy's own name: does nothing but on routes that configure it."""
+
 DESTINATION_HEADER = "x-penstock-destination"
 """Carries the dialled address inside Envoy; whatever a client sends under this name is overwritten."""
 

@@ -11,19 +11,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from penstock.manifests import policy_checks, route_checks, syntax
+from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.kinds import (
     AnyKind,
     CiliumNetworkPolicy,
     EndpointSlice,
-    HTTPRoute,
-    Labels,
     Node,
-    ObjectMeta,
     PeerAuthentication,
     Service,
     Workload,
 )
 from penstock.manifests.problem import Finding, Path
+from penstock.manifests.route_kinds import HTTPRoute
 
 
 def check(value: AnyKind) -> Iterator[Finding]:

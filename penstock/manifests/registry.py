@@ -13,12 +13,12 @@ from penstock.manifests.kinds import (
     AnyKind,
     CiliumNetworkPolicy,
     EndpointSlice,
-    HTTPRoute,
     Node,
     PeerAuthentication,
     Service,
     Workload,
 )
+from penstock.manifests.route_kinds import HTTPRoute
 
 
 @dataclass(frozen=True, slots=True)

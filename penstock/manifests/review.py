@@ -10,18 +10,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
+from penstock.manifests.base import Labels
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import (
     CiliumNetworkPolicy,
     EndpointSlice,
-    HTTPRoute,
-    Labels,
     LabelSelector,
     PeerAuthentication,
     Service,
     Workload,
 )
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, show_path
+from penstock.manifests.route_kinds import HTTPRoute
 from penstock.manifests.voided import rules_of, voided
 
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"

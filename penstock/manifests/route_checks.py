@@ -6,13 +6,13 @@ named as such.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from penstock.manifests import syntax
+from penstock.manifests import filter_checks, syntax
 from penstock.manifests.fields import NOT_YET
-from penstock.manifests.kinds import (
+from penstock.manifests.problem import Finding, Path
+from penstock.manifests.route_kinds import (
     HTTPBackendRef,
     HTTPHeaderMatch,
     HTTPPathMatch,
@@ -21,15 +21,12 @@ from penstock.manifests.kinds import (
     HTTPRouteMatch,
     ParentReference,
 )
-from penstock.manifests.problem import Finding, Path
 
 MAX_RULES = 16
 MAX_MATCHES = 64
 """Of one rule; of one route 128."""
 MAX_ROUTE_MATCHES = 128
 MAX_WEIGHT = 1_000_000
-
-_PATH = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9a-fA-F]{2})*")
 
 
 def check(route: HTTPRoute) -> Iterator[Finding]:
@@ -61,7 +58,9 @@ def check(route: HTTPRoute) -> Iterator[Finding]:
             yield from _match(match, (*here, "matches", j))
         yield from _at_most(rule.backend_refs, 16, (*here, "backendRefs"))
         for j, backend in enumerate(rule.backend_refs):
+            yield from _weight(backend, (*here, "backendRefs", j))
             yield from _backend(backend, (*here, "backendRefs", j))
+        yield from filter_checks.check(rule, here)
 
 
 def _at_most(items: Sequence[object], limit: int, path: Path) -> Iterator[Finding]:
@@ -88,9 +87,12 @@ def _parent(parent: ParentReference, path: Path) -> Iterator[Finding]:
         yield Finding((*path, "sectionName"), f"for a Service {NOT_YET}", "name its port", "unserved")
 
 
-def _backend(backend: HTTPBackendRef, path: Path) -> Iterator[Finding]:
+def _weight(backend: HTTPBackendRef, path: Path) -> Iterator[Finding]:
     if not 0 <= backend.weight <= MAX_WEIGHT:
         yield Finding((*path, "weight"), f"{backend.weight} is not between 0 and {MAX_WEIGHT}")
+
+
+def _backend(backend: HTTPBackendRef, path: Path) -> Iterator[Finding]:
     if (backend.group, backend.kind) != ("", "Service"):
         # Gateway API takes the route all the same: the share of an unknown kind is answered with 500.
         message = f'"{backend.kind}" (group "{backend.group}") is no backend: its requests get 500'
@@ -141,14 +143,7 @@ def _path(match: HTTPPathMatch, path: Path) -> Iterator[Finding]:
     if match.type == "RegularExpression":
         if wrong := syntax.regex(value):
             yield Finding(here, wrong)
-        return
-    if not value.startswith("/"):
+    elif not value.startswith("/"):
         yield Finding(here, f'"{value}" does not begin with "/"', f'write "/{value}"')
-    elif len(value) > 1024:
-        yield Finding(here, "is longer than 1024 characters")
-    elif found := [part for part in ("//", "/./", "/../", "%2f", "%2F", "#") if part in value]:
-        yield Finding(here, f'"{value}" holds "{found[0]}", which no normalised path does')
-    elif value.endswith(("/.", "/..")):
-        yield Finding(here, f'"{value}" ends in a dot segment, which no normalised path does')
-    elif not _PATH.fullmatch(value):
-        yield Finding(here, f'"{value}" holds characters that a path must escape')
+    elif wrong := syntax.url_path(value):
+        yield Finding(here, f'"{value}" {wrong}')

@@ -13,8 +13,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.kinds import HTTPBackendRef, HTTPRoute, HTTPRouteMatch, ParentReference
+from penstock.manifests.route_kinds import (
+    HTTPBackendRef,
+    HTTPRoute,
+    HTTPRouteMatch,
+    ParentReference,
+)
 from penstock.plan import Condition, ObjectStatus
+from penstock.routing.filters import actions, header_changes
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
 from penstock.routing.services import ServedPort
 from penstock.world import World
@@ -124,24 +130,49 @@ def _attached(
     return found, Condition("Accepted", True, "Accepted")
 
 
-def _routes(
-    document: Document, route: HTTPRoute, family: int, services: _Services
-) -> tuple[list[tuple[tuple[object, ...], Route]], list[ServedPort], list[Condition]]:
-    routes, clusters, problems = [], [], []
+@dataclass(slots=True)
+class _Compiled:
+    """What one document gives one table."""
+
+    routes: list[tuple[tuple[object, ...], Route]]
+    clusters: list[ServedPort]
+    problems: list[Condition]
+
+
+def _share(ref: HTTPBackendRef, cluster: str | None) -> RouteBackend:
+    request = next((f.request_header_modifier for f in ref.filters if f.request_header_modifier), None)
+    response = next((f.response_header_modifier for f in ref.filters if f.response_header_modifier), None)
+    rewrite = next((f.url_rewrite for f in ref.filters if f.url_rewrite), None)
+    return RouteBackend(
+        cluster,
+        ref.weight,
+        header_changes(request),
+        header_changes(response),
+        rewrite.hostname or None if rewrite else None,
+    )
+
+
+def _routes(document: Document, route: HTTPRoute, parent: ServedPort, services: _Services) -> _Compiled:
+    made = _Compiled([], [], [])
+
+    def resolve(ref: HTTPBackendRef) -> str | None:
+        target, problem = _backend(document, ref, parent.family, services)
+        if problem is not None:
+            made.problems.append(problem)
+        if target is None:
+            return None
+        made.clusters.append(target)
+        return target.name
+
     for index, rule in enumerate(route.spec.rules):
-        backends = []
-        for ref in rule.backend_refs:
-            target, problem = _backend(document, ref, family, services)
-            if problem is not None:
-                problems.append(problem)
-            if target is not None:
-                clusters.append(target)
-            backends.append(RouteBackend(target.name if target else None, ref.weight))
+        backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
+        does = actions(rule, parent.port.port)
         for place, item in enumerate(rule.matches):
             match = _match(item)
             name = f"{document.key.namespace}/{document.key.name}/{rule.name or index}/{place}"
-            routes.append((_precedence(document, match, (index, place)), Route(name, match, tuple(backends))))
-    return routes, clusters, problems
+            compiled = Route(name, match, backends, does)
+            made.routes.append((_precedence(document, match, (index, place)), compiled))
+    return made
 
 
 def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
@@ -162,13 +193,13 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
             attached, accepted = _attached(document, route, parent, services)
             problems: list[Condition] = []
             for target in attached:
-                routes, used, found = _routes(document, route, target.family, services)
-                problems += found
+                compiled = _routes(document, route, target, services)
+                problems += compiled.problems
                 if target.vip is None:
                     continue
                 owners[target.name] = target
-                collected.setdefault(target.name, []).extend(routes)
-                clusters.setdefault(target.name, {}).update({c.name: c for c in used})
+                collected.setdefault(target.name, []).extend(compiled.routes)
+                clusters.setdefault(target.name, {}).update({c.name: c for c in compiled.clusters})
             resolved = problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
             parents.append((parent, (accepted, resolved)))
             for condition in (accepted, resolved):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
+from penstock.routing.actions import NO_ACTIONS, NO_CHANGES, Actions, HeaderChanges
 from penstock.world import Address
 
 
@@ -67,10 +68,16 @@ class RouteMatch:
 
 @dataclass(frozen=True, slots=True)
 class RouteBackend:
-    """A share of a rule's requests. `cluster` None answers 500 (the reference cannot be used)."""
+    """A share of a rule's requests. `cluster` None answers 500 (the reference cannot be used).
+
+    The changes and the hostname are for just this share, on top of the rule's own.
+    """
 
     cluster: str | None
     weight: int
+    request: HeaderChanges = NO_CHANGES
+    response: HeaderChanges = NO_CHANGES
+    hostname: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +87,7 @@ class Route:
     name: str
     match: RouteMatch
     backends: tuple[RouteBackend, ...]
+    actions: Actions = NO_ACTIONS
 
 
 @dataclass(frozen=True, slots=True)
