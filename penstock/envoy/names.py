@@ -29,6 +29,9 @@ NO_SECRET = "none"
 SOURCE_CLASS_STATE = "penstock.source_class"
 """Filter state that states the source class of a connection, as decimal text."""
 
+SOURCE_NAMESPACE_STATE = "penstock.source_namespace"
+"""Filter state that states the namespace of the source class, by which consumer routes match."""
+
 CLIENT_SECRET_STATE = "envoy.tls.certificate_mappers.on_demand_secret"
 """Filter state that names the client certificate: the client's address (Envoy's own key)."""
 

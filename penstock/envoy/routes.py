@@ -47,6 +47,9 @@ def _match(match: RouteMatch) -> components.RouteMatch:
             for name, value in match.query
         ],
     )
+    if match.namespace is not None:
+        clients = string_pb2.StringMatcher(exact=match.namespace)
+        result.filter_state.add(key=names.SOURCE_NAMESPACE_STATE, string_match=clients)
     value = match.path.value
     if match.path.kind == "exact":
         result.path = value
@@ -121,6 +124,10 @@ def _redirects(route: Route, redirect: Redirect) -> Iterator[components.Route]:
 
 
 def _routes(route: Route) -> Iterator[components.Route]:
+    if route.actions.missing:
+        refusal = components.DirectResponseAction(status=404)
+        yield components.Route(name=route.name, match=_match(route.match), direct_response=refusal)
+        return
     if route.actions.redirect is not None:
         made: Iterable[components.Route] = _redirects(route, route.actions.redirect)
     else:

@@ -22,7 +22,7 @@ from penstock.manifests.kinds import (
     Workload,
 )
 from penstock.manifests.problem import Finding, Path
-from penstock.manifests.route_kinds import HTTPRoute
+from penstock.manifests.route_kinds import HTTPRoute, ReferenceGrant
 
 
 def check(value: AnyKind) -> Iterator[Finding]:
@@ -156,6 +156,17 @@ def _peer_authentication(policy: PeerAuthentication) -> Iterator[Finding]:
         yield from _labels(("spec", "selector", "matchLabels"), policy.spec.selector.match_labels)
 
 
+def _reference_grant(grant: ReferenceGrant) -> Iterator[Finding]:
+    for name, entries in (("from", grant.spec.from_), ("to", grant.spec.to)):
+        if not 1 <= len(entries) <= 16:
+            yield Finding(("spec", name), f"holds {len(entries)} entries; it must be 1 to 16")
+    for i, source in enumerate(grant.spec.from_):
+        yield from _wrong(("spec", "from", i, "namespace"), syntax.dns_label(source.namespace))
+    for i, target in enumerate(grant.spec.to):
+        if target.name == "":
+            yield Finding(("spec", "to", i, "name"), "is empty", "leave it out to mean every name")
+
+
 _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     Workload: _workload,
     Node: _node,
@@ -163,5 +174,6 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: policy_checks.check,
     HTTPRoute: route_checks.check,
+    ReferenceGrant: _reference_grant,
     PeerAuthentication: _peer_authentication,
 }

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
-from penstock.manifests.route_kinds import HTTPRoute
+from penstock.manifests.route_kinds import HTTPRoute, ReferenceGrant
 
 # --- selectors -----------------------------------------------------------------------------------
 
@@ -266,4 +266,13 @@ class PeerAuthentication(Kind, frozen=True):
     status: Any = None
 
 
-AnyKind = Workload | Node | Service | EndpointSlice | CiliumNetworkPolicy | HTTPRoute | PeerAuthentication
+AnyKind = (
+    Workload
+    | Node
+    | Service
+    | EndpointSlice
+    | CiliumNetworkPolicy
+    | HTTPRoute
+    | ReferenceGrant
+    | PeerAuthentication
+)

@@ -18,7 +18,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.route_kinds import HTTPRoute
+from penstock.manifests.route_kinds import HTTPRoute, ReferenceGrant
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +35,8 @@ class ServedKind:
     short: tuple[str, ...] = ()
     namespaced: bool = True
     custom: bool = True
+    older: tuple[str, ...] = ()
+    """Further apiVersions with the same schema."""
 
     @property
     def name(self) -> str:
@@ -50,6 +52,13 @@ SERVED: Mapping[str, ServedKind] = {
         ServedKind(EndpointSlice, "discovery.k8s.io/v1", "endpointslices", ("eps",), custom=False),
         ServedKind(CiliumNetworkPolicy, "cilium.io/v2", "ciliumnetworkpolicies", ("cnp", "ciliumnp")),
         ServedKind(HTTPRoute, "gateway.networking.k8s.io/v1", "httproutes"),
+        ServedKind(
+            ReferenceGrant,
+            "gateway.networking.k8s.io/v1",
+            "referencegrants",
+            ("refgrant",),
+            older=("gateway.networking.k8s.io/v1beta1",),
+        ),
         ServedKind(PeerAuthentication, "security.istio.io/v1", "peerauthentications", ("pa",)),
     )
 }
@@ -65,7 +74,6 @@ NOT_SERVED: Mapping[str, tuple[str, ...]] = {
     ),
     "TCPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
     "UDPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
-    "ReferenceGrant": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"),
     "BackendTLSPolicy": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"),
     "ListenerSet": ("gateway.networking.k8s.io/v1",),
     "Ingress": ("networking.k8s.io/v1",),
@@ -130,7 +138,7 @@ PASSED_OVER: Mapping[str, tuple[str, ...]] = {
 API_VERSIONS: Mapping[str, tuple[str, ...]] = {
     **PASSED_OVER,
     **NOT_SERVED,
-    **{name: (served.api_version,) for name, served in SERVED.items()},
+    **{name: (served.api_version, *served.older) for name, served in SERVED.items()},
 }
 """Every known kind with its apiVersions, the best one first."""
 

@@ -83,8 +83,8 @@ def _parent(parent: ParentReference, path: Path) -> Iterator[Finding]:
     if parent.group != "":
         yield Finding((*path, "group"), f'a Service is not of the group "{parent.group}"', 'write group: ""')
     yield from _reference(parent.name, parent.namespace, parent.port, path)
-    if parent.section_name is not None:
-        yield Finding((*path, "sectionName"), f"for a Service {NOT_YET}", "name its port", "unserved")
+    if parent.section_name is not None and (wrong := syntax.dns_label(parent.section_name)):
+        yield Finding((*path, "sectionName"), f'"{parent.section_name}" {wrong}')
 
 
 def _weight(backend: HTTPBackendRef, path: Path) -> Iterator[Finding]:

@@ -150,3 +150,29 @@ class HTTPRoute(Kind, frozen=True):
     metadata: ObjectMeta
     spec: HTTPRouteSpec
     status: Any = None
+
+
+class ReferenceGrantFrom(Kind, frozen=True):
+    group: str
+    kind: str
+    namespace: str
+
+
+class ReferenceGrantTo(Kind, frozen=True):
+    group: str
+    kind: str
+    name: str | None = None
+
+
+class ReferenceGrantSpec(Kind, frozen=True):
+    from_: list[ReferenceGrantFrom] = msgspec.field(name="from")
+    to: list[ReferenceGrantTo]
+
+
+class ReferenceGrant(Kind, frozen=True):
+    """Lets objects of other namespaces name objects of its own."""
+
+    api_version: str
+    kind: Literal["ReferenceGrant"]
+    metadata: ObjectMeta
+    spec: ReferenceGrantSpec

@@ -87,6 +87,8 @@ class Actions:
     hostname: str | None = None
     path: PathChange | None = None
     cors: Cors | None = None
+    missing: bool = False
+    """Answers 404 and does nothing else."""
     timeout: int | None = None
     try_timeout: int | None = None
     retry: Retry | None = None

@@ -93,6 +93,7 @@ def listeners(
     spiffe_id: Callable[[Member], str],
 ) -> Demand:
     """Every listener that this node's proxy must have; `routed` if any Service has a route."""
+    namespaces = {m.identity: m.namespace for m in members.all}
     ids = {m.identity: spiffe_id(m) for m in members.all}
     found, names, unallocated = [], [], []
     wanted = _wanted(members, entries, modes, routed=routed) | _carried(world, members)
@@ -113,6 +114,7 @@ def listeners(
                 peer_id=ids[source_class] if tls else None,
                 destination=destination,
                 server_id=ids[destination] if destination else None,
+                namespace=namespaces[source_class] if kind is ListenerKind.HTTP_SERVICE else "",
             )
         )
     return Demand(tuple(found), tuple(unallocated), tuple(names))

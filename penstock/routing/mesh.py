@@ -2,7 +2,8 @@
 
 A request to a Service's virtual address and port takes the first route that matches, whatever its Host
 says; with a route attached nothing else answers (404). Rules of all routes of one Service stand in
-one order: the API's precedence, then the oldest, then the name.
+one order: the API's precedence, then the oldest, then the name. A route of another namespace than the
+Service's (a consumer route) is for clients of its own namespace only, and is all that they see.
 
 Source: Gateway API v1.6, HTTPRouteRule (precedence) and GEP-1426 (mesh).
 """
@@ -10,7 +11,7 @@ Source: Gateway API v1.6, HTTPRouteRule (precedence) and GEP-1426 (mesh).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.route_kinds import (
@@ -18,14 +19,22 @@ from penstock.manifests.route_kinds import (
     HTTPRoute,
     HTTPRouteMatch,
     ParentReference,
+    ReferenceGrant,
 )
 from penstock.plan import Condition, ObjectStatus
+from penstock.routing.actions import Actions
 from penstock.routing.filters import actions, header_changes
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
 from penstock.routing.services import ServedPort
 from penstock.world import World
 
+GROUP = "gateway.networking.k8s.io"
 CONTROLLER = "penstock.dev/gateway-controller"
+
+_EVERYTHING = RouteMatch(StringMatch("prefix", "/"))
+
+_Ranked = tuple[tuple[object, ...], Route]
+"""A route and its place in the order in which routes are tried."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +89,18 @@ def _precedence(document: Document, match: RouteMatch, position: tuple[int, int]
 @dataclass(frozen=True, slots=True)
 class _Services:
     ports: Mapping[tuple[str, str], tuple[ServedPort, ...]]
+    grants: Mapping[str, tuple[ReferenceGrant, ...]]
+
+    def granted(self, source: ObjectKey, namespace: str, name: str) -> bool:
+        """Whether `source` may name that Service of another namespace."""
+        return any(
+            any(
+                (f.group, f.kind, f.namespace) == (GROUP, source.kind, source.namespace)
+                for f in grant.spec.from_
+            )
+            and any((t.group, t.kind) == ("", "Service") and t.name in (None, name) for t in grant.spec.to)
+            for grant in self.grants.get(namespace, ())
+        )
 
     def find(self, namespace: str, name: str, port: int | None, family: int | None) -> list[ServedPort]:
         return [
@@ -97,10 +118,9 @@ def _backend(
     what = f"{namespace}/{ref.name}"
     if ref.kind != "Service" or ref.group != "":
         return None, Condition("ResolvedRefs", False, "InvalidKind", f"backend {what} is a {ref.kind}")
-    if namespace != document.key.namespace:
-        return None, Condition(
-            "ResolvedRefs", False, "RefNotPermitted", f"Service {what} is in another namespace"
-        )
+    if namespace != document.key.namespace and not services.granted(document.key, namespace, ref.name):
+        why = f"no ReferenceGrant of namespace {namespace} permits Service {what}"
+        return None, Condition("ResolvedRefs", False, "RefNotPermitted", why)
     found = services.find(namespace, ref.name, ref.port, family)
     if not found:
         if services.find(namespace, ref.name, ref.port, None):
@@ -117,13 +137,13 @@ def _attached(
         return [], Condition(
             "Accepted", False, "NoMatchingParent", f"{parent.kind} is not served by this version"
         )
-    if namespace != document.key.namespace:
-        return [], Condition(
-            "Accepted", False, "NotAllowedByListeners", "consumer routes are not served by this version"
-        )
-    found = [s for s in services.find(namespace, parent.name, parent.port, None) if s.port.protocol == "TCP"]
+    found = [
+        s
+        for s in services.find(namespace, parent.name, parent.port, None)
+        if s.port.protocol == "TCP" and parent.section_name in (None, s.port.name)
+    ]
     if not found:
-        port = f" port {parent.port}" if parent.port else ""
+        port = f" port {parent.port or parent.section_name}" if parent.port or parent.section_name else ""
         return [], Condition(
             "Accepted", False, "NoMatchingParent", f"no Service {namespace}/{parent.name}{port}"
         )
@@ -134,7 +154,7 @@ def _attached(
 class _Compiled:
     """What one document gives one table."""
 
-    routes: list[tuple[tuple[object, ...], Route]]
+    routes: list[_Ranked]
     clusters: list[ServedPort]
     problems: list[Condition]
 
@@ -180,9 +200,15 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
     grouped: dict[tuple[str, str], list[ServedPort]] = {}
     for s in served:
         grouped.setdefault((s.document.key.namespace, s.document.key.name), []).append(s)
-    services = _Services({key: tuple(ports) for key, ports in grouped.items()})
+    grants: dict[str, list[ReferenceGrant]] = {}
+    for document, grant in world.of_kind(ReferenceGrant):
+        grants.setdefault(document.key.namespace, []).append(grant)
+    services = _Services(
+        {key: tuple(ports) for key, ports in grouped.items()},
+        {namespace: tuple(found) for namespace, found in grants.items()},
+    )
 
-    collected: dict[str, list[tuple[tuple[object, ...], Route]]] = {}
+    collected: dict[str, dict[str | None, list[_Ranked]]] = {}
     owners: dict[str, ServedPort] = {}
     clusters: dict[str, dict[str, ServedPort]] = {}
     statuses: dict[ObjectKey, ObjectStatus] = {}
@@ -198,7 +224,9 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
                 if target.vip is None:
                     continue
                 owners[target.name] = target
-                collected.setdefault(target.name, []).extend(compiled.routes)
+                own = document.key.namespace
+                clients = None if own == target.document.key.namespace else own
+                collected.setdefault(target.name, {}).setdefault(clients, []).extend(compiled.routes)
                 clusters.setdefault(target.name, {}).update({c.name: c for c in compiled.clusters})
             resolved = problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
             parents.append((parent, (accepted, resolved)))
@@ -210,17 +238,45 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
     tables = [
         RouteTable(
             owners[name],
-            tuple(route for _, route in sorted(routes, key=lambda pair: pair[0])),
-            tuple(clusters[name][c] for c in sorted(clusters[name])),
+            _in_order(owners[name], by_clients),
+            _reached(owners[name], by_clients, clusters[name]),
         )
-        for name, routes in sorted(collected.items())
+        for name, by_clients in sorted(collected.items())
     ]
     carried = {(address, port) for _, address, port in world.carried}
     tables += [_plain(s) for s in served if (s.vip, s.port.port) in carried and s.name not in collected]
     return MeshRoutes(tuple(tables), statuses)
 
 
+def _in_order(served: ServedPort, by_clients: Mapping[str | None, list[_Ranked]]) -> tuple[Route, ...]:
+    """Consumer routes first, each namespace by itself; what is left takes the producer's, if any."""
+    routes: list[Route] = []
+    for clients in sorted(c for c in by_clients if c is not None):
+        for _, route in sorted(by_clients[clients], key=_rank):
+            routes.append(replace(route, match=replace(route.match, namespace=clients)))
+        rest = replace(_EVERYTHING, namespace=clients)
+        routes.append(Route(f"{served.name}/{clients}", rest, (), Actions(missing=True)))
+    if None in by_clients:
+        routes += [route for _, route in sorted(by_clients[None], key=_rank)]
+    else:
+        routes.append(_to_itself(served))
+    return tuple(routes)
+
+
+def _reached(
+    served: ServedPort, by_clients: Mapping[str | None, list[_Ranked]], named: Mapping[str, ServedPort]
+) -> tuple[ServedPort, ...]:
+    clusters = dict(named) if None in by_clients else {**named, served.name: served}
+    return tuple(clusters[name] for name in sorted(clusters))
+
+
+def _rank(ranked: _Ranked) -> tuple[object, ...]:
+    return ranked[0]
+
+
+def _to_itself(served: ServedPort) -> Route:
+    return Route(f"{served.name}/plain", _EVERYTHING, (RouteBackend(served.name, 1),))
+
+
 def _plain(served: ServedPort) -> RouteTable:
-    everything = RouteMatch(StringMatch("prefix", "/"))
-    route = Route(f"{served.name}/plain", everything, (RouteBackend(served.name, 1),))
-    return RouteTable(served, (route,), (served,), plain=True)
+    return RouteTable(served, (_to_itself(served),), (served,), plain=True)

@@ -48,6 +48,8 @@ class ProxyListener:
     peer_id: str | None = None
     destination: int = 0
     server_id: str | None = None
+    namespace: str = ""
+    """Of the class' members, which HTTP_SERVICE listeners state for consumer routes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +66,8 @@ class RouteMatch:
     method: str | None = None
     headers: tuple[tuple[str, StringMatch], ...] = ()
     query: tuple[tuple[str, StringMatch], ...] = ()
+    namespace: str | None = None
+    """Of the clients that it is for; None is all."""
 
 
 @dataclass(frozen=True, slots=True)
