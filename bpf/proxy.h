@@ -1,5 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
-/* Handing a packet to one of the proxy's sockets: its own established one, or the listener of its class. */
+/*
+ * Handing a packet to one of the proxy's sockets: its own established one, or the listener of its class. What is not
+ * inlined here and in judge.h and icmp.h has its frame to itself: a program's 512 bytes of stack hold them one after the other.
+ */
 #ifndef PENSTOCK_PROXY_H
 #define PENSTOCK_PROXY_H
 
@@ -32,8 +35,21 @@ static __always_inline struct bpf_sock *lookup_tcp(struct __sk_buff *skb, const 
 	return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 }
 
+/* The state of this namespace's socket for a connection (enum bpf_tcp_state), 0 without one. */
+static __noinline int socket_state(struct __sk_buff *skb, const struct packet *p, const struct tuple *t)
+{
+	struct bpf_sock *sk = lookup_tcp(skb, p, t);
+	int state;
+
+	if (!sk)
+		return 0;
+	state = sk->state;
+	bpf_sk_release(sk);
+	return state;
+}
+
 /* 0 when the packet now belongs to the proxy's socket for exactly this connection. */
-static __always_inline int assign_own(struct __sk_buff *skb, const struct packet *p)
+static __noinline int assign_own(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock *sk = lookup_tcp(skb, p, &p->t);
 	int err = -1;
@@ -54,7 +70,7 @@ static __always_inline int assign_own(struct __sk_buff *skb, const struct packet
  * no socket owns meets the listener too, which answers with a reset: how a direct connection ends that
  * a rule now names.
  */
-static __always_inline int assign_listener(struct __sk_buff *skb, const struct packet *p, __be16 port)
+static __noinline int assign_listener(struct __sk_buff *skb, const struct packet *p, __be16 port)
 {
 	struct tuple t = {.dport = port, .protocol = IPPROTO_TCP};
 	struct bpf_sock *sk;

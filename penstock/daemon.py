@@ -22,9 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from penstock import state
-from penstock.allocate import allocate
 from penstock.apply import Applied
-from penstock.compiler import Compiler, names
 from penstock.control import ControlServer, socket_path
 from penstock.errors import PenstockError
 from penstock.manifests.document import Document, ObjectKey
@@ -35,6 +33,7 @@ from penstock.node import Node, Options, open_node
 from penstock.observe.als import access_log_service
 from penstock.observe.flows import Flows
 from penstock.plan import Plan
+from penstock.planner import Planner
 from penstock.redirect.layout import decode_event
 from penstock.report import Report, directory
 from penstock.sources.files import FileSource
@@ -61,7 +60,7 @@ class Daemon:
         self._namespaces = NamespaceEvents()
         self._report = Report(options, node, flows)
         self._store = Store()
-        self._compiler = Compiler()
+        self._planner = Planner()
         self._documents: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
@@ -222,10 +221,10 @@ class Daemon:
         )
         started = time.perf_counter()
         try:
-            world, plan = await self._compile(world)
+            world, plan = await self._plan(world)
             closed = await self._node.applier.close(plan)
             if closed.carried != world.carried:
-                world, plan = await self._compile(replace(world, carried=closed.carried))
+                world, plan = await self._plan(replace(world, carried=closed.carried))
         except PenstockError as e:
             log.error("%s", e)
             self._report.failed(str(e))
@@ -290,32 +289,12 @@ class Daemon:
                     found.append(Wanted((key.namespace, key.name), netns, value.spec.interface))
         return found
 
-    async def _compile(self, world: World) -> tuple[World, Plan]:
-        """Give out the numbers that are missing, and compile. Raises AllocationError."""
-        before = world.allocations
-        # Backends are found through identities, and Services are known only with them: two rounds at most.
-        world = self._allocate(world, tuple(before.listener_ports))
-        plan = self._compiler.compile(world)
-        if plan.unallocated:
-            world = self._allocate(world, plan.listener_names)
-            plan = self._compiler.compile(world)
-        if world.allocations != before:
-            await self._blocking(state.save, self.options.state_dir, world.allocations)
-        return world, plan
-
-    def _allocate(self, world: World, listeners: tuple[str, ...]) -> World:
-        wanted = names(world)
-        return replace(
-            world,
-            allocations=allocate(
-                world.allocations,
-                identities=wanted.identities,
-                vips=wanted.vips,
-                listener_names=listeners,
-                service_names=wanted.services,
-                settings=world.settings,
-            ),
-        )
+    async def _plan(self, world: World) -> tuple[World, Plan]:
+        """The Plan, and the World with all numbers, saved first. Raises AllocationError, StateError."""
+        numbered, plan = self._planner.plan(world)
+        if numbered.allocations != world.allocations:
+            await self._blocking(state.save, self.options.state_dir, numbered.allocations)
+        return numbered, plan
 
     # --- what the other commands ask ---------------------------------------------------------------------
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import ip_address
 
-from penstock.allocate import allocate
-from penstock.compiler import compile_world, names
 from penstock.manifests.kinds import Workload
 from penstock.manifests.loader import load
 from penstock.plan import Plan
+from penstock.planner import Planner
 from penstock.policy.identities import identity_text
 from penstock.world import Allocations, Attachment, Settings, WorkloadName, World
 
@@ -41,23 +40,7 @@ def read(text: str, *, node: str = NODE, absent: tuple[str, ...] = (), **more: o
 
 def settle(world: World) -> tuple[World, Plan]:
     """`world` with everything allocated, and its Plan."""
-    listeners: tuple[str, ...] = ()
-    for _ in range(4):
-        wanted = names(world)
-        allocations = allocate(
-            world.allocations,
-            identities=wanted.identities,
-            vips=wanted.vips,
-            listener_names=listeners,
-            service_names=wanted.services,
-            settings=world.settings,
-        )
-        world = replace(world, allocations=allocations)
-        plan = compile_world(world)
-        if listeners == plan.listener_names and not plan.unallocated:
-            return world, plan
-        listeners = plan.listener_names
-    raise AssertionError("the allocations do not settle")
+    return Planner().plan(world)
 
 
 def make(text: str, **more: object) -> tuple[World, Plan]:

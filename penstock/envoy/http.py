@@ -1,9 +1,10 @@
 """The HTTP connection manager that all HTTP listeners share.
 
 It leaves requests alone as far as HTTP lets a proxy: no x-forwarded-for, no own server or request-id
-header, no time limits of its own. What could turn a policy is dealt with: paths are normalised before
-anything looks at them, and no address is internal, so that Envoy drops the headers (x-envoy-retry-on and
-the like) with which a client could steer its router.
+header, no time limits of its own; only x-forwarded-proto is added, which Envoy's router insists on. What
+could turn a policy is dealt with: paths are normalised before anything looks at them, and no address is
+internal, so that Envoy drops the headers (x-envoy-retry-on and the like) with which a client could steer
+its router.
 """
 
 from __future__ import annotations

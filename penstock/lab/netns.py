@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any
 
 from penstock.lab.errors import LabError
+from penstock.redirect.netns import CLONE_NEWNET
+from penstock.redirect.netns import entered as enter
 
 DIRECTORY = Path("/run/netns")
 
-CLONE_NEWNET = 0x40000000
 MS_BIND, MS_REC, MS_SHARED = 0x1000, 0x4000, 0x100000
 MNT_DETACH = 2
 
@@ -78,13 +79,11 @@ def remove(name: str) -> None:
 
 @contextmanager
 def entered(netns: str | Path) -> Iterator[None]:
-    """The calling thread is in `netns` inside the block. Do not await or yield to other work in it."""
-    with open("/proc/thread-self/ns/net", "rb") as home, _open(netns) as there:
-        _check(_libc.setns(there.fileno(), CLONE_NEWNET), f"setns {netns}")
-        try:
-            yield
-        finally:
-            _check(_libc.setns(home.fileno(), CLONE_NEWNET), "setns home")
+    """As `penstock.redirect.netns.entered`. Raises LabError if there is no such namespace."""
+    if not Path(netns).exists():
+        raise LabError(f"no network namespace {netns}")
+    with enter(netns):
+        yield
 
 
 def run_in(netns: str | Path, argv: Sequence[str], **popen: Any) -> subprocess.Popen[Any]:
@@ -95,9 +94,8 @@ def run_in(netns: str | Path, argv: Sequence[str], **popen: Any) -> subprocess.P
 
 def replace_by(netns: str | Path, argv: Sequence[str]) -> None:
     """Become `argv` inside `netns` (exec: does not return). Raises OSError if it cannot be run."""
-    with _open(netns) as there:
-        _check(_libc.setns(there.fileno(), CLONE_NEWNET), f"setns {netns}")
-    os.execvp(argv[0], list(argv))
+    with entered(netns):
+        os.execvp(argv[0], list(argv))
 
 
 def write_sysctls(settings: Iterable[tuple[str, str]]) -> None:
@@ -180,13 +178,6 @@ def _prepare_directory() -> None:
     except OSError:
         _mount(str(DIRECTORY), str(DIRECTORY), MS_BIND | MS_REC)
         _mount("", str(DIRECTORY), MS_SHARED | MS_REC)
-
-
-def _open(netns: str | Path) -> Any:
-    try:
-        return open(netns, "rb")
-    except FileNotFoundError:
-        raise LabError(f"no network namespace {netns}") from None
 
 
 def _mount(source: str, target: str, flags: int) -> None:

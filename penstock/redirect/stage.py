@@ -129,7 +129,7 @@ def _steering(
     source_ports: tuple[int, int],
     connection: Proxied,
 ) -> Steering:
-    """judge() of bpf/flow.h, for a TCP connection."""
+    """judge() of bpf/judge.h, for a TCP connection."""
     source, target = tables.endpoints.get(connection.client), tables.endpoints.get(connection.address)
     if target is None:
         service = tables.services.get(ServiceKey(connection.address, connection.port, TCP))

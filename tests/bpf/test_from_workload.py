@@ -427,3 +427,26 @@ def test_an_error_about_the_proxys_own_connection_reaches_its_socket(kernel: Ker
         finally:
             for address in (client, server):
                 ip_route.addr("del", index=1, address=address, prefixlen=32)
+
+
+@families
+def test_where_the_client_is_silent_a_connection_of_before_needs_both_ways(
+    kernel: Kernel, at: dict[int, str]
+) -> None:
+    """Were the server taken for the client, a forbidden client would pass as its answer."""
+    up(kernel, closed(B, IN))
+    ran = kernel.run("from_workload", tcp_frame(at[B], at[A], 80, 40000, "A"), "wb")
+    assert (ran.action, ran.reason) == (SHOT, Reason.POLICY_CHANGED)
+    ran = kernel.run("from_workload", tcp_frame(at[A], at[B], 40000, 80, "A"), "wa")
+    assert (ran.action, ran.reason) == (SHOT, Reason.POLICY_DENIED_INGRESS)
+    # A server that may not speak by itself waits for its client.
+    up(kernel, closed(B, OUT))
+    assert kernel.run("from_workload", tcp_frame(at[B], at[A], 80, 40000, "A"), "wb").action == SHOT
+    assert kernel.run("from_workload", tcp_frame(at[A], at[B], 40000, 80, "A"), "wa").action == REDIRECT
+    assert kernel.run("from_workload", tcp_frame(at[B], at[A], 80, 40000, "A"), "wb").action == REDIRECT
+
+
+@families
+def test_a_connection_of_before_goes_on_where_both_ways_are_open(kernel: Kernel, at: dict[int, str]) -> None:
+    up(kernel)
+    assert kernel.run("from_workload", tcp_frame(at[B], at[A], 80, 40000, "A"), "wb").action == REDIRECT

@@ -8,10 +8,10 @@ from ipaddress import ip_address
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from penstock.allocate import allocate
-from penstock.compiler import Compiler, compile_world, names
+from penstock.compiler import Compiler, compile_world
 from penstock.manifests.store import Store
 from penstock.plan import Plan
+from penstock.planner import numbered
 from penstock.world import Attachment, World
 
 APPS = 4
@@ -71,21 +71,6 @@ EDITS = st.tuples(
 )
 
 
-def _numbered(world: World, listeners: tuple[str, ...]) -> World:
-    wanted = names(world)
-    return replace(
-        world,
-        allocations=allocate(
-            world.allocations,
-            identities=wanted.identities,
-            vips=wanted.vips,
-            listener_names=listeners,
-            service_names=wanted.services,
-            settings=world.settings,
-        ),
-    )
-
-
 def _attachments() -> dict[tuple[str, str], Attachment]:
     return {
         ("default", f"w{app}"): Attachment(
@@ -104,10 +89,10 @@ def test_memory_changes_no_plan(edits: list[tuple[str, int, int | None]]) -> Non
     for kind, app, label in [("workload", 0, 0), *edits]:
         text = None if label is None else MAKERS[kind](app, label)
         world = replace(world, documents=store.apply({f"{kind}{app}.yaml": text}).documents)
-        world = _numbered(world, tuple(world.allocations.listener_ports))
+        world = numbered(world, tuple(world.allocations.listener_ports))
         plan: Plan = compiler.compile(world)
         assert plan == compile_world(world)
-        world = _numbered(world, plan.listener_names)
+        world = numbered(world, plan.listener_names)
         carried = (
             frozenset({(ip_address("10.0.1.1"), ip_address("10.0.1.2"), 8080)}) if label else frozenset()
         )

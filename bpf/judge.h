@@ -1,0 +1,146 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * Judging a flow. judge() works on the direction in which a flow began, the same at every hook: the sender's
+ * egress if the sender is local, the receiver's ingress if the receiver is local, then what mesh TLS asks.
+ */
+#ifndef PENSTOCK_JUDGE_H
+#define PENSTOCK_JUDGE_H
+
+#include "events.h"
+#include "policy.h"
+#include "proxy.h"
+
+struct judgement {
+	struct decision d;
+	__u32 src_ifindex;
+	__u32 dst_ifindex;
+	__u8 src_local_address;
+};
+
+static __always_inline void deny(struct decision *d, __u8 reason)
+{
+	d->verdict = VERDICT_DENY;
+	d->reason = reason;
+}
+
+static __always_inline void steer(struct decision *d, __u32 source_class, __u32 kind, __u32 destination)
+{
+	d->proxy_port = listener_port(source_class, kind, destination);
+	if (!d->proxy_port) {
+		deny(d, PROXY_NOT_READY);
+		return;
+	}
+	d->verdict = VERDICT_REDIRECT;
+	d->reason = REDIRECTED;
+}
+
+/* Keeps the compiler from folding tests of map pointers into arithmetic that the verifier refuses. */
+#define known_as_number(x) asm volatile("" : "+r"(x))
+
+static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j)
+{
+	struct service_key service = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
+	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
+	struct endpoint *dst = bpf_map_lookup_elem(&endpoints, &t->dst);
+	__u32 source_class = IDENTITY_WORLD, rule = 0, src_subject = 0, dst_subject = 0;
+	__u32 src_mesh = 0, dst_mesh = 0, dst_mode = 0, src_is_local = 0, dst_is_local = 0;
+	__u8 verdict = VERDICT_ALLOW, other;
+	struct ipcache_value *who;
+
+	__builtin_memset(j, 0, sizeof(*j));
+	j->d.src_identity = IDENTITY_WORLD;
+	j->d.dst_identity = IDENTITY_WORLD;
+	if (src) {
+		src_is_local = 1;
+		src_subject = src->subject;
+		j->src_ifindex = src->ifindex;
+		j->d.src_identity = src->identity;
+		source_class = src->source_class;
+	} else {
+		who = identify(&t->src);
+		if (who) {
+			j->d.src_identity = who->identity;
+			source_class = who->source_class;
+			src_mesh = who->flags & IPCACHE_MESH;
+			j->src_local_address = who->flags & IPCACHE_LOCAL;
+		}
+	}
+	known_as_number(src_is_local);
+	if (dst) {
+		dst_is_local = 1;
+		dst_subject = dst->subject;
+		dst_mode = dst->mode;
+		j->dst_ifindex = dst->ifindex;
+		j->d.dst_identity = dst->identity;
+	} else {
+		struct service_value *s = bpf_map_lookup_elem(&services, &service);
+
+		if (s) {
+			j->d.dst_identity = 0;
+			if (src_is_local && s->flags & SERVICE_HTTP)
+				steer(&j->d, source_class, LISTENER_HTTP_SERVICE, 0);
+			else
+				deny(&j->d, UNTRANSLATED_SERVICE);
+			return;
+		}
+		who = identify(&t->dst);
+		if (who) {
+			j->d.dst_identity = who->identity;
+			dst_mesh = who->flags & IPCACHE_MESH;
+			dst_mode = who->mode;
+		}
+	}
+	known_as_number(dst_is_local);
+
+	if (src_is_local) {
+		verdict = policy_verdict(src_subject, EGRESS, j->d.dst_identity, t->protocol, policy_port, &j->d.rule);
+		if (verdict == VERDICT_DENY) {
+			deny(&j->d, POLICY_DENIED_EGRESS);
+			return;
+		}
+	}
+	if (dst_is_local && !(j->d.src_identity == IDENTITY_HOST && c->flags & CONFIG_HOST_ACCESS)) {
+		other = policy_verdict(dst_subject, INGRESS, j->d.src_identity, t->protocol, policy_port, &rule);
+		if (other >= verdict || !src_is_local) {
+			verdict = other;
+			j->d.rule = rule;
+		}
+		if (verdict == VERDICT_DENY) {
+			deny(&j->d, POLICY_DENIED_INGRESS);
+			return;
+		}
+	}
+
+	if (t->protocol == IPPROTO_TCP && dst_is_local && !src_is_local) {
+		if (src_mesh && dst_mode != MESH_OFF && in_proxy_range(c, t->sport)) {
+			steer(&j->d, source_class, verdict == VERDICT_REDIRECT ? LISTENER_TLS_HTTP : LISTENER_TLS_TCP, 0);
+			return;
+		}
+		if (dst_mode == MESH_STRICT && j->d.src_identity != IDENTITY_HOST) {
+			deny(&j->d, PLAINTEXT_TO_STRICT);
+			return;
+		}
+	}
+	if (verdict == VERDICT_REDIRECT) {
+		steer(&j->d, source_class, LISTENER_HTTP_WORKLOAD, 0);
+		return;
+	}
+	if (t->protocol == IPPROTO_TCP && src_is_local && dst_mesh && dst_mode == MESH_STRICT) {
+		steer(&j->d, source_class, LISTENER_TCP_MTLS, j->d.dst_identity);
+		return;
+	}
+	j->d.verdict = VERDICT_ALLOW;
+	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
+}
+
+/* The port that policy judges of a flow that something answered: only an echo has answers in ICMP. */
+static __always_inline __be16 asked_port(const struct tuple *first)
+{
+	if (first->protocol == IPPROTO_ICMP)
+		return bpf_htons(8);
+	if (first->protocol == IPPROTO_ICMPV6)
+		return bpf_htons(128);
+	return first->dport;
+}
+
+#endif

@@ -1,0 +1,46 @@
+"""World → numbered World and Plan: give out the numbers that are missing, and compile. Pure.
+
+Backends are found through identities, and listeners are known only when all is compiled: so a World with
+something new in it is compiled twice, once to learn what needs a port and once with it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from penstock.allocate import allocate
+from penstock.compiler import Compiler, names
+from penstock.plan import Plan
+from penstock.world import World
+
+
+class Planner:
+    """Plans one World after the other; what did not change is not computed again."""
+
+    def __init__(self) -> None:
+        self._compiler = Compiler()
+
+    def plan(self, world: World) -> tuple[World, Plan]:
+        """Raises AllocationError if there are not enough numbers; then nothing has changed."""
+        world = numbered(world, tuple(world.allocations.listener_ports))
+        plan = self._compiler.compile(world)
+        if plan.unallocated:
+            world = numbered(world, plan.listener_names)
+            plan = self._compiler.compile(world)
+        return world, plan
+
+
+def numbered(world: World, listeners: tuple[str, ...]) -> World:
+    """`world` with a number for all that is known by one, and a port for each of `listeners`."""
+    wanted = names(world)
+    return replace(
+        world,
+        allocations=allocate(
+            world.allocations,
+            identities=wanted.identities,
+            vips=wanted.vips,
+            listener_names=listeners,
+            service_names=wanted.services,
+            settings=world.settings,
+        ),
+    )
