@@ -11,7 +11,7 @@ from functools import cached_property
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import CiliumNetworkPolicy, EndpointSlice, Node, Service, Workload
-from penstock.manifests.route_kinds import HTTPRoute, ReferenceGrant
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 from penstock.mtls.spiffe import for_workload
 from penstock.plan import Direction, PolicyEntry, PolicyKey
 from penstock.policy.entries import Stance, entries, stances
@@ -130,7 +130,7 @@ class Facts:
         if (
             before is not None
             and self.served is before.served
-            and self._same_documents(HTTPRoute, ReferenceGrant)
+            and self._same_documents(HTTPRoute, GRPCRoute, ReferenceGrant)
             and self.world.carried == before.world.carried
         ):
             return before.mesh

@@ -15,7 +15,7 @@ import msgspec
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Service, Workload
 from penstock.manifests.problem import Problem
-from penstock.manifests.route_kinds import HTTPRoute, ParentReference
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus, Plan
 from penstock.policy.identities import identity_text
 from penstock.routing.mesh import CONTROLLER
@@ -144,7 +144,7 @@ def view(
     shown["metadata"]["generation"] = document.generation
     status = plan.statuses.get(document.key, ObjectStatus())
     value = document.value
-    if isinstance(value, HTTPRoute):
+    if isinstance(value, HTTPRoute | GRPCRoute):
         shown["status"] = _route_status(document, status, transitions, now, in_force=in_force)
         return shown
     listed = [_condition(document, "", c, transitions, now) for c in status.conditions]

@@ -32,8 +32,8 @@ def get(
 ) -> None:
     """Show objects of KIND (in any case, also plural or short), or the one called NAME, with their status.
 
-    Kinds: Workload, Node, Service, EndpointSlice, CiliumNetworkPolicy (cnp), HTTPRoute, ReferenceGrant,
-    PeerAuthentication.
+    Kinds: Workload, Node, Service, EndpointSlice, CiliumNetworkPolicy (cnp), HTTPRoute, GRPCRoute,
+    ReferenceGrant, PeerAuthentication.
     """
     from penstock.control import ControlClient
 

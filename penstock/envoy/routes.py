@@ -81,9 +81,10 @@ def _alike(route: Route) -> bool:
 def _action(route: Route) -> components.RouteAction:
     """Shares of zero get nothing; what is left without a cluster answers 500 for just its share."""
     backends = [backend for backend in route.backends if backend.weight > 0]
-    action = _Action(
-        cluster_not_found_response_code=_Action.ClusterNotFoundResponseCode.INTERNAL_SERVER_ERROR
-    )
+    codes = _Action.ClusterNotFoundResponseCode
+    # To a gRPC client Envoy tells a 503 as UNAVAILABLE, a 500 as UNKNOWN.
+    code = codes.SERVICE_UNAVAILABLE if route.grpc else codes.INTERNAL_SERVER_ERROR
+    action = _Action(cluster_not_found_response_code=code)
     if not backends:
         action.cluster = names.NO_BACKEND
     elif len(backends) == 1 and _alike(route):

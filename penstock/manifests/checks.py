@@ -22,7 +22,7 @@ from penstock.manifests.kinds import (
     Workload,
 )
 from penstock.manifests.problem import Finding, Path
-from penstock.manifests.route_kinds import HTTPRoute, ReferenceGrant
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
 def check(value: AnyKind) -> Iterator[Finding]:
@@ -174,6 +174,7 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: policy_checks.check,
     HTTPRoute: route_checks.check,
+    GRPCRoute: route_checks.check_grpc,
     ReferenceGrant: _reference_grant,
     PeerAuthentication: _peer_authentication,
 }

@@ -43,6 +43,8 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.PortHTTP: _not_yet("headerMatches"),
     route_kinds.HTTPRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
+    route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
+    route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
     route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth requestMirror"),
     kinds.PeerAuthenticationSpec: _not_yet("portLevelMtls"),
 }

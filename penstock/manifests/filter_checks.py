@@ -14,6 +14,7 @@ from penstock.manifests import syntax
 from penstock.manifests.fields import NOT_YET
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import (
+    GRPCRouteRule,
     HTTPCORSFilter,
     HTTPHeaderFilter,
     HTTPPathModifier,
@@ -32,6 +33,8 @@ _FIELDS = {
     "CORS": "cors",
 }
 _OF_BACKENDS = ("RequestHeaderModifier", "ResponseHeaderModifier", "URLRewrite")
+
+_OF_GRPC = ("RequestHeaderModifier", "ResponseHeaderModifier")
 
 _FRAMING = frozenset(
     [
@@ -81,6 +84,17 @@ def check(rule: HTTPRouteRule, path: Path) -> Iterator[Finding]:
     yield from _timeouts(rule.timeouts, (*path, "timeouts"))
     if rule.retry is not None:
         yield from _retry(rule.retry, (*path, "retry"))
+
+
+def check_grpc(rule: GRPCRouteRule, path: Path) -> Iterator[Finding]:
+    """Everything of a rule but its matches and its backends."""
+    places: list[tuple[Path, Sequence[HTTPRouteFilter]]] = [((*path, "filters"), rule.filters)]
+    places += [((*path, "backendRefs", i, "filters"), ref.filters) for i, ref in enumerate(rule.backend_refs)]
+    for at, filters in places:
+        yield from _filters(filters, HTTPRouteRule(), at)
+        for i, item in enumerate(filters):
+            if item.type not in _OF_GRPC:
+                yield Finding((*at, i, "type"), f'"{item.type}" is not for a GRPCRoute')
 
 
 def _filters(filters: Sequence[HTTPRouteFilter], rule: HTTPRouteRule, path: Path) -> Iterator[Finding]:

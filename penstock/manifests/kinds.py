@@ -16,7 +16,7 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
-from penstock.manifests.route_kinds import HTTPRoute, ReferenceGrant
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 # --- selectors -----------------------------------------------------------------------------------
 
@@ -273,6 +273,7 @@ AnyKind = (
     | EndpointSlice
     | CiliumNetworkPolicy
     | HTTPRoute
+    | GRPCRoute
     | ReferenceGrant
     | PeerAuthentication
 )

@@ -18,7 +18,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.route_kinds import HTTPRoute, ReferenceGrant
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +52,7 @@ SERVED: Mapping[str, ServedKind] = {
         ServedKind(EndpointSlice, "discovery.k8s.io/v1", "endpointslices", ("eps",), custom=False),
         ServedKind(CiliumNetworkPolicy, "cilium.io/v2", "ciliumnetworkpolicies", ("cnp", "ciliumnp")),
         ServedKind(HTTPRoute, "gateway.networking.k8s.io/v1", "httproutes"),
+        ServedKind(GRPCRoute, "gateway.networking.k8s.io/v1", "grpcroutes"),
         ServedKind(
             ReferenceGrant,
             "gateway.networking.k8s.io/v1",
@@ -66,7 +67,6 @@ SERVED: Mapping[str, ServedKind] = {
 NOT_SERVED: Mapping[str, tuple[str, ...]] = {
     "Gateway": ("gateway.networking.k8s.io/v1",),
     "GatewayClass": ("gateway.networking.k8s.io/v1",),
-    "GRPCRoute": ("gateway.networking.k8s.io/v1",),
     "TLSRoute": (
         "gateway.networking.k8s.io/v1",
         "gateway.networking.k8s.io/v1alpha3",

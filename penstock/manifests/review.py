@@ -7,7 +7,7 @@ Warnings all: the object is in force as it is written, and what it names may sti
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.manifests.base import Labels
@@ -21,7 +21,7 @@ from penstock.manifests.kinds import (
     Workload,
 )
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, show_path
-from penstock.manifests.route_kinds import HTTPRoute
+from penstock.manifests.route_kinds import GRPCRoute, GRPCRouteRule, HTTPRoute, HTTPRouteRule
 from penstock.manifests.voided import rules_of, voided
 
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
@@ -242,12 +242,13 @@ def _endpoint_slice(document: Document, inventory: _Inventory) -> Iterator[Findi
 
 def _route(document: Document, inventory: _Inventory) -> Iterator[Finding]:
     route = document.value
-    assert isinstance(route, HTTPRoute)
+    assert isinstance(route, HTTPRoute | GRPCRoute)
     own = document.key.namespace
     for i, parent in enumerate(route.spec.parent_refs):
         service = (parent.namespace or own, parent.name)
         yield from _service_port(inventory, service, parent.port, ("spec", "parentRefs", i))
-    for i, rule in enumerate(route.spec.rules):
+    rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
+    for i, rule in enumerate(rules):
         for j, backend in enumerate(rule.backend_refs):
             if (backend.group, backend.kind) == ("", "Service"):
                 service = (backend.namespace or own, backend.name)
@@ -294,5 +295,6 @@ _REVIEWERS: Mapping[type, Callable[[Document, _Inventory], Iterator[Finding]]] =
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: _policy,
     HTTPRoute: _route,
+    GRPCRoute: _route,
     PeerAuthentication: _peer_authentication,
 }

@@ -152,6 +152,42 @@ class HTTPRoute(Kind, frozen=True):
     status: Any = None
 
 
+class GRPCMethodMatch(Kind, frozen=True):
+    """At least one of service and method."""
+
+    type: Literal["Exact", "RegularExpression"] = "Exact"
+    service: str | None = None
+    method: str | None = None
+
+
+class GRPCRouteMatch(Kind, frozen=True):
+    method: GRPCMethodMatch | None = None
+    headers: list[HTTPHeaderMatch] = []
+
+
+class GRPCRouteRule(Kind, frozen=True):
+    """Filters have the shape of an HTTPRoute's; only those that change headers are for gRPC."""
+
+    name: str | None = None
+    matches: list[GRPCRouteMatch] = msgspec.field(default_factory=lambda: [GRPCRouteMatch()])
+    filters: list[HTTPRouteFilter] = []
+    backend_refs: list[HTTPBackendRef] = []
+
+
+class GRPCRouteSpec(Kind, frozen=True):
+    parent_refs: list[ParentReference] = []
+    hostnames: list[str] = []
+    rules: list[GRPCRouteRule] = msgspec.field(default_factory=lambda: [GRPCRouteRule()])
+
+
+class GRPCRoute(Kind, frozen=True):
+    api_version: str
+    kind: Literal["GRPCRoute"]
+    metadata: ObjectMeta
+    spec: GRPCRouteSpec
+    status: Any = None
+
+
 class ReferenceGrantFrom(Kind, frozen=True):
     group: str
     kind: str

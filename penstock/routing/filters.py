@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import TypeVar
 
 from penstock.manifests.route_kinds import (
+    GRPCRouteRule,
     HTTPCORSFilter,
     HTTPHeaderFilter,
     HTTPPathModifier,
@@ -84,19 +86,24 @@ def _one(found: Iterable[T | None]) -> T | None:
     return next((item for item in found if item is not None), None)
 
 
-def actions(rule: HTTPRouteRule, parent_port: int) -> Actions:
+def actions(rule: HTTPRouteRule | GRPCRouteRule, parent_port: int) -> Actions:
     """What `rule` does, on a parent that was dialled at `parent_port`."""
     filters: list[HTTPRouteFilter] = rule.filters
     redirect = _one(f.request_redirect for f in filters)
     rewrite = _one(f.url_rewrite for f in filters)
     cors = _one(f.cors for f in filters)
-    return Actions(
+    done = Actions(
         request=header_changes(_one(f.request_header_modifier for f in filters)),
         response=header_changes(_one(f.response_header_modifier for f in filters)),
         redirect=_redirect(redirect, parent_port) if redirect is not None else None,
         hostname=rewrite.hostname or None if rewrite is not None else None,
         path=_path(rewrite.path) if rewrite is not None else None,
         cors=_cors(cors) if cors is not None else None,
+    )
+    if isinstance(rule, GRPCRouteRule):
+        return done
+    return replace(
+        done,
         timeout=milliseconds(rule.timeouts.request),
         try_timeout=milliseconds(rule.timeouts.backend_request),
         retry=_retry(rule.retry),

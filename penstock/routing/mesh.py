@@ -1,4 +1,4 @@
-"""HTTPRoutes attached to a Service (GAMMA) → route tables.
+"""HTTPRoutes and GRPCRoutes attached to a Service (GAMMA) → route tables.
 
 A request to a Service's virtual address and port takes the first route that matches, whatever its Host
 says; with a route attached nothing else answers (404). Rules of all routes of one Service stand in
@@ -10,20 +10,25 @@ Source: Gateway API v1.6, HTTPRouteRule (precedence) and GEP-1426 (mesh).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.route_kinds import (
+    GRPCRoute,
+    GRPCRouteMatch,
+    GRPCRouteRule,
     HTTPBackendRef,
     HTTPRoute,
     HTTPRouteMatch,
+    HTTPRouteRule,
     ParentReference,
     ReferenceGrant,
 )
 from penstock.plan import Condition, ObjectStatus
 from penstock.routing.actions import Actions
 from penstock.routing.filters import actions, header_changes
+from penstock.routing.matches import grpc_match, http_match, precedence
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
 from penstock.routing.services import ServedPort
 from penstock.world import World
@@ -55,35 +60,6 @@ class RouteTable:
 class MeshRoutes:
     tables: tuple[RouteTable, ...]
     statuses: Mapping[ObjectKey, ObjectStatus]
-
-
-def _string(kind: str, value: str) -> StringMatch:
-    return StringMatch("regex" if kind == "RegularExpression" else "exact", value)
-
-
-def _match(match: HTTPRouteMatch) -> RouteMatch:
-    kinds = {"Exact": "exact", "PathPrefix": "prefix", "RegularExpression": "regex"}
-    return RouteMatch(
-        path=StringMatch(kinds[match.path.type], match.path.value),  # type: ignore[arg-type]
-        method=match.method,
-        headers=tuple((h.name.lower(), _string(h.type, h.value)) for h in match.headers),
-        query=tuple((q.name, _string(q.type, q.value)) for q in match.query_params),
-    )
-
-
-def _precedence(document: Document, match: RouteMatch, position: tuple[int, int]) -> tuple[object, ...]:
-    """Sorts ascending: exact, longest prefix, regex; method; headers; query; age; name; place."""
-    rank = {"exact": 0, "prefix": 1, "regex": 2}[match.path.kind]
-    return (
-        rank,
-        -len(match.path.value),
-        match.method is None,
-        -len(match.headers),
-        -len(match.query),
-        document.since,
-        document.key,
-        position,
-    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +106,7 @@ def _backend(
 
 
 def _attached(
-    document: Document, route: HTTPRoute, parent: ParentReference, services: _Services
+    document: Document, parent: ParentReference, services: _Services
 ) -> tuple[list[ServedPort], Condition]:
     namespace = parent.namespace or document.key.namespace
     if parent.kind != "Service" or parent.group not in ("", "core"):
@@ -172,8 +148,11 @@ def _share(ref: HTTPBackendRef, cluster: str | None) -> RouteBackend:
     )
 
 
-def _routes(document: Document, route: HTTPRoute, parent: ServedPort, services: _Services) -> _Compiled:
+def _routes(
+    document: Document, route: HTTPRoute | GRPCRoute, parent: ServedPort, services: _Services
+) -> _Compiled:
     made = _Compiled([], [], [])
+    grpc = isinstance(route, GRPCRoute)
 
     def resolve(ref: HTTPBackendRef) -> str | None:
         target, problem = _backend(document, ref, parent.family, services)
@@ -181,17 +160,21 @@ def _routes(document: Document, route: HTTPRoute, parent: ServedPort, services: 
             made.problems.append(problem)
         if target is None:
             return None
+        if grpc and not target.http2:
+            target = replace(target, grpc=True)
         made.clusters.append(target)
         return target.name
 
-    for index, rule in enumerate(route.spec.rules):
+    rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
+    for index, rule in enumerate(rules):
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
         does = actions(rule, parent.port.port)
-        for place, item in enumerate(rule.matches):
-            match = _match(item)
+        items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
+        for place, item in enumerate(items):
+            match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)
             name = f"{document.key.namespace}/{document.key.name}/{rule.name or index}/{place}"
-            compiled = Route(name, match, backends, does)
-            made.routes.append((_precedence(document, match, (index, place)), compiled))
+            compiled = Route(name, match, backends, does, grpc)
+            made.routes.append((precedence(document, match, (index, place)), compiled))
     return made
 
 
@@ -212,11 +195,15 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
     owners: dict[str, ServedPort] = {}
     clusters: dict[str, dict[str, ServedPort]] = {}
     statuses: dict[ObjectKey, ObjectStatus] = {}
-    for document, route in world.of_kind(HTTPRoute):
+    routes: list[tuple[Document, HTTPRoute | GRPCRoute]] = [
+        *world.of_kind(HTTPRoute),
+        *world.of_kind(GRPCRoute),
+    ]
+    for document, route in routes:
         parents = []
         pending = ""
         for parent in route.spec.parent_refs:
-            attached, accepted = _attached(document, route, parent, services)
+            attached, accepted = _attached(document, parent, services)
             problems: list[Condition] = []
             for target in attached:
                 compiled = _routes(document, route, target, services)

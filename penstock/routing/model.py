@@ -92,6 +92,8 @@ class Route:
     match: RouteMatch
     backends: tuple[RouteBackend, ...]
     actions: Actions = NO_ACTIONS
+    grpc: bool = False
+    """Requests are gRPC calls: one whose backend cannot be used ends as UNAVAILABLE."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -125,6 +125,18 @@ MODELS = {
                         Actions(path=PathChange("prefix", "/")),
                     ),
                     Route(
+                        "shop/web/0/0",
+                        RouteMatch(StringMatch("exact", "/a.B/C"), namespace="shop"),
+                        (RouteBackend("default/web-v1:80/4/grpc", 1),),
+                        grpc=True,
+                    ),
+                    Route(
+                        "default/web:80/4/shop",
+                        RouteMatch(StringMatch("prefix", "/"), namespace="shop"),
+                        (),
+                        Actions(missing=True),
+                    ),
+                    Route(
                         "default/web/moved/0",
                         RouteMatch(StringMatch("prefix", "/f")),
                         (),
