@@ -37,12 +37,13 @@ def review(documents: Iterable[Document]) -> list[Problem]:
     for document in everything:
         if (reviewer := _REVIEWERS.get(type(document.value))) is not None:
             for finding in reviewer(document, inventory):
-                problems.append(_problem(document, finding))
-    problems += [_problem(document, finding) for document, finding in voided(everything)]
+                problems.append(problem(document, finding))
+    problems += [problem(document, finding) for document, finding in voided(everything)]
     return sorted(problems, key=lambda p: (p.file, p.line))
 
 
-def _problem(document: Document, finding: Finding) -> Problem:
+def problem(document: Document, finding: Finding) -> Problem:
+    """A warning with its place; one that says no other code is about a reference."""
     key = document.key
     return Problem(
         document.file,
@@ -54,7 +55,7 @@ def _problem(document: Document, finding: Finding) -> Problem:
         show_path(finding.path),
         finding.hint,
         "warning",
-        "reference",
+        "reference" if finding.code == "value" else finding.code,
     )
 
 

@@ -1,4 +1,4 @@
-"""Matches of HTTPRoutes and GRPCRoutes as the neutral model says them, and the order in which they are tried.
+"""Matches of routes as the neutral model says them, the order in which they are tried, and who may name whom.
 
 A gRPC call is a POST to /service/method, so one order holds for both.
 
@@ -8,10 +8,13 @@ Source: Gateway API v1.6, HTTPRouteRule and GRPCRouteRule (precedence); gRPC ove
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
-from penstock.manifests.document import Document
-from penstock.manifests.route_kinds import GRPCMethodMatch, GRPCRouteMatch, HTTPRouteMatch
+from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.route_kinds import GRPCMethodMatch, GRPCRouteMatch, HTTPRouteMatch, ReferenceGrant
 from penstock.routing.model import RouteMatch, StringMatch
+
+GROUP = "gateway.networking.k8s.io"
 
 
 def _string(kind: str, value: str) -> StringMatch:
@@ -33,12 +36,12 @@ def precedence(document: Document, match: RouteMatch, position: tuple[int, int])
     rank = {"exact": 0, "prefix": 1, "regex": 2}[match.path.kind]
     return (
         rank,
-        -len(match.path.value),
+        -len(match.path.value.rstrip("/") if match.path.kind == "prefix" else match.path.value),
         match.method is None,
         -len(match.headers),
         -len(match.query),
         document.since,
-        document.key,
+        (document.key.namespace, document.key.name, document.key.kind),
         position,
     )
 
@@ -60,4 +63,16 @@ def grpc_match(match: GRPCRouteMatch) -> RouteMatch:
     return RouteMatch(
         path=_call(match.method),
         headers=tuple((h.name.lower(), _string(h.type, h.value)) for h in match.headers),
+    )
+
+
+def permitted(source: ObjectKey, namespace: str, name: str, grants: Iterable[ReferenceGrant]) -> bool:
+    """Whether `source` may name Service `name` of `namespace`, which has `grants`."""
+    if namespace == source.namespace:
+        return True
+    wanted = (GROUP, source.kind, source.namespace)
+    return any(
+        any((f.group, f.kind, f.namespace) == wanted for f in grant.spec.from_)
+        and any((t.group, t.kind) == ("", "Service") and t.name in (None, name) for t in grant.spec.to)
+        for grant in grants
     )

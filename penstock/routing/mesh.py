@@ -28,12 +28,11 @@ from penstock.manifests.route_kinds import (
 from penstock.plan import Condition, ObjectStatus
 from penstock.routing.actions import Actions
 from penstock.routing.filters import actions, header_changes
-from penstock.routing.matches import grpc_match, http_match, precedence
+from penstock.routing.matches import grpc_match, http_match, permitted, precedence
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
 from penstock.routing.services import ServedPort
 from penstock.world import World
 
-GROUP = "gateway.networking.k8s.io"
 CONTROLLER = "penstock.dev/gateway-controller"
 
 _EVERYTHING = RouteMatch(StringMatch("prefix", "/"))
@@ -67,17 +66,6 @@ class _Services:
     ports: Mapping[tuple[str, str], tuple[ServedPort, ...]]
     grants: Mapping[str, tuple[ReferenceGrant, ...]]
 
-    def granted(self, source: ObjectKey, namespace: str, name: str) -> bool:
-        """Whether `source` may name that Service of another namespace."""
-        return any(
-            any(
-                (f.group, f.kind, f.namespace) == (GROUP, source.kind, source.namespace)
-                for f in grant.spec.from_
-            )
-            and any((t.group, t.kind) == ("", "Service") and t.name in (None, name) for t in grant.spec.to)
-            for grant in self.grants.get(namespace, ())
-        )
-
     def find(self, namespace: str, name: str, port: int | None, family: int | None) -> list[ServedPort]:
         return [
             s
@@ -94,7 +82,7 @@ def _backend(
     what = f"{namespace}/{ref.name}"
     if ref.kind != "Service" or ref.group != "":
         return None, Condition("ResolvedRefs", False, "InvalidKind", f"backend {what} is a {ref.kind}")
-    if namespace != document.key.namespace and not services.granted(document.key, namespace, ref.name):
+    if not permitted(document.key, namespace, ref.name, services.grants.get(namespace, ())):
         why = f"no ReferenceGrant of namespace {namespace} permits Service {what}"
         return None, Condition("ResolvedRefs", False, "RefNotPermitted", why)
     found = services.find(namespace, ref.name, ref.port, family)
