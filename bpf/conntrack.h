@@ -68,18 +68,25 @@ static __always_inline int begins(const struct packet *p)
 	return p->t.protocol == IPPROTO_TCP && (p->tcp_flags & (TCP_SYN | TCP_ACK)) == TCP_SYN;
 }
 
-static __always_inline int is_echo_request(const struct packet *p)
+/* 1 if an ICMP message is a question (or has no answer), 0 if it is an answer. */
+static __always_inline int asks(const struct packet *p)
 {
-	return (p->t.protocol == IPPROTO_ICMP && p->policy_port == bpf_htons(8)) ||
-	       (p->t.protocol == IPPROTO_ICMPV6 && p->policy_port == bpf_htons(128));
+	if (p->t.sport != p->t.dport)
+		return p->t.dport == ICMP_NO_TYPE;
+	return p->policy_port == bpf_htons(8) || p->policy_port == bpf_htons(128);
 }
 
-/* 1 if the packet is part of the flow. A request with the identifier of the other side's is no answer to it. */
+/*
+ * 1 if the packet is part of the flow. In ICMP who began it asks and the other side answers: a question of the other
+ * side, with the same identifier, is none of its packets.
+ */
 static __always_inline int continues(const struct ct_value *ct, const struct packet *p, __u8 side, __u64 now)
 {
 	if (begins(p) || ct_idle(ct, p->t.protocol, now))
 		return 0;
-	return ct->initiator == side || !is_echo_request(p);
+	if (p->t.protocol != IPPROTO_ICMP && p->t.protocol != IPPROTO_ICMPV6)
+		return 1;
+	return asks(p) == (ct->initiator == side);
 }
 
 static __always_inline struct tuple reversed(const struct tuple *t)

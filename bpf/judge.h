@@ -133,14 +133,14 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
 }
 
-/* The port that policy judges of a flow that something answered: only an echo has answers in ICMP. */
+/* The port that policy judges of a flow that something answered: of ICMP the type of the question. */
 static __always_inline __be16 asked_port(const struct tuple *first)
 {
-	if (first->protocol == IPPROTO_ICMP)
-		return bpf_htons(8);
-	if (first->protocol == IPPROTO_ICMPV6)
-		return bpf_htons(128);
-	return first->dport;
+	if (first->protocol != IPPROTO_ICMP && first->protocol != IPPROTO_ICMPV6)
+		return first->dport;
+	if (first->sport != first->dport)
+		return first->sport;
+	return first->protocol == IPPROTO_ICMP ? bpf_htons(8) : bpf_htons(128);
 }
 
 #endif

@@ -84,7 +84,29 @@ static __always_inline int stays_on_link(const struct packet *p)
 	return p->hop_limit == 255 || on_link(&p->t.dst);
 }
 
-/* Ports of TCP, UDP and SCTP at `offset`; for ICMP echo its identifier on both sides, so that a reply is the reverse. */
+/*
+ * What stands for the ports of an ICMP message, so that an answer is the reverse of what it answers. An echo has its
+ * identifier on both sides; all else has the type of the question and what is no type, and so never is an echo's flow
+ * nor that of another type: each is judged by its own. (RFC 792: 13 to 18 are questions and their answers.)
+ */
+#define ICMP_NO_TYPE bpf_htons(0xffff)
+
+static __always_inline void icmp_ports(struct tuple *t, __u8 type, __be16 identifier)
+{
+	int v4 = t->protocol == IPPROTO_ICMP;
+
+	if (v4 ? type == 0 || type == 8 : type == 128 || type == 129) {
+		t->sport = t->dport = identifier;
+	} else if (v4 && (type == 14 || type == 16 || type == 18)) {
+		t->sport = ICMP_NO_TYPE;
+		t->dport = bpf_htons(type - 1);
+	} else {
+		t->sport = bpf_htons(type);
+		t->dport = ICMP_NO_TYPE;
+	}
+}
+
+/* Ports of TCP, UDP and SCTP at `offset`; of ICMP what stands for them. */
 static __always_inline int parse_l4(struct __sk_buff *skb, __u32 offset, struct packet *p)
 {
 	switch (p->t.protocol) {
@@ -125,15 +147,11 @@ static __always_inline int parse_l4(struct __sk_buff *skb, __u32 offset, struct 
 			if (((type >= 130 && type <= 137) || type == 143) && stays_on_link(p))
 				return PARSED_LINK;
 			p->icmp_error = type < 128;
-			if (type != 128 && type != 129)
-				return PARSED;
 		} else {
 			/* RFC 792: unreachable, source quench, redirect, time exceeded, parameter problem. */
 			p->icmp_error = type == 3 || type == 4 || type == 5 || type == 11 || type == 12;
-			if (type != 0 && type != 8)
-				return PARSED;
 		}
-		p->t.sport = p->t.dport = *(__be16 *)&head[4];
+		icmp_ports(&p->t, type, *(__be16 *)&head[4]);
 		return PARSED;
 	}
 	}
@@ -162,7 +180,7 @@ static __always_inline int parse_fragment(struct __sk_buff *skb, __u32 offset, s
 	p->policy_port = known->dport;
 	p->t.dport = p->policy_port;
 	if (p->t.protocol == IPPROTO_ICMP || p->t.protocol == IPPROTO_ICMPV6)
-		p->t.dport = p->t.sport;
+		icmp_ports(&p->t, bpf_ntohs(p->policy_port), p->t.sport);
 	p->tcp_flags = TCP_ACK;
 	return PARSED;
 }
@@ -273,9 +291,11 @@ static __always_inline int parse_quoted(struct __sk_buff *skb, const struct pack
 		offset += ip.ihl * 4;
 	}
 	if (t->protocol == IPPROTO_ICMP || t->protocol == IPPROTO_ICMPV6) {
-		if (bpf_skb_load_bytes(skb, offset + 4, &ports[0], 2))
+		__u8 head[6];
+
+		if (bpf_skb_load_bytes(skb, offset, head, sizeof(head)))
 			return -1;
-		t->sport = t->dport = ports[0];
+		icmp_ports(t, head[0], *(__be16 *)&head[4]);
 		return 0;
 	}
 	if (bpf_skb_load_bytes(skb, offset, ports, sizeof(ports)))

@@ -25,6 +25,8 @@ from penstock.world import Address, Allocations, Network, Settings
 IDENTITIES = (256, 65535)
 """Below 256 stand the reserved identities (design §2)."""
 SERVICE_IDS = (1, 65535)
+PREFIXES = (1 << 24, (1 << 24) + 65535)
+"""Identities of networks that policies name: out of the way of every workload's (policy/prefixes.py)."""
 
 
 class AllocationError(PenstockError):
@@ -38,6 +40,7 @@ def allocate(
     vips: Mapping[str, Address | None],
     listener_names: Iterable[str],
     service_names: Iterable[str],
+    prefixes: Iterable[str],
     settings: Settings,
 ) -> Allocations:
     """The allocations for these names. The keys are those of `Allocations`.
@@ -55,6 +58,7 @@ def allocate(
             previous.listener_ports, listener_names, (low, high), "listener ports (proxy_listen_ports)"
         ),
         service_ids=_numbers(previous.service_ids, service_names, SERVICE_IDS, "service numbers"),
+        prefixes=_numbers(previous.prefixes, prefixes, PREFIXES, "networks in policies"),
     )
 
 

@@ -26,7 +26,7 @@ from penstock.envoy.errors import EnvoyAdminError
 from penstock.envoy.resources import Builder
 from penstock.errors import HostError
 from penstock.mtls.issuer import Issuer
-from penstock.mtls.secrets import secrets
+from penstock.mtls.secrets import secrets, workload_secret
 from penstock.mtls.svid import SVID
 from penstock.plan import KernelTables, ListenerKey, Plan
 from penstock.redirect.datapath import Datapath
@@ -83,14 +83,19 @@ class Applier:
         server: XdsServer,
         admin: Admin,
         issuer: Issuer,
-        bundle: bytes,
+        bundle: Callable[[], bytes],
         blocking: Callable[..., Awaitable[Any]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`blocking(function, *arguments)` runs a call on the one thread that owns netlink and the disk."""
+        """`bundle` gives the certificates to trust, which may change (a rotation of the CA).
+
+        `blocking(function, *arguments)` runs a call on the one thread that owns netlink and the disk.
+        """
         self._datapath, self.tables, self._host = datapath, tables, host
         self._server, self._admin = server, admin
-        self._issuer, self._bundle, self._clock = issuer, bundle, clock
+        self._issuer, self._trusted, self._clock = issuer, bundle, clock
+        self.bundle = b""
+        """The certificates in the trust bundle that is published."""
         self._blocking = blocking
         self._source_ports = settings.proxy_source_ports
         self._builder: Builder[Resource] = Builder(settings, resource)
@@ -102,6 +107,11 @@ class Applier:
         self._place: object = None
         self._carried: frozenset[Carried] = frozenset()
         self._looked = False
+
+    @property
+    def secrets(self) -> Mapping[str, SVID]:
+        """What the published secrets hold, by name."""
+        return {name: svid for name, (svid, _) in self._secrets.items()}
 
     async def close(self, plan: Plan) -> Closed:
         """Step 1: what needs no proxy, and the end of connections that it must not carry any more."""
@@ -249,8 +259,10 @@ class Applier:
 
     def _snapshot(self, plan: Plan) -> Snapshot:
         types: dict[str, dict[str, Resource]] = dict(self._builder.build(plan.proxy))
-        if self._bundle_resource is None:
-            made = secrets({}, self._bundle)
+        bundle = self._trusted()
+        if self._bundle_resource is None or bundle != self.bundle:
+            self.bundle = bundle
+            made = secrets({}, bundle)
             self._bundle_resource = next(resource(name, message) for name, message in made.items())
         kept: dict[str, tuple[SVID, Resource]] = {}
         for name, svid in self.svids.items():
@@ -258,7 +270,7 @@ class Applier:
             if before is not None and before[0] == svid:
                 kept[name] = before
             else:
-                kept[name] = (svid, resource(name, secrets({name: svid}, self._bundle)[name]))
+                kept[name] = (svid, resource(name, workload_secret(name, svid)))
         self._secrets = kept
         types[TypeUrl.SDS] = {name: item for name, (_, item) in kept.items()}
         types[TypeUrl.SDS][self._bundle_resource.name] = self._bundle_resource

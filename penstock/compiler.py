@@ -20,10 +20,12 @@ from dataclasses import dataclass
 
 from penstock.facts import Facts
 from penstock.manifests.document import ObjectKey
-from penstock.manifests.kinds import CiliumNetworkPolicy, Workload
+from penstock.manifests.kinds import Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
 from penstock.policy.identities import identity_text
 from penstock.policy.kernel import kernel_tables
+from penstock.policy.netpol import POLICY_KINDS
+from penstock.policy.prefixes import prefixes
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
 from penstock.routing.services import served_names, wanted_vips
@@ -37,6 +39,7 @@ class Names:
     identities: tuple[str, ...]
     vips: dict[str, Address | None]
     services: tuple[str, ...]
+    prefixes: tuple[str, ...]
 
 
 def names(world: World) -> Names:
@@ -46,6 +49,7 @@ def names(world: World) -> Names:
         identities=tuple(identity_text(d, w) for d, w in world.of_kind(Workload)),
         vips=vips,
         services=served_names(world),
+        prefixes=tuple(map(str, prefixes(world))),
     )
 
 
@@ -54,6 +58,11 @@ class Compiler:
 
     def __init__(self) -> None:
         self._last: Facts | None = None
+
+    @property
+    def facts(self) -> Facts | None:
+        """The stages of the last compilation, for whoever explains it."""
+        return self._last
 
     def compile(self, world: World) -> Plan:
         """The same Plan that `compile_world` makes."""
@@ -92,8 +101,11 @@ def _plan(facts: Facts) -> Plan:
     )
 
 
+_VALID = ObjectStatus((Condition("Valid", True, "Accepted"),))
+
+
 def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
-    found = {key: ObjectStatus() for key in facts.world.documents}
+    found = dict.fromkeys(facts.world.documents, ObjectStatus())
     for document, workload in facts.world.of_kind(Workload):
         if workload.spec.container:
             why = "containers are not followed by this version: name the network namespace"
@@ -105,8 +117,8 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
             found[key] = ObjectStatus((Condition("Ready", False, "NamespaceAbsent", why),), pending=why)
         elif member.local:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
-    for document, _ in facts.world.of_kind(CiliumNetworkPolicy):
-        found[document.key] = ObjectStatus((Condition("Valid", True, "Accepted"),))
+    for document in facts.world.of_kinds(*POLICY_KINDS):
+        found[document.key] = _VALID
     found.update(_shared_vips(facts))
     found.update(facts.mesh.statuses)
     return found

@@ -25,6 +25,7 @@ from penstock import state
 from penstock.apply import Applied
 from penstock.control import ControlServer, socket_path
 from penstock.errors import PenstockError
+from penstock.inspect import CALLS, Inspector
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.manifests.problem import Problem
@@ -59,6 +60,7 @@ class Daemon:
         self._thread = thread
         self._namespaces = NamespaceEvents()
         self._report = Report(options, node, flows)
+        self._inspector = Inspector(node.tables, lambda: node.server.connected > 0)
         self._store = Store()
         self._planner = Planner()
         self._documents: Mapping[ObjectKey, Document] = {}
@@ -109,7 +111,14 @@ class Daemon:
         loop.add_reader(node.events.fd, node.events.consume)
         control = ControlServer(
             socket_path(self.options.run_dir),
-            {"status": self._status, "get": self._get, "wait": self._wait},
+            {
+                "status": self._status,
+                "get": self._get,
+                "wait": self._wait,
+                "explain": self._explain,
+                **{call: partial(self._look, call) for call in CALLS},
+                **node.certificates.calls,
+            },
             {"observe": self._observe},
         )
         self._take(self._files.scan())
@@ -123,6 +132,7 @@ class Daemon:
                 self._follow_files(),
                 self._follow_namespaces(),
                 self._reconcile_forever(),
+                node.certificates.run(self._wake),
             )
         ]
         log.info("running", extra={"node": self.options.node, "config": str(self.options.config)})
@@ -194,6 +204,7 @@ class Daemon:
                 # A fault of ours. What is in force stays in force; dying would not mend it.
                 log.exception("a change could not be applied")
                 self._report.failed(f"internal error: {e!r}")
+            self._node.certificates.applied()
             async with self._applied:
                 self._applied_revision = revision
                 self._applied.notify_all()
@@ -234,6 +245,8 @@ class Daemon:
         applied: Applied = await self._node.applier.apply(plan, closed)
         self._flows.look_up(partial(directory, world, plan))
         self._report.update(world, plan, applied, self._problems)
+        if self._planner.facts is not None:
+            self._inspector.update(self._planner.facts, plan)
         log.info(
             "applied",
             extra={
@@ -303,6 +316,13 @@ class Daemon:
 
     async def _get(self, request: dict[str, Any]) -> Any:
         return self._report.get(**request)
+
+    async def _explain(self, request: dict[str, Any]) -> Any:
+        # Here, not in a thread: it fills the same memory of rights as the next compilation reads.
+        return self._inspector.explain(request)
+
+    async def _look(self, call: str, request: dict[str, Any]) -> Any:
+        return await asyncio.to_thread(self._inspector.look, call, request)
 
     async def _wait(self, request: dict[str, Any]) -> Any:
         """Read the folder again, and answer when all is settled or the time is over."""

@@ -10,19 +10,30 @@ from collections.abc import Iterable
 from functools import cached_property
 
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.kinds import CiliumNetworkPolicy, EndpointSlice, Node, Service, Workload
+from penstock.manifests.kinds import (
+    EndpointSlice,
+    Namespace,
+    Node,
+    PeerAuthentication,
+    Service,
+    Workload,
+)
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 from penstock.mtls.spiffe import for_workload
-from penstock.plan import Direction, PolicyEntry, PolicyKey
+from penstock.plan import Direction, IpcacheEntry, PolicyEntry, PolicyKey
+from penstock.policy.addresses import Whois, ipcache
 from penstock.policy.entries import Stance, entries, stances
 from penstock.policy.identities import Member, Members, members
+from penstock.policy.labels import WORLD
 from penstock.policy.mesh_tls import MeshModes
+from penstock.policy.netpol import POLICY_KINDS, specs_of
+from penstock.policy.prefixes import prefixes
 from penstock.policy.rights import Destination, SourceRights, Stances, rights
-from penstock.policy.rules import PolicySpec, policy_specs
+from penstock.policy.rules import PolicySpec
 from penstock.routing.mesh import MeshRoutes, mesh_routes
 from penstock.routing.model import Rights
 from penstock.routing.services import ServedPort, served_ports
-from penstock.world import World
+from penstock.world import Address, Network, World
 
 
 class Facts:
@@ -51,9 +62,11 @@ class Facts:
         before, world = self._before, self.world
         if (
             before is not None
-            and self._same_documents(Workload, Node)
+            and self._same_documents(Workload, Node, Namespace)
             and world.attachments == before.world.attachments
             and world.allocations.identities == before.world.allocations.identities
+            and world.allocations.prefixes == before.world.allocations.prefixes
+            and prefixes(world) == before.members.index.prefixes.identities.keys()
         ):
             return before.members
         return members(world)
@@ -67,6 +80,29 @@ class Facts:
         return MeshModes(self.world)
 
     @cached_property
+    def ipcache(self) -> dict[Network, IpcacheEntry]:
+        before = self._before
+        if (
+            before is not None
+            and self._same_members
+            and self._same_documents(PeerAuthentication, Node)
+            and self.world.node_addresses == before.world.node_addresses
+        ):
+            return before.ipcache
+        return ipcache(self.world, self.members, self.modes)
+
+    @cached_property
+    def whois(self) -> Whois:
+        return Whois(self.ipcache)
+
+    def identity_of(self, address: Address, member: Member | None) -> int:
+        """The identity of `address`, which is `member`'s if there is one."""
+        if member is not None:
+            return member.identity
+        found = self.whois(address)
+        return found.identity if found else WORLD
+
+    @cached_property
     def by_identity(self) -> dict[int, list[Member]]:
         found: dict[int, list[Member]] = {}
         for member in self.members.all:
@@ -77,17 +113,18 @@ class Facts:
     def specs(self) -> dict[ObjectKey, tuple[Document, tuple[PolicySpec, ...]]]:
         known = self._before.specs if self._before else {}
         found = {}
-        for document, policy in self.world.of_kind(CiliumNetworkPolicy):
+        for document in self.world.of_kinds(*POLICY_KINDS):
             before = known.get(document.key)
             if before is None or before[0] is not document:
-                before = (document, policy_specs(document, policy))
+                before = (document, specs_of(document))
             found[document.key] = before
         return found
 
     @cached_property
     def stances(self) -> Stances:
         specs = [spec for _, listed in self.specs.values() for spec in listed]
-        both = {direction: stances(specs, self.members, direction) for direction in Direction}
+        mode = self.world.settings.policy_enforcement
+        both = {direction: stances(specs, self.members, direction, mode) for direction in Direction}
         if self._before is not None and self._same_members:
             for direction, found in both.items():
                 known = self._before.stances.of(direction)

@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +20,14 @@ import grpc
 
 from penstock import state
 from penstock.apply import Applier
+from penstock.certs import Certificates
 from penstock.control import socket_path
 from penstock.envoy.bootstrap import xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import HostError
 from penstock.mtls.ca import CertificateAuthority
-from penstock.mtls.issuer import Issuer
+from penstock.mtls.issuer import LIFETIME, Issuer
+from penstock.mtls.reports import Reporter
 from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
 from penstock.redirect.libbpf import RingBuffer, open_pin
@@ -47,6 +50,7 @@ class Options:
     ca_dir: Path | None = None
     settings: Settings = field(default_factory=Settings)
     concurrency: int | None = None
+    cert_lifetime: timedelta = LIFETIME
 
 
 def _pins(run_dir: Path) -> Path:
@@ -67,7 +71,10 @@ class Node:
     tables: Tables
     server: XdsServer
     envoy: EnvoyProcess
+    ca: CertificateAuthority
     issuer: Issuer
+    certificates: Certificates
+    reporter: Reporter
     applier: Applier
     events: RingBuffer
     allocations: Allocations
@@ -79,6 +86,7 @@ class Node:
         self.tables.close()
         self.datapath.close()
         await blocking(self.host.close)
+        self.reporter.close()
         os.close(self.lock)
 
 
@@ -100,6 +108,8 @@ async def open_node(
     lock = _lock(options.run_dir)
     settings = options.settings
     ca_dir = options.ca_dir or options.state_dir / "ca"
+    # Known to the CA's rotations before it is read: none can begin and end without this node.
+    reporter: Reporter = await blocking(Reporter.open, ca_dir, options.node)
     ca = await blocking(CertificateAuthority.open, ca_dir, settings.trust_domain)
     allocations = await blocking(state.load, options.state_dir)
     host: HostSettings = await blocking(HostSettings, _host_record(options.run_dir))
@@ -111,7 +121,7 @@ async def open_node(
     socket.unlink(missing_ok=True)
     server = XdsServer(socket, services=services, group=UID)
     envoy = EnvoyProcess(options.run_dir, node=options.node, concurrency=options.concurrency)
-    issuer = Issuer(ca, directory=options.state_dir / "svids")
+    issuer = Issuer(ca, lifetime=options.cert_lifetime, directory=options.state_dir / "svids")
     applier = Applier(
         settings=settings,
         datapath=datapath,
@@ -120,12 +130,36 @@ async def open_node(
         server=server,
         admin=envoy.admin,
         issuer=issuer,
-        bundle=ca.bundle_pem,
+        bundle=lambda: ca.bundle_pem,
+        blocking=blocking,
+    )
+    certificates = Certificates(
+        options.node,
+        ca=ca,
+        issuer=issuer,
+        applier=applier,
+        server=server,
+        reporter=reporter,
         blocking=blocking,
     )
     events = RingBuffer(open_pin(datapath.pins / "events"), on_event)
     cookie = int(await blocking(host.cookie))
-    return Node(lock, host, datapath, tables, server, envoy, issuer, applier, events, allocations, cookie)
+    return Node(
+        lock=lock,
+        host=host,
+        datapath=datapath,
+        tables=tables,
+        server=server,
+        envoy=envoy,
+        ca=ca,
+        issuer=issuer,
+        certificates=certificates,
+        reporter=reporter,
+        applier=applier,
+        events=events,
+        allocations=allocations,
+        cookie=cookie,
+    )
 
 
 def _lock(run_dir: Path) -> int:

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 from penstock.allocate import allocate
 from penstock.compiler import Compiler, names
+from penstock.facts import Facts
 from penstock.plan import Plan
 from penstock.world import World
 
@@ -19,6 +20,11 @@ class Planner:
 
     def __init__(self) -> None:
         self._compiler = Compiler()
+
+    @property
+    def facts(self) -> Facts | None:
+        """The stages of the last compilation, for whoever explains it."""
+        return self._compiler.facts
 
     def plan(self, world: World) -> tuple[World, Plan]:
         """Raises AllocationError if there are not enough numbers; then nothing has changed."""
@@ -33,14 +39,14 @@ class Planner:
 def numbered(world: World, listeners: tuple[str, ...]) -> World:
     """`world` with a number for all that is known by one, and a port for each of `listeners`."""
     wanted = names(world)
-    return replace(
-        world,
-        allocations=allocate(
-            world.allocations,
-            identities=wanted.identities,
-            vips=wanted.vips,
-            listener_names=listeners,
-            service_names=wanted.services,
-            settings=world.settings,
-        ),
+    allocations = allocate(
+        world.allocations,
+        identities=wanted.identities,
+        vips=wanted.vips,
+        listener_names=listeners,
+        service_names=wanted.services,
+        prefixes=wanted.prefixes,
+        settings=world.settings,
     )
+    # What a World knows of its documents by kind is worth keeping.
+    return world if allocations == world.allocations else replace(world, allocations=allocations)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock import __version__, status
+from penstock import __version__, certs, status
 from penstock.errors import PenstockError, UsageError
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
@@ -36,6 +36,9 @@ def directory(world: World, plan: Plan) -> Directory:
         str(address): f"{m.namespace}/{m.document.key.name}" for m in everyone.all for address in m.addresses
     }
     identities = {number: f"reserved:{name}" for number, name in RESERVED.items()}
+    identities |= {
+        number: f"cidr:{network}" for network, number in everyone.index.prefixes.identities.items()
+    }
     rules = {
         rule_number(entry): ", ".join(f"{key} ({origin})" for key, origin in entry.origins)
         for entry in plan.kernel.policy.values()
@@ -116,6 +119,7 @@ class Report:
             "pid": os.getpid(),
             "since": self._since,
             "config": str(self._options.config),
+            "policy_enforcement": self._options.settings.policy_enforcement,
             "settled": self.settled and not busy,
             "busy": busy,
             "errors": errors,
@@ -138,6 +142,9 @@ class Report:
             "counters": self._counters(),
             "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),
+            "certificate_health": certs.health(
+                self._node.ca, self._node.issuer, self._node.applier.secrets, time.time()
+            ),
         }
 
     def _resources(self) -> dict[str, dict[str, Any]]:

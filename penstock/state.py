@@ -10,11 +10,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 
 import msgspec
 
+from penstock.allocate import PREFIXES
 from penstock.errors import HostError
 from penstock.files import write_atomically
 from penstock.world import Allocations
@@ -75,14 +76,17 @@ def _decode(data: bytes) -> Allocations:
     _check_numbers("identities", found.identities, 256)
     _check_numbers("listener_ports", found.listener_ports, 1)
     _check_numbers("service_ids", found.service_ids, 1)
+    _check_numbers("prefixes", found.prefixes, *PREFIXES)
+    for network in found.prefixes:
+        ip_network(network)
     for address in found.vips.values():
         ip_address(address)
     return found
 
 
-def _check_numbers(what: str, numbers: Mapping[str, int], low: int) -> None:
+def _check_numbers(what: str, numbers: Mapping[str, int], low: int, high: int = 65535) -> None:
     if len(set(numbers.values())) != len(numbers):
         raise ValueError(f"{what}: one number stands for two names")
     for name, number in numbers.items():
-        if not low <= number <= 65535:
+        if not low <= number <= high:
             raise ValueError(f"{what}: {name} has {number}")

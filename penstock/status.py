@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.kinds import Service, Workload
+from penstock.manifests.kinds import Namespace, Service, Workload
 from penstock.manifests.problem import Problem
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus, Plan
@@ -162,6 +162,8 @@ def view(
         attached = world.attachments.get((document.key.namespace, document.key.name))
         addresses = value.spec.addresses or [str(a) for a in (attached.addresses if attached else ())]
         shown["status"] = {"identity": identity, "addresses": addresses, "conditions": listed}
+    elif isinstance(value, Namespace):
+        shown["status"] = {"phase": "Active"}
     elif listed:
         shown["status"] = {"conditions": listed}
     else:

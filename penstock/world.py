@@ -10,14 +10,16 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import TypeVar
+from typing import Literal, TypeVar
 
-from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.document import Document, ObjectKey, place
 
 Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 WorkloadName = tuple[str, str]
 """(namespace, name) of a workload."""
+
+Enforcement = Literal["default", "always", "never"]
 
 K = TypeVar("K")
 
@@ -62,6 +64,9 @@ class Settings:
     trust_domain: str = "penstock.local"
     host_access: bool = True
     """The node's own processes may reach local workloads whatever the policy (health checks)."""
+    policy_enforcement: Enforcement = "default"
+    """Who is closed to what no rule allows: whom a policy selects, everyone (always), or nobody (never, and
+    then no rule of a policy holds either)."""
     service_ranges: tuple[Network, ...] = (
         IPv4Network("10.96.0.0/16"),
         IPv6Network("fd00:10:96::/112"),
@@ -84,6 +89,8 @@ class Allocations:
     """Name of an Envoy listener → its port."""
     service_ids: Mapping[str, int] = field(default_factory=dict)
     """``namespace/name:port/family/protocol`` → number in the kernel's service table."""
+    prefixes: Mapping[str, int] = field(default_factory=dict)
+    """A network that a policy names → its identity, above all others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +124,7 @@ class World:
     @cached_property
     def _by_kind(self) -> Mapping[str, tuple[Document, ...]]:
         found: dict[str, list[Document]] = {}
-        for key in sorted(self.documents):
+        for key in sorted(self.documents, key=place):
             found.setdefault(key.kind, []).append(self.documents[key])
         return {kind: tuple(documents) for kind, documents in found.items()}
 
@@ -132,3 +139,8 @@ class World:
         for document in self._by_kind.get(kind.__name__, ()):
             assert isinstance(document.value, kind)
             yield document, document.value
+
+    def of_kinds(self, *kinds: type) -> Iterator[Document]:
+        """Every document of these kinds, kind by kind."""
+        for kind in kinds:
+            yield from self._by_kind.get(kind.__name__, ())

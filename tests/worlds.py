@@ -52,6 +52,12 @@ def identities(world: World) -> Mapping[str, int]:
     return {d.key.name: world.allocations.identities[identity_text(d, w)] for d, w in world.of_kind(Workload)}
 
 
+def identity_of(plan: Plan, address: str) -> int:
+    """Who the kernel takes `address` for: the entry of the longest network around it."""
+    around = [n for n in plan.kernel.ipcache if ip_address(address) in n]
+    return plan.kernel.ipcache[max(around, key=lambda n: n.prefixlen)].identity
+
+
 def workload(
     name: str,
     address: str,
@@ -87,4 +93,15 @@ spec: {spec}
 ---"""
 
 
-__all__ = ["NODE", "Allocations", "Settings", "identities", "make", "policy", "read", "settle", "workload"]
+__all__ = [
+    "NODE",
+    "Allocations",
+    "Settings",
+    "identities",
+    "identity_of",
+    "make",
+    "policy",
+    "read",
+    "settle",
+    "workload",
+]

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from penstock.bench import histogram
 from penstock.bench.errors import BenchError, ToolMissingError
 from penstock.bench.site import Site
 
@@ -41,7 +42,7 @@ def need(*tools: str) -> None:
     """Raises ToolMissingError if one is not installed."""
     for tool in tools:
         if not find(tool):
-            package = {"nginx": "nginx-light"}.get(tool, tool)
+            package = {"nginx": "nginx-light", "iptables-restore": "iptables"}.get(tool, tool)
             raise ToolMissingError(f"{tool} is not installed", hint=f"apt-get install {package}")
 
 
@@ -92,6 +93,15 @@ class HttpLoad:
 
     def data(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def wrk_whole(site: Site, client: str, server: str, *, connections: int, seconds: int) -> histogram.Run:
+    """As `wrk`, with the whole distribution."""
+    script = site.directory / "done.lua"
+    script.write_text(histogram.SCRIPT)
+    url = f"http://{site.address(server)}:{HTTP_PORT}/"
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
+    return histogram.read(_output(site, client, argv, seconds))
 
 
 def wrk(site: Site, client: str, server: str, *, connections: int, seconds: float) -> HttpLoad:

@@ -1,4 +1,4 @@
-"""A lab of one node, with or without its daemon: what every benchmark stands on.
+"""A lab of one node or two, with or without daemons: what every benchmark stands on.
 
 What it keeps true: whatever way a benchmark ends, nothing of it is left; what a killed one left is cleared
 before the next; and only one runs at a time, since two would measure each other.
@@ -28,7 +28,7 @@ from penstock.control import ControlClient, socket_path
 from penstock.lab import LabSpec, netns
 from penstock.redirect.datapath import take_down
 
-NODE = "node-a"
+NODE, OTHER_NODE = NODES = ("node-a", "node-b")
 _RUN = Path("/run")
 _SCRATCH = _RUN / "penstock-bench"
 _PREFIX = "bench-"
@@ -91,13 +91,27 @@ class Site:
 
 
 @contextmanager
-def site(name: str, workloads: Iterable[Mapping[str, Any]], directory: Path) -> Iterator[Site]:
-    """A lab of one node with these workloads, called bench-NAME, with no daemon and no program."""
+def site(
+    name: str,
+    workloads: Iterable[Mapping[str, Any]],
+    directory: Path,
+    *,
+    nodes: int = 1,
+    routes: bool = False,
+) -> Iterator[Site]:
+    """A lab of `nodes` of NODES with these workloads, called bench-NAME, with no daemon and no program.
+
+    `routes` joins the nodes, which a daemon does otherwise.
+    """
     spec = lab.load(
         {
             "name": _PREFIX + name,
-            "nodes": {NODE: {"podCIDRs": ["10.244.1.0/24", "fd00:10:244:1::/64"]}},
+            "nodes": {
+                node: {"podCIDRs": [f"10.244.{number}.0/24", f"fd00:10:244:{number}::/64"]}
+                for number, node in enumerate(NODES[:nodes], 1)
+            },
             "workloads": [dict(each) for each in workloads],
+            "routes": routes,
         }
     )
     lab.up(spec)
@@ -119,19 +133,20 @@ def scratch() -> Iterator[Path]:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run_dir(lab_name: str) -> Path:
-    return _RUN / f"penstock-{lab_name}"
+def _run_dir(lab_name: str, node: str) -> Path:
+    return _RUN / (f"penstock-{lab_name}" if node == NODE else f"penstock-{lab_name}-{node}")
 
 
 def _clear(name: str) -> None:
-    """Daemon, datapath, Envoy and lab of this name, as far as they are there."""
-    run_dir, node = _run_dir(name), netns.path_of(f"{name}-{NODE}")
-    if run_dir.is_dir():
-        if node.exists():
-            netns.end_processes([node.name])
-            _down(name)
-        take_down(run_dir / "bpf")
-        shutil.rmtree(run_dir, ignore_errors=True)
+    """Daemons, datapaths, Envoys and lab of this name, as far as they are there."""
+    for each in NODES:
+        run_dir, node = _run_dir(name, each), netns.path_of(f"{name}-{each}")
+        if run_dir.is_dir():
+            if node.exists():
+                netns.end_processes([node.name])
+                _down(name, each)
+            take_down(run_dir / "bpf")
+            shutil.rmtree(run_dir, ignore_errors=True)
     lab.down(name)
 
 
@@ -139,19 +154,14 @@ _PENSTOCK = (sys.executable, "-m", "penstock.cli")
 
 
 class DaemonUnderTest:
-    """The daemon of a site's node."""
+    """The daemon of a site's node. `log` is what it says."""
 
-    def __init__(self, site: Site, process: subprocess.Popen[Any], config: Path) -> None:
-        self.site, self.config = site, config
-        self.run_dir = _run_dir(site.spec.name)
+    def __init__(self, run_dir: Path, process: subprocess.Popen[Any], config: Path, log: Path) -> None:
+        self.run_dir, self.config, self.log = run_dir, config, log
         self.pid = process.pid
         self._process = process
         self._stack = ExitStack()
         self._client = self._stack.enter_context(ControlClient(self.run_dir))
-
-    @property
-    def log(self) -> Path:
-        return self.site.directory / f"{self.site.spec.name}.log"
 
     def envoy_pid(self) -> int:
         return int(self._client.call("status")["envoy"]["pid"])
@@ -198,14 +208,20 @@ class DaemonUnderTest:
 
 @contextmanager
 def daemon(
-    site: Site, policies: Sequence[Mapping[str, Any]], *, workloads: bool = True
+    site: Site,
+    policies: Sequence[Mapping[str, Any]],
+    *,
+    workloads: bool = True,
+    node: str = NODE,
+    ca_dir: Path | None = None,
 ) -> Iterator[DaemonUnderTest]:
-    """The node's daemon with the lab's manifests and `policies` in force; at the end all of it goes.
+    """A node's daemon with the lab's manifests and `policies` in force; at the end all of it goes.
 
-    Without `workloads` it is not told of the lab: what it needs by itself.
+    Without `workloads` it is not told of the lab: what it needs by itself. Daemons that are to trust each
+    other share `ca_dir`.
     """
-    name = site.spec.name
-    config, state, run_dir = site.directory / f"{name}.d", site.directory / f"{name}.state", _run_dir(name)
+    name, run_dir = site.spec.name, _run_dir(site.spec.name, node)
+    config, state, log = (site.directory / f"{name}-{node}.{what}" for what in ("d", "state", "log"))
     shutil.rmtree(config, ignore_errors=True)
     config.mkdir()
     if workloads:
@@ -215,24 +231,30 @@ def daemon(
             yaml.safe_dump_all([dict(p) for p in policies], sort_keys=False)
         )
     run_dir.mkdir(exist_ok=True)
-    argv = [*_PENSTOCK, "run", "--config", config, "--run-dir", run_dir, "--state-dir", state, "--node", NODE]
-    with (site.directory / f"{name}.log").open("ab") as log:
+    argv = [*_PENSTOCK, "run", "--config", config, "--run-dir", run_dir, "--state-dir", state, "--node", node]
+    argv += ["--ca-dir", ca_dir] if ca_dir else []
+    with log.open("ab") as output:
         process = lab.run_in(
-            site.spec.node(NODE).netns, [*map(str, argv)], stdin=subprocess.DEVNULL, stdout=log, stderr=log
+            site.spec.node(node).netns,
+            [*map(str, argv)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
         )
-    running = DaemonUnderTest(site, process, config)
+    running = DaemonUnderTest(run_dir, process, config, log)
     try:
         _wait_answering(process, running.run_dir, running.log)
         running.settle(START)
         yield running
     finally:
         running.stop()
-        _down(name)
+        _down(name, node)
 
 
-def _down(name: str) -> None:
+def _down(name: str, node: str) -> None:
     """`penstock down`, in the namespace of the daemon's node."""
-    lab.run_in(netns.path_of(f"{name}-{NODE}"), [*_PENSTOCK, "down", "--run-dir", str(_run_dir(name))]).wait()
+    argv = [*_PENSTOCK, "down", "--run-dir", str(_run_dir(name, node))]
+    lab.run_in(netns.path_of(f"{name}-{node}"), argv).wait()
 
 
 def _wait_answering(process: subprocess.Popen[Any], run_dir: Path, log: Path) -> None:

@@ -18,13 +18,21 @@ from penstock.errors import PenstockError
 
 COMMANDS = {
     "bench": "Measure what Penstock costs on this machine.",
+    "bpf": "What is in the kernel's maps: entries, connections, sizes.",
+    "ca": "The certificate authority: show it, rotate it.",
+    "cert": "Certificates of this node's workloads.",
     "check": "Look whether this machine can run Penstock, and say what to mend.",
     "demo": "Bring up a lab of two nodes and show what Penstock does.",
     "down": "Remove everything that a daemon put on this node.",
+    "endpoint": "Local workloads, as the kernel knows them.",
+    "explain": "Why a connection or a request is allowed or denied, and which line decides.",
     "get": "Show objects with their status.",
+    "identity": "Identities: numbers, labels, workloads, addresses.",
     "lab": "Nodes and workloads out of network namespaces.",
     "observe": "Show flows and requests.",
+    "policy": "Policies: whom they select, and what they say about a workload.",
     "run": "The daemon, in the foreground, for this network namespace.",
+    "service": "Services that the kernel translates or steers, with their backends.",
     "status": "What is in force, and what is not yet.",
     "validate": "Check manifests without a daemon.",
 }

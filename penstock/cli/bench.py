@@ -15,7 +15,7 @@ import click
 
 from penstock.cli.output import table
 
-BENCHES = ("policy", "l4", "memory")
+BENCHES = ("policy", "l4", "memory", "latency", "memory-sidecars")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -68,6 +68,20 @@ def memory(**options: Any) -> None:
     _run(["memory"], **options)
 
 
+@bench.command(name="latency")
+@_options
+def latency(**options: Any) -> None:
+    """Latency, throughput and processor time: no mesh, the node's Envoy, two nodes, sidecars."""
+    _run(["latency"], **options)
+
+
+@bench.command(name="memory-sidecars")
+@_options
+def memory_sidecars(**options: Any) -> None:
+    """Memory of one Envoy and the daemon for 30 workloads, against 30 sidecars."""
+    _run(["memory-sidecars"], **options)
+
+
 @bench.command(name="all")
 @_options
 def all_(**options: Any) -> None:
@@ -82,9 +96,13 @@ def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output:
     signal.signal(signal.SIGTERM, _end)
     found = []
     for name in names:
-        module = import_module(f"penstock.bench.{name}")
+        module = import_module(f"penstock.bench.{name.replace('-', '_')}")
         data = module.run(_teller(name), quick=quick).data()
-        click.echo(f"{name}: kept as {save(data, results)}", err=True)
+        kept = save(data, results)
+        if hasattr(module, "reports"):
+            for suffix, text in module.reports(data).items():
+                kept.with_suffix(suffix).write_text(text)
+        click.echo(f"{name}: kept as {kept}", err=True)
         found.append(data)
         if output == "table":
             _show(module, data)

@@ -32,8 +32,9 @@ def get(
 ) -> None:
     """Show objects of KIND (in any case, also plural or short), or the one called NAME, with their status.
 
-    Kinds: Workload, Node, Service, EndpointSlice, CiliumNetworkPolicy (cnp), HTTPRoute, GRPCRoute,
-    ReferenceGrant, PeerAuthentication.
+    Kinds: Workload, Node, Service, EndpointSlice, Namespace, CiliumNetworkPolicy (cnp),
+    CiliumClusterwideNetworkPolicy (ccnp), NetworkPolicy (netpol), HTTPRoute, GRPCRoute, ReferenceGrant,
+    PeerAuthentication.
     """
     from penstock.control import ControlClient
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import re
+from datetime import timedelta
 from pathlib import Path
+from typing import Any, ClassVar
 
 import click
 
@@ -28,3 +31,23 @@ output_option = click.option(
     help="How to print.",
 )
 """Adds `output: str`; give it to `penstock.cli.output.show`."""
+
+
+class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in newer versions
+    name = "duration"
+    _units: ClassVar = {"s": "seconds", "m": "minutes", "h": "hours", "d": "days"}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> timedelta:
+        if isinstance(value, timedelta):
+            return value
+        found = re.fullmatch(r"(\d+)([smhd])", value)
+        if found is None or int(found[1]) == 0:
+            self.fail(f"{value!r} is not a duration such as 90s, 10m, 24h or 30d", param, ctx)
+        try:
+            return timedelta(**{self._units[found[2]]: int(found[1])})
+        except OverflowError:
+            self.fail(f"{value!r} is too long", param, ctx)
+
+
+DURATION = _Duration()
+"""A positive time span in one unit: 90s, 10m, 24h, 30d."""

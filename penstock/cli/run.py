@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import platform
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from penstock.cli.options import run_dir_option
+from penstock.cli.options import DURATION, run_dir_option
+
+if TYPE_CHECKING:
+    from penstock.world import Enforcement
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -32,10 +37,24 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     "--trust-domain", default="penstock.local", show_default=True, help="Trust domain of the SPIFFE ids."
 )
 @click.option(
+    "--cert-lifetime",
+    type=DURATION,
+    default="24h",
+    show_default=True,
+    help="How long a workload's certificate holds; renewed at half of it.",
+)
+@click.option(
     "--host-access/--no-host-access",
     default=True,
     show_default=True,
     help="The node's own processes may reach its workloads whatever the policy (health checks).",
+)
+@click.option(
+    "--policy-enforcement",
+    type=click.Choice(["default", "always", "never"]),
+    default="default",
+    show_default=True,
+    help="Closed to what no rule allows: whom a policy selects, every workload, or nobody (no policy holds).",
 )
 @click.option(
     "--concurrency", type=click.IntRange(1), default=None, help="Envoy's workers.  [default: one per CPU]"
@@ -53,7 +72,9 @@ def run(
     node: str | None,
     ca_dir: Path | None,
     trust_domain: str,
+    cert_lifetime: timedelta,
     host_access: bool,
+    policy_enforcement: Enforcement,
     concurrency: int | None,
     log_level: str,
 ) -> None:
@@ -76,8 +97,13 @@ def run(
         state_dir=state_dir.resolve(),
         node=node or platform.node(),
         ca_dir=ca_dir.resolve() if ca_dir else None,
-        settings=Settings(trust_domain=check_trust_domain(trust_domain), host_access=host_access),
+        settings=Settings(
+            trust_domain=check_trust_domain(trust_domain),
+            host_access=host_access,
+            policy_enforcement=policy_enforcement,
+        ),
         concurrency=concurrency,
+        cert_lifetime=cert_lifetime,
     )
 
     async def main() -> None:

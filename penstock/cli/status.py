@@ -64,6 +64,8 @@ def _head(found: dict[str, Any]) -> None:
         f"node {found['node']}: {state}; {len(found['objects'])} objects, "
         f"{found['certificates']} certificates"
     )
+    if found["policy_enforcement"] != "default":
+        click.echo(f"policy enforcement: {found['policy_enforcement']}")
     connected = "connected" if envoy["connected"] else "not connected"
     click.echo(
         f"Envoy {envoy['pid'] or '-'}: {connected}, {envoy['listeners']} listeners, {envoy['nacks']} refusals"
@@ -71,6 +73,8 @@ def _head(found: dict[str, Any]) -> None:
     for name, (used, size) in found["limits"].items():
         if used * 10 > size * 8:
             click.echo(f"nearly full: {name}: {used} of {size}")
+    for warning in found["certificate_health"]["warnings"]:
+        click.echo(f"warning: {warning}")
     for error in found["errors"]:
         click.echo(f"error: {error}")
     if found["waiting_for"]:

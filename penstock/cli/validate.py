@@ -36,7 +36,7 @@ STDIN = "(stdin)"
 def validate(paths: tuple[str, ...], more: tuple[str, ...], output: str) -> None:
     """Check manifests: exit code 0 if nothing is refused, 2 if something is."""
     try:
-        texts = _read([*paths, *more])
+        texts = read_all([*paths, *more])
     except PenstockError as e:
         click.echo(f"penstock: {e}" + (f"; {e.hint}" if e.hint else ""), err=True)
         sys.exit(e.exit_code)
@@ -71,8 +71,8 @@ def describe(problem: Problem) -> str:
     return str(problem) if problem.severity == "error" else f"{problem} [{problem.severity}]"
 
 
-def _read(paths: Iterable[str]) -> Mapping[str, str]:
-    """Name → text of every file. Raises InputError for a path that cannot be read."""
+def read_all(paths: Iterable[str]) -> Mapping[str, str]:
+    """File → its text, of files, directories and ``-``. Raises InputError for a path that cannot be read."""
     texts: dict[str, str] = {}
     for path in paths:
         if path == "-":

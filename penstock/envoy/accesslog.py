@@ -8,7 +8,7 @@ from envoy.extensions.access_loggers.grpc.v3 import als_pb2
 from envoy.type.tracing.v3 import custom_tag_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy.names import ALS_CLUSTER, SOURCE_CLASS_STATE
+from penstock.envoy.names import ALS_CLUSTER
 from penstock.envoy.protos import pack, seconds
 
 _FLUSH = 0.1
@@ -31,7 +31,6 @@ def _common(listener: str) -> als_pb2.CommonGrpcAccessLogConfig:
         transport_api_version=config_source_pb2.ApiVersion.V3,
         buffer_flush_interval=seconds(_FLUSH),
         buffer_size_bytes=wrappers_pb2.UInt32Value(value=_BUFFER),
-        filter_state_objects_to_log=[SOURCE_CLASS_STATE],
         custom_tags=[
             custom_tag_pb2.CustomTag(tag=UPSTREAM_PEER_TAG, value="%UPSTREAM_PEER_URI_SAN%"),
             custom_tag_pb2.CustomTag(tag=UPSTREAM_LOCAL_TAG, value="%UPSTREAM_LOCAL_URI_SAN%"),

@@ -37,7 +37,8 @@ def xds_socket(run_dir: Path) -> Path:
     return run_dir / "xds.sock"
 
 
-def _grpc_cluster(name: str, socket: Path) -> dict[str, Any]:
+def stream_cluster(name: str, socket: Path) -> dict[str, Any]:
+    """The gRPC server behind a Unix socket."""
     return {
         "name": name,
         "type": "STATIC",
@@ -78,7 +79,7 @@ def bootstrap(run_dir: Path, *, node: str, open_files: int) -> str:
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
         "static_resources": {
-            "clusters": [_grpc_cluster(ADS_CLUSTER, socket), _grpc_cluster(ALS_CLUSTER, socket)]
+            "clusters": [stream_cluster(ADS_CLUSTER, socket), stream_cluster(ALS_CLUSTER, socket)]
         },
         "layered_runtime": {
             "layers": [

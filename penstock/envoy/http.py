@@ -76,7 +76,8 @@ def _local_reply() -> hcm_pb2.LocalReplyConfig:
     )
 
 
-def _base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
+def base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
+    """What all have in common, without routes and filters; its log goes by the name `listener`."""
     return _Hcm(
         stat_prefix=stat_prefix,
         codec_type=_Hcm.CodecType.AUTO,
@@ -100,7 +101,7 @@ def _base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     )
 
 
-def _router() -> hcm_pb2.HttpFilter:
+def router() -> hcm_pb2.HttpFilter:
     return _filter(
         "envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=True, dynamic_stats=_FALSE)
     )
@@ -108,7 +109,7 @@ def _router() -> hcm_pb2.HttpFilter:
 
 def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     """Routes by the table of the virtual address that was dialled; an unknown one answers 404."""
-    manager = _base(listener.name, stat_prefix)
+    manager = base(listener.name, stat_prefix)
     builder = hcm_pb2.ScopedRoutes.ScopeKeyBuilder.FragmentBuilder
     extractor = builder.HeaderValueExtractor(name=names.DESTINATION_HEADER, index=0)
     manager.scoped_routes.CopyFrom(
@@ -121,13 +122,13 @@ def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnect
             scoped_rds=hcm_pb2.ScopedRds(scoped_rds_config_source=ADS),
         )
     )
-    manager.http_filters.extend([_filter(names.CORS_FILTER, cors_pb2.Cors()), _router()])
+    manager.http_filters.extend([_filter(names.CORS_FILTER, cors_pb2.Cors()), router()])
     return manager
 
 
 def by_workload(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     """Sends each request to exactly the address that was dialled."""
-    manager = _base(listener.name, stat_prefix)
+    manager = base(listener.name, stat_prefix)
     manager.rds.CopyFrom(
         hcm_pb2.Rds(config_source=ADS, route_config_name=names.workloads_table(listener.source_class))
     )
@@ -141,6 +142,6 @@ def by_workload(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnec
         ),
     )
     manager.http_filters.extend(
-        [_filter("envoy.filters.http.header_to_metadata", config(request_rules=[rule])), _router()]
+        [_filter("envoy.filters.http.header_to_metadata", config(request_rules=[rule])), router()]
     )
     return manager

@@ -10,12 +10,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from penstock.manifests import policy_checks, route_checks, syntax
+from penstock.manifests import netpol_checks, policy_checks, route_checks, syntax
 from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.kinds import (
     AnyKind,
+    CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
+    Namespace,
+    NetworkPolicy,
     Node,
     PeerAuthentication,
     Service,
@@ -27,9 +30,7 @@ from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 def check(value: AnyKind) -> Iterator[Finding]:
     """Every rule that `value` breaks."""
-    yield from _metadata(
-        value.metadata, syntax.service_name if isinstance(value, Service) else syntax.dns_subdomain
-    )
+    yield from _metadata(value.metadata, _NAMES.get(type(value), syntax.dns_subdomain))
     yield from _CHECKS[type(value)](value)
 
 
@@ -167,12 +168,24 @@ def _reference_grant(grant: ReferenceGrant) -> Iterator[Finding]:
             yield Finding(("spec", "to", i, "name"), "is empty", "leave it out to mean every name")
 
 
+def _namespace(_: Namespace) -> Iterator[Finding]:
+    yield from ()
+
+
+_NAMES: Mapping[type[AnyKind], Callable[[str], str]] = {
+    Service: syntax.service_name,
+    Namespace: syntax.dns_label,
+}
+
 _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     Workload: _workload,
     Node: _node,
     Service: _service,
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: policy_checks.check,
+    CiliumClusterwideNetworkPolicy: policy_checks.check,
+    NetworkPolicy: netpol_checks.check,
+    Namespace: _namespace,
     HTTPRoute: route_checks.check,
     GRPCRoute: route_checks.check_grpc,
     ReferenceGrant: _reference_grant,

@@ -21,6 +21,11 @@ class ObjectKey:
         return f"{self.kind} {self.namespace}/{self.name}" if self.namespace else f"{self.kind} {self.name}"
 
 
+def place(key: ObjectKey) -> tuple[str, str, str]:
+    """What keys are sorted by; many times faster than asking each pair which is less."""
+    return key.kind, key.namespace, key.name
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """A place that an operator can open: a file, a line in it (from 1), and which rule it is."""

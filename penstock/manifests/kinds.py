@@ -5,8 +5,9 @@ field names follow the API in snake case and are camelCase on the wire. A value 
 what one document *says*: defaults of the API are filled in (a file has no API server to do it),
 references are not resolved.
 
-Sources: Kubernetes API v1.31 (Service, Node, EndpointSlice), Cilium 1.20 (CiliumNetworkPolicy),
-Istio security/v1 (PeerAuthentication), and ../README.md (Workload).
+Sources: Kubernetes API v1.31 (Service, Node, EndpointSlice, NetworkPolicy, Namespace), Cilium 1.20
+(CiliumNetworkPolicy and its clusterwide twin), Istio security/v1
+(PeerAuthentication), and ../README.md (Workload).
 """
 
 from __future__ import annotations
@@ -179,7 +180,7 @@ class L7Rules(Kind, frozen=True):
 class PortProtocol(Kind, frozen=True):
     port: str | int = "0"
     end_port: int | None = None
-    protocol: Literal["TCP", "UDP", "ANY"] = "ANY"
+    protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
 
 
 class PortRule(Kind, frozen=True):
@@ -191,28 +192,58 @@ class PortDenyRule(Kind, frozen=True):
     ports: list[PortProtocol] = []
 
 
+class ICMPField(Kind, frozen=True):
+    """A type of ICMP messages, by number or by name."""
+
+    type: int | str
+    family: Literal["IPv4", "IPv6"] = "IPv4"
+
+
+class ICMPRule(Kind, frozen=True):
+    fields: list[ICMPField] = []
+
+
+class CIDRRule(Kind, frozen=True):
+    """The addresses of `cidr` that are in no prefix of `except`."""
+
+    cidr: str
+    except_: list[str] = msgspec.field(default_factory=list, name="except")
+
+
 class IngressRule(Kind, frozen=True):
     from_endpoints: list[LabelSelector] | None = None
     from_entities: list[Entity] | None = None
+    from_cidr: list[str] | None = msgspec.field(default=None, name="fromCIDR")
+    from_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="fromCIDRSet")
     to_ports: list[PortRule] | None = None
+    icmps: list[ICMPRule] | None = None
 
 
 class IngressDenyRule(Kind, frozen=True):
     from_endpoints: list[LabelSelector] | None = None
     from_entities: list[Entity] | None = None
+    from_cidr: list[str] | None = msgspec.field(default=None, name="fromCIDR")
+    from_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="fromCIDRSet")
     to_ports: list[PortDenyRule] | None = None
+    icmps: list[ICMPRule] | None = None
 
 
 class EgressRule(Kind, frozen=True):
     to_endpoints: list[LabelSelector] | None = None
     to_entities: list[Entity] | None = None
+    to_cidr: list[str] | None = msgspec.field(default=None, name="toCIDR")
+    to_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="toCIDRSet")
     to_ports: list[PortRule] | None = None
+    icmps: list[ICMPRule] | None = None
 
 
 class EgressDenyRule(Kind, frozen=True):
     to_endpoints: list[LabelSelector] | None = None
     to_entities: list[Entity] | None = None
+    to_cidr: list[str] | None = msgspec.field(default=None, name="toCIDR")
+    to_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="toCIDRSet")
     to_ports: list[PortDenyRule] | None = None
+    icmps: list[ICMPRule] | None = None
 
 
 class EnableDefaultDeny(Kind, frozen=True):
@@ -239,6 +270,74 @@ class CiliumNetworkPolicy(Kind, frozen=True):
     metadata: ObjectMeta
     spec: PolicyRule | None = None
     specs: list[PolicyRule] | None = None
+    status: Any = None
+
+
+class CiliumClusterwideNetworkPolicy(Kind, frozen=True):
+    api_version: str
+    kind: Literal["CiliumClusterwideNetworkPolicy"]
+    metadata: ObjectMeta
+    spec: PolicyRule | None = None
+    specs: list[PolicyRule] | None = None
+    status: Any = None
+
+
+# --- networking.k8s.io/v1 NetworkPolicy, v1 Namespace -------------------------------------------------------
+
+
+class IPBlock(Kind, frozen=True):
+    cidr: str
+    except_: list[str] = msgspec.field(default_factory=list, name="except")
+
+
+class NetworkPolicyPeer(Kind, frozen=True):
+    """An ip_block alone, or pods: of pod_selector, in namespaces of namespace_selector (None: its own)."""
+
+    pod_selector: LabelSelector | None = None
+    namespace_selector: LabelSelector | None = None
+    ip_block: IPBlock | None = None
+
+
+class NetworkPolicyPort(Kind, frozen=True):
+    port: int | str | None = None
+    end_port: int | None = None
+    protocol: Literal["TCP", "UDP", "SCTP"] = "TCP"
+
+
+class NetworkPolicyIngressRule(Kind, frozen=True):
+    """Empty lists are as absent ones here: everyone, every port."""
+
+    from_: list[NetworkPolicyPeer] = msgspec.field(default_factory=list, name="from")
+    ports: list[NetworkPolicyPort] = []
+
+
+class NetworkPolicyEgressRule(Kind, frozen=True):
+    to: list[NetworkPolicyPeer] = []
+    ports: list[NetworkPolicyPort] = []
+
+
+class NetworkPolicySpec(Kind, frozen=True):
+    pod_selector: LabelSelector = LabelSelector()
+    ingress: list[NetworkPolicyIngressRule] = []
+    egress: list[NetworkPolicyEgressRule] = []
+    policy_types: list[Literal["Ingress", "Egress"]] = []
+
+
+class NetworkPolicy(Kind, frozen=True):
+    api_version: str
+    kind: Literal["NetworkPolicy"]
+    metadata: ObjectMeta
+    spec: NetworkPolicySpec = NetworkPolicySpec()
+    status: Any = None
+
+
+class Namespace(Kind, frozen=True):
+    """Only its labels count: policies select namespaces by them."""
+
+    api_version: str
+    kind: Literal["Namespace"]
+    metadata: ObjectMeta
+    spec: Any = None
     status: Any = None
 
 
@@ -272,6 +371,9 @@ AnyKind = (
     | Service
     | EndpointSlice
     | CiliumNetworkPolicy
+    | CiliumClusterwideNetworkPolicy
+    | NetworkPolicy
+    | Namespace
     | HTTPRoute
     | GRPCRoute
     | ReferenceGrant

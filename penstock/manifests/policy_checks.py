@@ -1,4 +1,4 @@
-"""The rules of one CiliumNetworkPolicy that its types cannot say.
+"""The rules of one CiliumNetworkPolicy (or its clusterwide twin) that its types cannot say.
 
 Source: Cilium 1.20's own sanitising of rules. Stricter on purpose: every regular expression is compiled
 (Cilium lets a bad host through, and the proxy would refuse it later).
@@ -6,15 +6,14 @@ Source: Cilium 1.20's own sanitising of rules. Stricter on purpose: every regula
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from ipaddress import ip_interface, ip_network
 
-from penstock.manifests import syntax
+from penstock.manifests import icmp, syntax
 from penstock.manifests.kinds import (
-    CiliumNetworkPolicy,
+    CiliumClusterwideNetworkPolicy,
     EgressDenyRule,
-    EgressRule,
     IngressDenyRule,
-    IngressRule,
     LabelSelector,
     PolicyRule,
     PortDenyRule,
@@ -22,34 +21,29 @@ from penstock.manifests.kinds import (
     PortProtocol,
     PortRule,
 )
-from penstock.manifests.problem import Finding, Path
+from penstock.manifests.peers import CiliumPolicy, DirectionRule, peers_of, rules_of, sections_of
+from penstock.manifests.problem import Finding, Path, did_you_mean
 
 MAX_PORTS = 40
-"""Entries of one toPorts[].ports (Cilium)."""
-
-_DirectionRule = IngressRule | IngressDenyRule | EgressRule | EgressDenyRule
+"""Entries of one toPorts[].ports, and of one icmps[].fields (Cilium)."""
 
 
-def check(policy: CiliumNetworkPolicy) -> Iterator[Finding]:
+def check(policy: CiliumPolicy) -> Iterator[Finding]:
+    clusterwide = isinstance(policy, CiliumClusterwideNetworkPolicy)
     if policy.spec is None and not policy.specs:
         yield Finding((), "needs spec or specs")
-    if policy.spec is not None:
-        yield from _rule(policy.spec, ("spec",))
-    for i, rule in enumerate(policy.specs or ()):
-        yield from _rule(rule, ("specs", i))
+    for path, rule in rules_of(policy):
+        yield from _rule(rule, path, "mesh" if clusterwide else "namespace")
 
 
-def _rule(rule: PolicyRule, path: Path) -> Iterator[Finding]:
+def _rule(rule: PolicyRule, path: Path, extent: str) -> Iterator[Finding]:
     if rule.endpoint_selector is None:
-        yield Finding((*path, "endpointSelector"), "is missing", "{} selects every workload of the namespace")
+        yield Finding(
+            (*path, "endpointSelector"), "is missing", f"{{}} selects every workload of the {extent}"
+        )
     else:
         yield from selector(rule.endpoint_selector, (*path, "endpointSelector"))
-    sections: tuple[tuple[str, Sequence[_DirectionRule] | None], ...] = (
-        ("ingress", rule.ingress),
-        ("ingressDeny", rule.ingress_deny),
-        ("egress", rule.egress),
-        ("egressDeny", rule.egress_deny),
-    )
+    sections = tuple(sections_of(rule))
     if all(entries is None for _, entries in sections):
         yield Finding(path, "needs at least one of ingress, ingressDeny, egress and egressDeny")
     for name, entries in sections:
@@ -57,18 +51,21 @@ def _rule(rule: PolicyRule, path: Path) -> Iterator[Finding]:
             yield from _direction_rule(entry, (*path, name, i))
 
 
-def _direction_rule(rule: _DirectionRule, path: Path) -> Iterator[Finding]:
-    if isinstance(rule, IngressRule | IngressDenyRule):
-        prefix, endpoints, entities = "from", rule.from_endpoints, rule.from_entities
-    else:
-        prefix, endpoints, entities = "to", rule.to_endpoints, rule.to_entities
-    if endpoints is not None and entities is not None:
-        message = f"cannot stand beside {prefix}Endpoints in one rule"
-        yield Finding((*path, f"{prefix}Entities"), message, "make two rules of it")
-    for i, peer in enumerate(endpoints or ()):
-        yield from selector(peer, (*path, f"{prefix}Endpoints", i))
+def _direction_rule(rule: DirectionRule, path: Path) -> Iterator[Finding]:
+    peers = peers_of(rule)
+    for name in peers.written[1:]:
+        yield Finding(
+            (*path, name), f"cannot stand beside {peers.written[0]} in one rule", "make two rules of it"
+        )
+    for i, peer in enumerate(peers.endpoints or ()):
+        yield from selector(peer, (*path, f"{peers.way}Endpoints", i))
+    for i, word in enumerate(peers.cidrs or ()):
+        yield from cidr(word, (*path, f"{peers.way}CIDR", i), length=False)
+    for i, each in enumerate(peers.cidr_sets or ()):
+        yield from cidr_set(each.cidr, each.except_, (*path, f"{peers.way}CIDRSet", i))
     if rule.to_ports == [] and isinstance(rule, IngressDenyRule | EgressDenyRule):
         yield Finding((*path, "toPorts"), "is empty: nothing is denied", "leave it out to deny every port")
+    yield from _icmps(rule, path)
     to_ports: Sequence[PortRule | PortDenyRule] = rule.to_ports or ()
     for i, ports in enumerate(to_ports):
         here = (*path, "toPorts", i)
@@ -84,6 +81,26 @@ def _direction_rule(rule: _DirectionRule, path: Path) -> Iterator[Finding]:
             yield from _http(ports, here)
         else:
             yield Finding((*here, "rules"), "holds no rule: every request is allowed", severity="warning")
+
+
+def _icmps(rule: DirectionRule, path: Path) -> Iterator[Finding]:
+    if rule.icmps is None:
+        return
+    here = (*path, "icmps")
+    if rule.to_ports is not None:
+        yield Finding(here, "cannot stand beside toPorts in one rule", "make two rules of it")
+    if not any(each.fields for each in rule.icmps) and isinstance(rule, IngressDenyRule | EgressDenyRule):
+        yield Finding(here, "is empty: nothing is denied", "leave it out to deny every message")
+    for i, each in enumerate(rule.icmps):
+        if len(each.fields) > MAX_PORTS:
+            yield Finding(
+                (*here, i, "fields"), f"holds {len(each.fields)} types, at most {MAX_PORTS} are allowed"
+            )
+        for j, field in enumerate(each.fields):
+            if icmp.type_number(field) is None:
+                message = f'"{field.type}" is not a type of ICMP message of {field.family}'
+                hint = did_you_mean(str(field.type), icmp.TYPES[field.family], 0.6)
+                yield Finding((*here, i, "fields", j, "type"), message, hint or "0 to 255, or its name")
 
 
 def _port(port: PortProtocol, path: Path) -> Iterator[Finding]:
@@ -120,8 +137,8 @@ def _http(ports: PortRule, path: Path) -> Iterator[Finding]:
     if not ports.ports:
         yield Finding((*path, "rules", "http"), "needs ports: an L7 rule stands on numbered or named ports")
     for i, port in enumerate(ports.ports):
-        if port.protocol == "UDP":
-            yield Finding((*path, "ports", i, "protocol"), "rules.http needs TCP, not UDP")
+        if port.protocol in ("UDP", "SCTP"):
+            yield Finding((*path, "ports", i, "protocol"), f"rules.http needs TCP, not {port.protocol}")
         if _number(port) == 0:
             yield Finding((*path, "ports", i, "port"), "rules.http needs a port other than 0")
     for i, rule in enumerate(ports.rules.http):
@@ -141,13 +158,40 @@ def _http_rule(rule: PortHTTP, path: Path) -> Iterator[Finding]:
             yield Finding((*path, "headers", i), wrong, 'write "Name" or "Name: value"')
 
 
-def selector(labels: LabelSelector, path: Path) -> Iterator[Finding]:
+def cidr(word: str, path: Path, *, length: bool = True) -> Iterator[Finding]:
+    """One network. Bits behind its length are no error, but seldom meant."""
+    if wrong := syntax.prefix(word, length=length):
+        yield Finding(path, wrong, f"write {word}/{_bits(word)}" if wrong.endswith("has no length") else "")
+    elif "/" in word and str(read := ip_network(word, strict=False)) != str(ip_interface(word)):
+        yield Finding(path, f"{word} has bits behind its length: it is read as {read}", severity="warning")
+
+
+def _bits(word: str) -> int:
+    return 128 if ":" in word else 32
+
+
+def cidr_set(network: str, excepted: Sequence[str], path: Path) -> Iterator[Finding]:
+    """A network and what is taken out of it, which must be in it."""
+    found = [*cidr(network, (*path, "cidr"))]
+    for i, word in enumerate(excepted):
+        wrong = [*cidr(word, (*path, "except", i))]
+        if not any(f.severity == "error" for f in (*found, *wrong)):
+            outer, inner = ip_network(network, strict=False), ip_network(word, strict=False)
+            if outer.version != inner.version or not inner.subnet_of(outer):  # type: ignore[arg-type]
+                wrong.append(Finding((*path, "except", i), f"{inner} is not inside {outer}"))
+        found += wrong
+    yield from found
+
+
+def selector(
+    labels: LabelSelector, path: Path, key_syntax: Callable[[str], str] = syntax.selector_key
+) -> Iterator[Finding]:
     for key, value in labels.match_labels.items():
-        if wrong := syntax.selector_key(key) or syntax.label_value(value):
+        if wrong := key_syntax(key) or syntax.label_value(value):
             yield Finding((*path, "matchLabels", key), wrong)
     for i, requirement in enumerate(labels.match_expressions):
         here = (*path, "matchExpressions", i)
-        if wrong := syntax.selector_key(requirement.key):
+        if wrong := key_syntax(requirement.key):
             yield Finding((*here, "key"), f'"{requirement.key}": {wrong}')
         if requirement.operator in ("In", "NotIn"):
             if not requirement.values:

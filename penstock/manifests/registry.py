@@ -11,8 +11,11 @@ from dataclasses import dataclass
 
 from penstock.manifests.kinds import (
     AnyKind,
+    CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
+    Namespace,
+    NetworkPolicy,
     Node,
     PeerAuthentication,
     Service,
@@ -51,6 +54,15 @@ SERVED: Mapping[str, ServedKind] = {
         ServedKind(Service, "v1", "services", ("svc",), custom=False),
         ServedKind(EndpointSlice, "discovery.k8s.io/v1", "endpointslices", ("eps",), custom=False),
         ServedKind(CiliumNetworkPolicy, "cilium.io/v2", "ciliumnetworkpolicies", ("cnp", "ciliumnp")),
+        ServedKind(
+            CiliumClusterwideNetworkPolicy,
+            "cilium.io/v2",
+            "ciliumclusterwidenetworkpolicies",
+            ("ccnp",),
+            namespaced=False,
+        ),
+        ServedKind(NetworkPolicy, "networking.k8s.io/v1", "networkpolicies", ("netpol",), custom=False),
+        ServedKind(Namespace, "v1", "namespaces", ("ns",), namespaced=False, custom=False),
         ServedKind(HTTPRoute, "gateway.networking.k8s.io/v1", "httproutes"),
         ServedKind(GRPCRoute, "gateway.networking.k8s.io/v1", "grpcroutes"),
         ServedKind(
@@ -78,8 +90,6 @@ NOT_SERVED: Mapping[str, tuple[str, ...]] = {
     "ListenerSet": ("gateway.networking.k8s.io/v1",),
     "Ingress": ("networking.k8s.io/v1",),
     "IngressClass": ("networking.k8s.io/v1",),
-    "NetworkPolicy": ("networking.k8s.io/v1",),
-    "CiliumClusterwideNetworkPolicy": ("cilium.io/v2",),
 }
 """Kinds that change traffic and that this version does not enforce yet: refused."""
 
@@ -90,7 +100,6 @@ PASSED_OVER: Mapping[str, tuple[str, ...]] = {
             "Endpoints",
             "Event",
             "LimitRange",
-            "Namespace",
             "PersistentVolume",
             "PersistentVolumeClaim",
             "Pod",

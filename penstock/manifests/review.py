@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from penstock.manifests.base import Labels
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import (
+    CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
     LabelSelector,
+    NetworkPolicy,
     PeerAuthentication,
     Service,
     Workload,
 )
+from penstock.manifests.peers import peers_of, rules_of, sections_of
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, show_path
 from penstock.manifests.route_kinds import GRPCRoute, GRPCRouteRule, HTTPRoute, HTTPRouteRule
-from penstock.manifests.voided import rules_of, voided
+from penstock.manifests.voided import voided
 
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
 SERVICE_ACCOUNT_LABEL = "io.cilium.k8s.policy.serviceaccount"
@@ -169,7 +172,9 @@ def _selects(
     yield Finding(path, f"selects no workload{where}")
 
 
-def _peer(selector: LabelSelector, path: Path, inventory: _Inventory, namespace: str) -> Iterator[Finding]:
+def _peer(
+    selector: LabelSelector, path: Path, inventory: _Inventory, namespace: str | None
+) -> Iterator[Finding]:
     """A peer without a namespace label is of the policy's own namespace."""
     keys = {_plain_key(k) for k in (*selector.match_labels, *(r.key for r in selector.match_expressions))}
     yield from _selects(selector, path, inventory, None if NAMESPACE_LABEL in keys else namespace)
@@ -177,23 +182,31 @@ def _peer(selector: LabelSelector, path: Path, inventory: _Inventory, namespace:
 
 def _policy(document: Document, inventory: _Inventory) -> Iterator[Finding]:
     policy = document.value
-    assert isinstance(policy, CiliumNetworkPolicy)
-    namespace = document.key.namespace
+    assert isinstance(policy, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy)
+    namespace = document.key.namespace or None
     for path, rule in rules_of(policy):
         if rule.endpoint_selector is not None:
             yield from _selects(rule.endpoint_selector, (*path, "endpointSelector"), inventory, namespace)
-        peers: list[tuple[Path, list[LabelSelector] | None]] = []
-        for i, ingress in enumerate(rule.ingress or ()):
-            peers.append(((*path, "ingress", i, "fromEndpoints"), ingress.from_endpoints))
-        for i, ingress_deny in enumerate(rule.ingress_deny or ()):
-            peers.append(((*path, "ingressDeny", i, "fromEndpoints"), ingress_deny.from_endpoints))
-        for i, egress in enumerate(rule.egress or ()):
-            peers.append(((*path, "egress", i, "toEndpoints"), egress.to_endpoints))
-        for i, egress_deny in enumerate(rule.egress_deny or ()):
-            peers.append(((*path, "egressDeny", i, "toEndpoints"), egress_deny.to_endpoints))
-        for where, selectors in peers:
-            for i, selector in enumerate(selectors or ()):
-                yield from _peer(selector, (*where, i), inventory, namespace)
+        for section, entries in sections_of(rule):
+            for i, entry in enumerate(entries or ()):
+                peers = peers_of(entry)
+                for j, selector in enumerate(peers.endpoints or ()):
+                    where = (*path, section, i, f"{peers.way}Endpoints", j)
+                    yield from _peer(selector, where, inventory, namespace)
+
+
+def _network_policy(document: Document, inventory: _Inventory) -> Iterator[Finding]:
+    policy = document.value
+    assert isinstance(policy, NetworkPolicy)
+    spec, own = policy.spec, document.key.namespace
+    yield from _selects(spec.pod_selector, ("spec", "podSelector"), inventory, own)
+    listed = [(("spec", "ingress", i, "from"), rule.from_) for i, rule in enumerate(spec.ingress)]
+    listed += [(("spec", "egress", i, "to"), rule.to) for i, rule in enumerate(spec.egress)]
+    for path, peers in listed:
+        for i, peer in enumerate(peers):
+            if peer.pod_selector is not None:
+                where = None if peer.namespace_selector is not None else own
+                yield from _selects(peer.pod_selector, (*path, i, "podSelector"), inventory, where)
 
 
 def _peer_authentication(document: Document, inventory: _Inventory) -> Iterator[Finding]:
@@ -295,6 +308,8 @@ _REVIEWERS: Mapping[type, Callable[[Document, _Inventory], Iterator[Finding]]] =
     Service: _service,
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: _policy,
+    CiliumClusterwideNetworkPolicy: _policy,
+    NetworkPolicy: _network_policy,
     HTTPRoute: _route,
     GRPCRoute: _route,
     PeerAuthentication: _peer_authentication,

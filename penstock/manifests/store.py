@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.document import Document, ObjectKey, place
 from penstock.manifests.loader import load
 from penstock.manifests.problem import Problem
 from penstock.manifests.registry import SERVED
@@ -85,7 +85,7 @@ class Store:
                 first = loaded.setdefault(document.key, document)
                 if first is not document:
                     problems.append(_duplicate(document, first))
-        documents = {key: self._counted(document) for key, document in sorted(loaded.items())}
+        documents = {key: self._counted(loaded[key]) for key in sorted(loaded, key=place)}
         before = self._documents
         changed = documents.keys() != before.keys() or any(documents[k] is not before[k] for k in documents)
         self._documents, self._loaded = documents, loaded

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from functools import lru_cache
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv6Network, ip_address, ip_network
 
 import re2
 
@@ -133,6 +133,24 @@ def network(word: str) -> str:
     except ValueError:
         return f'"{word}" is not a network (address/length, without host bits)'
     return ""
+
+
+def prefix(word: str, *, length: bool = True) -> str:
+    """Addresses that a policy names: a network, with host bits or without; `length`: "/length" must be there.
+
+    IPv4-mapped IPv6 addresses are IPv4 to the kernel's tables and no packet carries them (RFC 4291, 2.5.5.2).
+    """
+    try:
+        parsed = ip_network(word, strict=False)
+    except ValueError:
+        return f'"{word}" is not a network (address/length)'
+    if "%" in word:
+        return f'"{word}" has a zone'
+    if isinstance(parsed, IPv6Network) and parsed.network_address.ipv4_mapped and parsed.prefixlen >= 96:
+        return f'"{word}" is IPv4 written as IPv6'
+    if length and "/" not in word:
+        return f'"{word}" has no length'
+    return "" if "/" not in word or word.rpartition("/")[2].isdecimal() else f'"{word}" has no plain length'
 
 
 def field_name(word: str) -> str:

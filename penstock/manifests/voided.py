@@ -12,13 +12,14 @@ from dataclasses import dataclass
 
 from penstock.manifests.document import Document, Origin
 from penstock.manifests.kinds import (
+    CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EgressRule,
     IngressRule,
     LabelSelector,
-    PolicyRule,
     PortProtocol,
 )
+from penstock.manifests.peers import peers_of, rules_of
 from penstock.manifests.problem import Finding, Path
 
 
@@ -50,7 +51,7 @@ def voided(documents: Iterable[Document]) -> Iterator[tuple[Document, Finding]]:
     """
     groups: dict[tuple[str, str, str], list[_Allow]] = defaultdict(list)
     for document in documents:
-        if not isinstance(document.value, CiliumNetworkPolicy):
+        if not isinstance(document.value, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy):
             continue
         for path, rule in rules_of(document.value):
             subject = _canonical(rule.endpoint_selector)
@@ -75,12 +76,6 @@ def voided(documents: Iterable[Document]) -> Iterator[tuple[Document, Finding]]:
                 yield allow.document, Finding(allow.path, message, hint)
 
 
-def rules_of(policy: CiliumNetworkPolicy) -> list[tuple[Path, PolicyRule]]:
-    """spec and specs, each with its path."""
-    first: list[tuple[Path, PolicyRule]] = [(("spec",), policy.spec)] if policy.spec else []
-    return [*first, *((("specs", i), rule) for i, rule in enumerate(policy.specs or ()))]
-
-
 def _canonical(selector: LabelSelector | None) -> str:
     if selector is None:
         return ""
@@ -91,14 +86,20 @@ def _canonical(selector: LabelSelector | None) -> str:
 
 
 def _allows(document: Document, rule: IngressRule | EgressRule, path: Path) -> Iterator[_Allow]:
-    if isinstance(rule, IngressRule):
-        endpoints, entities = rule.from_endpoints, rule.from_entities
+    listed = peers_of(rule)
+    if rule.icmps is not None or (listed.absent and rule.to_ports is None):
+        return
+    sets: list[str | None]
+    if listed.absent:
+        sets = [None]
     else:
-        endpoints, entities = rule.to_endpoints, rule.to_entities
-    if endpoints is not None:
-        sets: list[str | None] = [_canonical(selector) for selector in endpoints]
-    else:
-        sets = [None] if entities is None else [f"entity {entity}" for entity in entities]
+        sets = [_canonical(selector) for selector in listed.endpoints or ()]
+        # To allow all is to allow every peer, written or not.
+        sets += [None if entity == "all" else f"entity {entity}" for entity in listed.entities or ()]
+        sets += [f"cidr {cidr}" for cidr in listed.cidrs or ()]
+        sets += [
+            f"cidr {each.cidr} {sorted(each.except_)}".removesuffix(" []") for each in listed.cidr_sets or ()
+        ]
     for peers in sets:
         if rule.to_ports is None:
             yield _Allow(document, path, peers, None, False)

@@ -1,11 +1,14 @@
 """The built-in CA: a directory that several daemons of one machine may share.
 
     root.crt  root.key  intermediate.crt  intermediate.key  .lock
+    rotation.json  next/    while the root or the intermediate is being rotated (rotation.py)
+    nodes/                  what the nodes have proven (reports.py)
 
 Whoever comes first makes it, under the lock. What it keeps true: a root that was once complete is
 never written again; nothing is signed before its issuer is on disk; the CA, not the requester, decides
 what a certificate says. `root.key` may be taken away (an offline root): then the intermediate lasts
-until its end. Reading is under the lock too, so that nobody sees a key without its certificate.
+until its end. Reading is under the lock too, so that nobody sees a key without its certificate. Which root
+is trusted and which intermediate signs during a rotation follows from its stage alone.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from penstock.files import locked, write_atomically
-from penstock.mtls import certificates, spiffe
+from penstock.mtls import certificates, rotation, spiffe
 from penstock.mtls.errors import AuthorityError, RequestError
+from penstock.mtls.rotation import NEXT, Rotation
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +44,18 @@ class _Issuer:
     key: ec.EllipticCurvePrivateKey = field(repr=False)
 
 
+@dataclass(frozen=True, slots=True)
+class _Authority:
+    """What the directory held at one moment. `roots` are trusted; the first is the one in force."""
+
+    root: x509.Certificate
+    signer: _Issuer
+    roots: tuple[x509.Certificate, ...]
+    bundle: bytes
+    signer_pem: bytes
+    rotation: Rotation | None
+
+
 class CertificateAuthority:
     """An open CA directory. Its methods block for milliseconds (disk, lock); one thread at a time."""
 
@@ -47,7 +63,7 @@ class CertificateAuthority:
         self.directory = directory
         self.trust_domain = spiffe.check_trust_domain(trust_domain)
         self._clock = clock
-        self._root, self._intermediate = self._load()
+        self._held = self._load()
 
     @classmethod
     def open(
@@ -66,16 +82,39 @@ class CertificateAuthority:
 
     @property
     def bundle_pem(self) -> bytes:
-        """What a peer must trust: the root."""
-        return certificates.certificate_pem(self._root)
+        """What a peer must trust: the root; during a rotation of it the old one and the new one."""
+        return self._held.bundle
+
+    @property
+    def roots(self) -> tuple[x509.Certificate, ...]:
+        """The certificates of the bundle."""
+        return self._held.roots
 
     @property
     def root(self) -> x509.Certificate:
-        return self._root
+        """The root above the intermediate that signs."""
+        return self._held.root
 
     @property
     def intermediate(self) -> x509.Certificate:
-        return self._intermediate.certificate
+        """The one that signs."""
+        return self._held.signer.certificate
+
+    @property
+    def rotation(self) -> Rotation | None:
+        """The rotation under way, as this CA acts by it: as of the last `reload`."""
+        return self._held.rotation
+
+    def keeps(self, chain_pem: bytes) -> bool:
+        """Whether a certificate may stay until it is due: during a rotation only if the signer made it."""
+        return self._held.rotation is None or chain_pem.endswith(self._held.signer_pem)
+
+    def reload(self) -> None:
+        """Look at the directory again. Raises AuthorityError; then all is as before."""
+        try:
+            self._held = self._load()
+        except OSError as error:
+            raise AuthorityError(f"CA directory {self.directory}: {error.strerror or error}") from error
 
     def sign(self, csr: bytes, spiffe_id: str, lifetime: timedelta) -> bytes:
         """Certify the key of a CSR (PEM) as `spiffe_id`; nothing else of the CSR is taken.
@@ -92,9 +131,9 @@ class CertificateAuthority:
             raise RequestError(f"a lifetime of {lifetime} is not positive")
         public_key = _requested_key(csr)
         now = self._now()
-        if self._is_due(self._intermediate.certificate, now):
-            self._reload()
-        issuer = self._intermediate
+        if self._is_due(self._held.signer.certificate, now):
+            self.reload()
+        issuer = self._held.signer
         if issuer.certificate.not_valid_after_utc - now < MIN_LEFT:
             raise AuthorityError(
                 f"the intermediate in {self.directory} is over ({issuer.certificate.not_valid_after_utc})",
@@ -111,20 +150,32 @@ class CertificateAuthority:
     def _path(self, name: str) -> Path:
         return self.directory / name
 
-    def _reload(self) -> None:
-        try:
-            self._root, self._intermediate = self._load()
-        except OSError as error:
-            raise AuthorityError(f"CA directory {self.directory}: {error.strerror or error}") from error
-
-    def _load(self) -> tuple[x509.Certificate, _Issuer]:
-        with locked(self._path(".lock")):
+    def _load(self) -> _Authority:
+        with locked(self._path(rotation.LOCK)):
             now = self._now()
+            under_way = rotation.load(self.directory)
             if not self._path("root.crt").exists():
                 self._make_root(now)
-            root = self._read_certificate("root.crt")
+            old = root = self._read_certificate("root.crt")
             self._check_root(root, now)
-            return root, self._load_intermediate(root, now)
+            signer = None
+            trusted = [root]
+            if under_way is not None:
+                if under_way.kind is rotation.Kind.ROOT:
+                    root = self._read_certificate(f"{NEXT}/root.crt")
+                    self._check_root(root, now)
+                    trusted = [old] * under_way.trusts_old + [root] * under_way.trusts_new
+                if under_way.new_signs:
+                    signer = self._read_intermediate(root, f"{NEXT}/")
+                    if signer is None:
+                        raise AuthorityError(f"{self._path(NEXT)} holds no usable intermediate")
+                else:
+                    root = old
+            if signer is None:
+                signer = self._load_intermediate(old, now)
+            bundle = b"".join(map(certificates.certificate_pem, trusted))
+            signer_pem = certificates.certificate_pem(signer.certificate)
+            return _Authority(root, signer, tuple(trusted), bundle, signer_pem, under_way)
 
     def _make_root(self, now: datetime) -> None:
         """The key is written first: without root.crt it has signed nothing and may be replaced."""
@@ -176,10 +227,10 @@ class CertificateAuthority:
         log.info("made an intermediate in %s, valid until %s", self.directory, made.not_valid_after_utc)
         return _Issuer(made, key)
 
-    def _read_intermediate(self, root: x509.Certificate) -> _Issuer | None:
+    def _read_intermediate(self, root: x509.Certificate, folder: str = "") -> _Issuer | None:
         try:
-            certificate = self._read_certificate("intermediate.crt")
-            key = self._read_key("intermediate.key")
+            certificate = self._read_certificate(f"{folder}intermediate.crt")
+            key = self._read_key(f"{folder}intermediate.key")
         except FileNotFoundError:
             return None
         if key.public_key() != certificate.public_key():

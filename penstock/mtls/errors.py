@@ -3,6 +3,7 @@
 PenstockError
 ├── MtlsError (1)
 │   ├── AuthorityError      the CA directory is unusable, or the CA cannot sign
+│   ├── ProofError          a stage of a rotation is not proven in time
 │   ├── RequestError        a signing request that the CA refuses
 │   └── VerifyError         a chain that the rules refuse
 └── InputError (2)
@@ -20,6 +21,10 @@ class MtlsError(PenstockError):
 
 class AuthorityError(MtlsError):
     """The CA directory is unusable, or the CA cannot sign any more."""
+
+
+class ProofError(MtlsError):
+    """A stage of a rotation was not proven in time; it stays as it is."""
 
 
 class RequestError(MtlsError):

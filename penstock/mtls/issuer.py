@@ -50,6 +50,8 @@ class Signer(Protocol):
     @property
     def bundle_pem(self) -> bytes: ...
 
+    def keeps(self, chain_pem: bytes) -> bool: ...
+
     def sign(self, csr: bytes, spiffe_id: str, lifetime: timedelta) -> bytes: ...
 
 
@@ -108,10 +110,27 @@ class Issuer:
             held = self._held.get(owner)
             if held is None:
                 held = self._held[owner] = self._adopt(owner, now)
+            if held.svid is not None and not held.failures and not self._ca.keeps(held.svid.chain_pem):
+                held.due = now
             if held.due <= now:
                 self._renew(owner, held, now)
         found = ((secret.name, self._held[secret.workload, secret.spiffe_id].svid) for secret in wanted)
         return {name: kept for name, kept in found if kept is not None}
+
+    def renew(self, owners: Iterable[Owner]) -> None:
+        """Make these due at once, whatever their age; the next `reconcile` does it."""
+        for owner in owners:
+            if (held := self._held.get(owner)) is not None:
+                held.due, held.failures = 0.0, 0
+
+    def moved(self) -> tuple[int, int]:
+        """How many certificates stand under an issuer that is to stay, and how many there should be."""
+        there = [held.svid for held in self._held.values()]
+        return sum(kept is not None and self._ca.keeps(kept.chain_pem) for kept in there), len(there)
+
+    @property
+    def lifetime(self) -> timedelta:
+        return self._lifetime
 
     def _renew(self, owner: Owner, held: _Held, now: float) -> None:
         workload, spiffe_id = owner

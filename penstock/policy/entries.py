@@ -14,6 +14,7 @@ from penstock.manifests.document import ObjectKey, Origin
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.identities import Member, Members
 from penstock.policy.rules import PROTOCOLS, TCP, PolicySpec, Port, Rule
+from penstock.world import Enforcement
 
 ANY = 0
 """The identity that stands for every peer."""
@@ -29,8 +30,12 @@ class Stance:
     default_deny: bool
 
 
-def stances(specs: Iterable[PolicySpec], members: Members, direction: Direction) -> dict[int, Stance]:
-    """Subject → what the policies that select it say."""
+def stances(
+    specs: Iterable[PolicySpec], members: Members, direction: Direction, enforcement: Enforcement = "default"
+) -> dict[int, Stance]:
+    """Subject → what the policies that select it say, as far as they are enforced."""
+    if enforcement == "never":
+        return dict.fromkeys(members.representatives(), Stance((), False))
     rules: dict[int, list[Rule]] = {}
     closed: set[int] = set()
     for spec in specs:
@@ -42,7 +47,12 @@ def stances(specs: Iterable[PolicySpec], members: Members, direction: Direction)
             rules.setdefault(identity, []).extend(listed)
             if closes:
                 closed.add(identity)
-    return {m.subject: Stance(tuple(rules.get(m.identity, ())), m.identity in closed) for m in members.all}
+    if enforcement == "always":
+        closed.update(m.identity for m in members.representatives().values())
+    return {
+        subject: Stance(tuple(rules.get(m.identity, ())), m.identity in closed)
+        for subject, m in members.representatives().items()
+    }
 
 
 def port_prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:

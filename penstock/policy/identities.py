@@ -9,10 +9,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 from penstock.manifests.document import Document
-from penstock.manifests.kinds import Node, Workload
-from penstock.policy.labels import RESERVED, LabelIndex, reserved_labels, workload_labels
+from penstock.manifests.kinds import Namespace, Node, Workload
+from penstock.policy.labels import RESERVED, WORLD_LABELS, LabelIndex, reserved_labels, workload_labels
+from penstock.policy.prefixes import PrefixIndex, prefixes
 from penstock.policy.rules import Peers
 from penstock.world import Address, Attachment, World, parse_address
 
@@ -22,8 +24,13 @@ MOST_RESOLVED = 16384
 
 def identity_text(document: Document, workload: Workload) -> str:
     """The canonical text of a workload's identity; equal texts are the same identity."""
-    labels = sorted(workload.metadata.labels.items())
-    return json.dumps([document.key.namespace, workload.spec.service_account_name, labels])
+    labels = tuple(workload.metadata.labels.items())
+    return _identity_text(document.key.namespace, workload.spec.service_account_name, labels)
+
+
+@lru_cache(maxsize=65536)
+def _identity_text(namespace: str, account: str, labels: tuple[tuple[str, str], ...]) -> str:
+    return json.dumps([namespace, account, sorted(labels)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,10 +71,11 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class Members:
-    """All workloads, and the labels of every identity (reserved ones included)."""
+    """All workloads, and the labels of every identity (reserved ones and those of networks included)."""
 
     all: tuple[Member, ...]
     index: LabelIndex
+    _representatives: dict[int, Member] = field(default_factory=dict, repr=False, compare=False)
     _resolved: dict[Peers, frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -84,15 +92,26 @@ class Members:
             found = self._resolved[peers] = peers.resolve(self.index)
         return found
 
+    def representatives(self) -> Mapping[int, Member]:
+        """Subject → one of its workloads: what policy says of one it says of all."""
+        if not self._representatives:
+            self._representatives.update({m.subject: m for m in self.all})
+        return self._representatives
+
     def local(self) -> tuple[Member, ...]:
         return tuple(m for m in self.all if m.local and m.attachment is not None)
 
 
+def meshed_nodes(world: World) -> frozenset[str]:
+    """The nodes that run Penstock, as their Node objects say."""
+    return frozenset(
+        d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
+    )
+
+
 def members(world: World) -> Members:
     """Resolve every Workload; those whose identity has no number yet are left out."""
-    meshed = {
-        d.key.name for d, _ in world.of_kind(Node) if d.metadata.annotations.get(MESH_ANNOTATION) != "false"
-    }
+    meshed = meshed_nodes(world)
     labels: dict[int, Mapping[str, str]] = {number: reserved_labels(number) for number in RESERVED}
     port_sets: dict[int, list[tuple[tuple[str, int, str], ...]]] = {}
     found: list[tuple[Document, Workload, int, tuple[tuple[str, int, str], ...]]] = []
@@ -100,20 +119,31 @@ def members(world: World) -> Members:
         identity = world.allocations.identities.get(identity_text(document, workload))
         if identity is None:
             continue
-        named = [(p.name, p.container_port, str(p.protocol)) for p in workload.spec.ports]
-        ports = tuple(sorted(named))
+        ports = tuple(sorted((p.name, p.container_port, str(p.protocol)) for p in workload.spec.ports))
         sets = port_sets.setdefault(identity, [])
         if ports not in sets:
             sets.append(ports)
             sets.sort()
         found.append((document, workload, identity, ports))
 
+    namespaces = {d.key.name: d.metadata.labels for d, _ in world.of_kind(Namespace)}
+    networks = {
+        network: number
+        for network in prefixes(world)
+        if (number := world.allocations.prefixes.get(str(network))) is not None
+    }
+    labels.update(dict.fromkeys(networks.values(), WORLD_LABELS))
+
     result = []
     for document, workload, identity, ports in found:
-        own = workload_labels(
-            document.key.namespace, workload.spec.service_account_name, workload.metadata.labels
-        )
-        labels[identity] = own
+        own = labels.get(identity)
+        if own is None:
+            own = labels[identity] = workload_labels(
+                document.key.namespace,
+                workload.spec.service_account_name,
+                workload.metadata.labels,
+                namespaces.get(document.key.namespace, {}),
+            )
         local = workload.spec.node in (None, world.node) and workload.spec.netns is not None
         name = (document.key.namespace, document.key.name)
         attachment = world.attachments.get(name) if local else None
@@ -133,4 +163,4 @@ def members(world: World) -> Members:
                 netns=workload.spec.netns,
             )
         )
-    return Members(tuple(result), LabelIndex(labels))
+    return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks)))

@@ -6,19 +6,11 @@ from ipaddress import ip_network
 
 from penstock.facts import Facts
 from penstock.manifests.kinds import Node
-from penstock.plan import (
-    EndpointEntry,
-    IpcacheEntry,
-    KernelTables,
-    ListenerKey,
-    MeshMode,
-    ServiceEntry,
-    ServiceKey,
-)
-from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
+from penstock.plan import EndpointEntry, KernelTables, ListenerKey, ServiceEntry, ServiceKey
+from penstock.policy.labels import HOST
 from penstock.routing.model import ProxyListener
 from penstock.routing.services import service_name
-from penstock.world import Address, Network, host_network, parse_address
+from penstock.world import Address, Network, parse_address
 
 
 def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelTables:
@@ -41,7 +33,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
     policy = {key: entry for table in facts.entries.values() for key, entry in table.items()}
     return KernelTables(
         endpoints=endpoints,
-        ipcache=_ipcache(facts),
+        ipcache=facts.ipcache,
         policy=policy,
         services=_services(facts),
         listeners={
@@ -52,32 +44,6 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         attach=attach,
         routes=_routes(facts),
     )
-
-
-def _ipcache(facts: Facts) -> dict[Network, IpcacheEntry]:
-    found: dict[Network, IpcacheEntry] = {}
-    for network in ("0.0.0.0/0", "::/0"):
-        found[ip_network(network)] = IpcacheEntry(WORLD, WORLD)
-    for document, node in facts.world.of_kind(Node):
-        if document.key.name == facts.world.node:
-            continue
-        for item in node.status.addresses:
-            if item.type == "InternalIP":
-                found[host_network(parse_address(item.address))] = IpcacheEntry(REMOTE_NODE, REMOTE_NODE)
-    for address in facts.world.node_addresses:
-        found[host_network(address)] = IpcacheEntry(HOST, HOST, local=True)
-    for member in facts.members.all:
-        if member.local and member.attachment is None:
-            continue
-        for address in member.addresses:
-            found[host_network(address)] = IpcacheEntry(
-                member.identity,
-                member.identity,
-                mesh=member.mesh,
-                mode=facts.modes.of(member) if member.mesh else MeshMode.OFF,
-                local=member.local,
-            )
-    return found
 
 
 def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:

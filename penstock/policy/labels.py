@@ -12,9 +12,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from penstock.manifests.kinds import LabelSelector
+from penstock.policy.prefixes import PrefixIndex
 
 NAMESPACE = "io.kubernetes.pod.namespace"
 SERVICE_ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
+NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
+"""Before the key of a label of the workload's namespace."""
+NAMESPACE_NAME = "kubernetes.io/metadata.name"
+"""The label that every namespace has: its name."""
 
 HOST, WORLD, REMOTE_NODE, INGRESS = 1, 2, 6, 8
 RESERVED = {HOST: "host", WORLD: "world", REMOTE_NODE: "remote-node", INGRESS: "ingress"}
@@ -23,12 +28,24 @@ RESERVED = {HOST: "host", WORLD: "world", REMOTE_NODE: "remote-node", INGRESS: "
 Labels = Mapping[str, str]
 
 
-def workload_labels(namespace: str, service_account: str, labels: Labels) -> dict[str, str]:
-    return {**labels, NAMESPACE: namespace, SERVICE_ACCOUNT: service_account}
+def workload_labels(
+    namespace: str, service_account: str, labels: Labels, namespace_labels: Labels
+) -> dict[str, str]:
+    named = {**namespace_labels, NAMESPACE_NAME: namespace}
+    return {
+        **labels,
+        **{NAMESPACE_LABELS + key: value for key, value in named.items()},
+        NAMESPACE: namespace,
+        SERVICE_ACCOUNT: service_account,
+    }
 
 
 def reserved_labels(identity: int) -> dict[str, str]:
     return {f"reserved:{RESERVED[identity]}": ""}
+
+
+WORLD_LABELS: Mapping[str, str] = reserved_labels(WORLD)
+"""What the identities of networks have too: they are part of the world."""
 
 
 def _bare(key: str) -> str:
@@ -76,10 +93,12 @@ class Selector:
 
 
 class LabelIndex:
-    """Identities by label, so that a selector touches only those that it may select."""
+    """Identities by label and by address, so that a selector touches only those that it may select."""
 
-    def __init__(self, labels: Mapping[int, Labels]) -> None:
+    def __init__(self, labels: Mapping[int, Labels], prefixes: PrefixIndex) -> None:
+        """`labels` are those of the identities of `prefixes` too."""
         self.labels = labels
+        self.prefixes = prefixes
         self._all = frozenset(labels)
         by_label: dict[tuple[str, str], set[int]] = {}
         for identity, own in labels.items():
@@ -92,15 +111,53 @@ class LabelIndex:
         return frozenset.intersection(*sets) if sets else self._all
 
 
-def predicate(selector: LabelSelector, *, within: str | None = None) -> Selector:
-    """What `selector` means as a function of an endpoint's labels.
+Expression = tuple[str, str, frozenset[str]]
+IN_THE_MESH: Expression = (NAMESPACE, "Exists", frozenset())
+"""What workloads have and the world and nodes have not."""
 
-    `within` is the policy's namespace: a selector that names neither a namespace nor a reserved
-    label means endpoints of that namespace only. None leaves the selector as it is.
+
+def _read(selector: LabelSelector, prefix: str = "") -> tuple[dict[str, str], list[Expression]]:
+    wanted = {prefix + _bare(k): v for k, v in selector.match_labels.items()}
+    return wanted, [
+        (prefix + _bare(e.key), str(e.operator), frozenset(e.values)) for e in selector.match_expressions
+    ]
+
+
+def predicate(selector: LabelSelector, *, within: str | None = None) -> Selector:
+    """What a CiliumNetworkPolicy's peer means as a function of an endpoint's labels.
+
+    `within` is the policy's namespace: a selector that names neither a namespace (by its name or labels) nor
+    a reserved label means endpoints of that namespace only; of a clusterwide policy ('') it means workloads
+    wherever they are. None leaves the selector as it is.
     """
-    wanted = {_bare(k): v for k, v in selector.match_labels.items()}
-    expressions = [(_bare(e.key), str(e.operator), frozenset(e.values)) for e in selector.match_expressions]
+    wanted, expressions = _read(selector)
     keys = {*wanted, *(key for key, _, _ in expressions)}
-    if within is not None and NAMESPACE not in keys and not any(k.startswith("reserved:") for k in keys):
-        wanted[NAMESPACE] = within
+    if within is not None and not any(
+        k == NAMESPACE or k.startswith(("reserved:", NAMESPACE_LABELS)) for k in keys
+    ):
+        if within:
+            wanted[NAMESPACE] = within
+        else:
+            expressions.append(IN_THE_MESH)
+    return Selector(wanted, expressions)
+
+
+def subjects(selector: LabelSelector, namespace: str) -> Selector:
+    """Whom a policy of `namespace` ('': a clusterwide one) is about; never one of another namespace."""
+    wanted, expressions = _read(selector)
+    if namespace:
+        expressions.append((NAMESPACE, "In", frozenset({namespace})))
+        wanted.setdefault(NAMESPACE, namespace)
+    return Selector(wanted, expressions)
+
+
+def pods(pod: LabelSelector | None, namespaces: LabelSelector | None, own: str) -> Selector:
+    """A peer of a NetworkPolicy: pods of the chosen namespaces, or of its own if it chooses none."""
+    wanted, expressions = _read(pod or LabelSelector())
+    if namespaces is None:
+        wanted[NAMESPACE] = own
+    else:
+        more, others = _read(namespaces, NAMESPACE_LABELS)
+        wanted |= more
+        expressions += [IN_THE_MESH, *others]
     return Selector(wanted, expressions)

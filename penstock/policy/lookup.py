@@ -7,21 +7,44 @@ from collections.abc import Mapping
 
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 
+Hit = tuple[PolicyKey, PolicyEntry]
+"""An entry of the table, with its key."""
 
-def _longest(
+
+def longest(
     table: Mapping[PolicyKey, PolicyEntry],
     subject: int,
     direction: Direction,
     identity: int,
     protocol: int,
     port: int,
-) -> PolicyEntry | None:
+) -> Hit | None:
+    """The entry of one peer (0: of any) with the longest prefix."""
     for bits in range(16, -1, -1):
         masked = port & ((0xFFFF << (16 - bits)) & 0xFFFF)
-        entry = table.get(PolicyKey(subject, direction, identity, protocol, masked, bits))
-        if entry is not None:
-            return entry
-    return table.get(PolicyKey(subject, direction, identity))
+        key = PolicyKey(subject, direction, identity, protocol, masked, bits)
+        if (entry := table.get(key)) is not None:
+            return key, entry
+    key = PolicyKey(subject, direction, identity)
+    entry = table.get(key)
+    return (key, entry) if entry is not None else None
+
+
+def find(
+    table: Mapping[PolicyKey, PolicyEntry],
+    subject: int,
+    direction: Direction,
+    identity: int,
+    protocol: int,
+    port: int,
+) -> Hit | None:
+    """The entry that decides about a packet; None is a denial. Of two that say the same, the peer's own."""
+    found = [
+        hit
+        for peer in (identity, 0)
+        if (hit := longest(table, subject, direction, peer, protocol, port)) is not None
+    ]
+    return max(found, key=lambda hit: hit[1].verdict, default=None)
 
 
 def look_up(
@@ -33,9 +56,5 @@ def look_up(
     port: int,
 ) -> Verdict:
     """The verdict for a packet of `identity` on `port` of `protocol`; nothing found is DENY."""
-    found = [
-        entry.verdict
-        for peer in (identity, 0)
-        if (entry := _longest(table, subject, direction, peer, protocol, port)) is not None
-    ]
-    return max(found, default=Verdict.DENY)
+    hit = find(table, subject, direction, identity, protocol, port)
+    return hit[1].verdict if hit is not None else Verdict.DENY

@@ -26,13 +26,20 @@ SourceRights = tuple[tuple[int, ...] | None, Groups]
 """Sources (None: every one) and what their requests must meet."""
 
 
-Destination = tuple[Member | None, int]
-"""A workload, or None for an address that is none of ours, and the port at which it is reached."""
+@dataclass(frozen=True, slots=True)
+class Destination:
+    """An address's identity, the workload that has it (None: it is none of ours), and the port."""
 
+    identity: int
+    member: Member | None
+    port: int
 
-def policy_class(member: Member | None, port: int) -> str:
-    """The class of an endpoint: all endpoints of it are judged alike."""
-    return f"{member.subject if member else 'world'}:{port}"
+    @property
+    def policy_class(self) -> str:
+        """The class of an endpoint: all endpoints of it are judged alike."""
+        if self.member is not None:
+            return f"{self.member.subject}:{self.port}"
+        return f"{'world' if self.identity == WORLD else f'identity-{self.identity}'}:{self.port}"
 
 
 def _covers(rule: Rule, port: int, named: Iterable[Member]) -> bool:
@@ -45,13 +52,26 @@ def _covers(rule: Rule, port: int, named: Iterable[Member]) -> bool:
     return False
 
 
+def _about(rules: Iterable[Rule], peer: int | None, members: Members) -> Iterator[Rule]:
+    """Those that mean `peer` (None: whom no rule names)."""
+    for rule in rules:
+        if rule.peers is None or (peer is not None and peer in members.meant(rule.peers)):
+            yield rule
+
+
+def rules_about(
+    what: Stance, peer: int, port: int, named: Iterable[Member], members: Members
+) -> tuple[Rule, ...]:
+    """The rules of one side that speak of TCP `port` and `peer`; a port's name is looked up on `named`."""
+    named = tuple(named)
+    return tuple(_about([r for r in what.rules if _covers(r, port, named)], peer, members))
+
+
 def _side(rules: Iterable[Rule], default_deny: bool, peer: int | None, members: Members) -> Requests | None:
     """What one side's rules allow towards `peer` (None: whom no rule names); None is nothing."""
     alternatives: list[RequestMatch] = []
     open_ = not default_deny
-    for rule in rules:
-        if rule.peers is not None and (peer is None or peer not in members.meant(rule.peers)):
-            continue
+    for rule in _about(rules, peer, members):
         if rule.deny:
             return None
         if rule.http is None:
@@ -93,17 +113,17 @@ def rights(
     *,
     host_access: bool,
 ) -> tuple[Rights, ...]:
-    """Who may send what to each (workload, port) of `destinations`.
+    """Who may send what to each of `destinations`.
 
     `bound` are `stances.bound_senders()`. `memo` is read and filled: class of endpoints → the stance that its
     rights follow from, and they; it must belong to these members and bound senders.
     """
     found: dict[SourceRights, set[str]] = {}
-    for name, (member, port) in {policy_class(m, p): (m, p) for m, p in destinations}.items():
-        what = stances.ingress[member.subject] if member else None
+    for name, to in {each.policy_class: each for each in destinations}.items():
+        what = stances.ingress[to.member.subject] if to.member else None
         known = memo.get(name)
         if known is None or known[0] is not what:
-            known = (what, tuple(_of_one(member, port, members, stances, bound, host_access=host_access)))
+            known = (what, tuple(_of_one(to, members, stances, bound, host_access=host_access)))
             memo[name] = known
         for each in known[1]:
             found.setdefault(each, set()).add(name)
@@ -112,8 +132,7 @@ def rights(
 
 
 def _of_one(
-    member: Member | None,
-    port: int,
+    to: Destination,
     members: Members,
     stances: Stances,
     bound: Mapping[int, Stance],
@@ -125,6 +144,7 @@ def _of_one(
     Most sources are named by no rule and fare alike, so only those that some rule names, or that are
     bound by an egress policy, are looked at one by one.
     """
+    member, port = to.member, to.port
     what = stances.ingress[member.subject] if member else Stance((), False)
     rules = [r for r in what.rules if member and _covers(r, port, [member])]
     named = frozenset().union(*(members.meant(r.peers) for r in rules if r.peers is not None))
@@ -137,7 +157,7 @@ def _of_one(
         ingress: Requests | None = _side(rules, what.default_deny, source, members)
         if host_access and source == HOST:
             ingress = ()
-        egress = _egress(bound.get(source), member, port, members, stances)
+        egress = _egress(bound.get(source), to, members, stances)
         own = None if ingress is None or egress is None else tuple(s for s in (egress, ingress) if s)
         same += own == everyone
         if own is not None:
@@ -151,12 +171,11 @@ def _of_one(
         yield tuple(sorted(sources)), requests
 
 
-def _egress(
-    what: Stance | None, member: Member | None, port: int, members: Members, stances: Stances
-) -> Requests | None:
+def _egress(what: Stance | None, to: Destination, members: Members, stances: Stances) -> Requests | None:
     """The sender's side."""
     if what is None:
         return ()
-    peer = member.identity if member else WORLD
-    named = stances.by_identity[peer] if member else []
-    return _side([r for r in what.rules if _covers(r, port, named)], what.default_deny, peer, members)
+    named = stances.by_identity.get(to.identity, [])
+    return _side(
+        [r for r in what.rules if _covers(r, to.port, named)], what.default_deny, to.identity, members
+    )

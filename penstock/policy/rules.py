@@ -1,4 +1,4 @@
-"""CiliumNetworkPolicy → rules with origin: the first of the three pure stages.
+"""CiliumNetworkPolicy, clusterwide or not → rules with origin: the first of the three pure stages.
 
 A `Rule` is one (direction, peers, ports, L7) of one policy; what is absent and what is empty stay apart
 (facts of the API): absent peers are any peer, an empty list selects nothing.
@@ -10,12 +10,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from penstock.manifests.document import Document, ObjectKey, Origin
+from penstock.manifests.icmp import type_number
 from penstock.manifests.kinds import (
-    CiliumNetworkPolicy,
     EgressDenyRule,
-    EgressRule,
+    ICMPRule,
     IngressDenyRule,
-    IngressRule,
     LabelSelector,
     PolicyRule,
     PortDenyRule,
@@ -23,17 +22,39 @@ from penstock.manifests.kinds import (
     PortProtocol,
     PortRule,
 )
+from penstock.manifests.peers import (
+    CiliumPolicy,
+    DirectionRule,
+    RulePeers,
+    peers_of,
+    rules_of,
+    sections_of,
+)
 from penstock.plan import Direction
-from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD, LabelIndex, Selector, predicate
+from penstock.policy.labels import (
+    HOST,
+    INGRESS,
+    REMOTE_NODE,
+    WORLD,
+    WORLD_LABELS,
+    LabelIndex,
+    Selector,
+    predicate,
+    subjects,
+)
+from penstock.policy.prefixes import Block, block, is_prefix
 from penstock.routing.model import RequestMatch
 
-TCP, UDP, SCTP = 6, 17, 132
+ICMP, TCP, UDP, ICMP6, SCTP = 1, 6, 17, 58, 132
 PROTOCOLS = {"TCP": (TCP,), "UDP": (UDP,), "SCTP": (SCTP,), "ANY": (TCP, UDP, SCTP)}
 
 
 @dataclass(frozen=True, slots=True)
 class Port:
-    """Ports `first`..`last` of `protocol` (0: any protocol), or a name to be resolved on the workload."""
+    """Ports `first`..`last` of `protocol` (0: any protocol), or a name to be resolved on the workload.
+
+    The port of an ICMP message is its type, as for the kernel.
+    """
 
     protocol: int
     first: int = 0
@@ -43,17 +64,22 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Any of `selectors`, or any of the reserved identities; `cluster` is every workload of the mesh."""
+    """Any of `selectors`, of `blocks` or of the reserved identities; `cluster` is every workload."""
 
     selectors: tuple[Selector, ...] = ()
+    blocks: tuple[Block, ...] = ()
     identities: frozenset[int] = frozenset()
     cluster: bool = False
 
     def resolve(self, index: LabelIndex) -> frozenset[int]:
         """Every identity that is meant."""
         found = {i for i in self.identities if i in index.labels}
+        if WORLD in self.identities:
+            found |= index.with_all(WORLD_LABELS.items())
         if self.cluster:
-            found |= {i for i in index.labels if i >= 256}
+            found |= {i for i in index.labels if i >= 256 and not is_prefix(i)}
+        for wanted in self.blocks:
+            found |= index.prefixes.meant(wanted)
         for selector in self.selectors:
             found |= selector.identities(index)
         return frozenset(found)
@@ -90,20 +116,21 @@ _ENTITY_IDENTITIES = {
 }
 
 
-def _peers(
-    endpoints: list[LabelSelector] | None, entities: Sequence[str] | None, namespace: str
-) -> Peers | None:
-    if endpoints is None and entities is None:
-        return None
-    if entities is not None and "all" in entities:
+def _peers(listed: RulePeers, namespace: str) -> Peers | None:
+    entities = listed.entities or ()
+    if listed.absent or "all" in entities:
         return None
     identities: set[int] = set()
-    for entity in entities or ():
+    for entity in entities:
         identities |= _ENTITY_IDENTITIES.get(entity, set())
     return Peers(
-        selectors=tuple(predicate(s, within=namespace) for s in endpoints or ()),
+        selectors=tuple(predicate(s, within=namespace) for s in listed.endpoints or ()),
+        blocks=(
+            *(block(cidr) for cidr in listed.cidrs or ()),
+            *(block(each.cidr, each.except_) for each in listed.cidr_sets or ()),
+        ),
         identities=frozenset(identities),
-        cluster="cluster" in (entities or ()),
+        cluster="cluster" in entities,
     )
 
 
@@ -131,6 +158,14 @@ def _request(http: PortHTTP) -> RequestMatch:
     return RequestMatch(http.method or None, http.path or None, http.host or None, tuple(headers))
 
 
+def _types(icmps: Sequence[ICMPRule]) -> Iterator[Port]:
+    for each in icmps:
+        for field in each.fields:
+            number = type_number(field)
+            if number is not None:
+                yield Port(ICMP if field.family == "IPv4" else ICMP6, number, number)
+
+
 def _port_rules(
     to_ports: Sequence[PortRule | PortDenyRule] | None,
 ) -> Iterator[tuple[int | None, tuple[Port, ...] | None, tuple[RequestMatch, ...] | None]]:
@@ -144,27 +179,21 @@ def _port_rules(
         yield index, _ports(item.ports, http=http is not None), http
 
 
-_Section = Sequence[IngressRule | IngressDenyRule | EgressRule | EgressDenyRule] | None
-
-
-def _section(document: Document, path: tuple[str | int, ...], section: _Section) -> Iterator[Rule]:
+def _section(
+    document: Document, path: tuple[str | int, ...], section: Sequence[DirectionRule] | None
+) -> Iterator[Rule]:
     for index, item in enumerate(section or ()):
-        if isinstance(item, IngressRule | IngressDenyRule):
-            direction = Direction.INGRESS
-            peers = _peers(item.from_endpoints, item.from_entities, document.key.namespace)
-        else:
-            direction = Direction.EGRESS
-            peers = _peers(item.to_endpoints, item.to_entities, document.key.namespace)
-        empty = peers is None and item.to_ports is None
-        if empty and _names_no_peer(item):
+        listed = peers_of(item)
+        if listed.absent and item.to_ports is None and item.icmps is None:
             # `ingress: [{}]` closes the direction and allows nothing.
             continue
+        messages = None if item.icmps is None else tuple(_types(item.icmps))
         for port_index, ports, http in _port_rules(item.to_ports):
             where = (*path, index) if port_index is None else (*path, index, "toPorts", port_index)
             yield Rule(
-                direction,
-                peers,
-                ports,
+                Direction.INGRESS if listed.way == "from" else Direction.EGRESS,
+                _peers(listed, document.key.namespace),
+                ports if messages is None else messages,
                 http,
                 isinstance(item, IngressDenyRule | EgressDenyRule),
                 document.key,
@@ -172,19 +201,9 @@ def _section(document: Document, path: tuple[str | int, ...], section: _Section)
             )
 
 
-def _names_no_peer(item: IngressRule | IngressDenyRule | EgressRule | EgressDenyRule) -> bool:
-    """True if no list of peers is written at all (entities: [all] is written, and means any peer)."""
-    if isinstance(item, IngressRule | IngressDenyRule):
-        return item.from_endpoints is None and item.from_entities is None
-    return item.to_endpoints is None and item.to_entities is None
-
-
 def _spec(document: Document, path: tuple[str | int, ...], spec: PolicyRule) -> PolicySpec:
-    rules = (
-        *_section(document, (*path, "ingressDeny"), spec.ingress_deny),
-        *_section(document, (*path, "ingress"), spec.ingress),
-        *_section(document, (*path, "egressDeny"), spec.egress_deny),
-        *_section(document, (*path, "egress"), spec.egress),
+    rules = tuple(
+        rule for name, section in sections_of(spec) for rule in _section(document, (*path, name), section)
     )
     closes = set()
     for direction, said, sections in (
@@ -193,15 +212,10 @@ def _spec(document: Document, path: tuple[str | int, ...], spec: PolicyRule) -> 
     ):
         if said is True or (said is None and any(sections)):
             closes.add(direction)
-    selector = spec.endpoint_selector or LabelSelector()
-    return PolicySpec(predicate(selector, within=document.key.namespace), rules, frozenset(closes))
+    selects = subjects(spec.endpoint_selector or LabelSelector(), document.key.namespace)
+    return PolicySpec(selects, rules, frozenset(closes))
 
 
-def policy_specs(document: Document, policy: CiliumNetworkPolicy) -> tuple[PolicySpec, ...]:
+def policy_specs(document: Document, policy: CiliumPolicy) -> tuple[PolicySpec, ...]:
     """The specs of one document, in order."""
-    found = []
-    if policy.spec is not None:
-        found.append(_spec(document, ("spec",), policy.spec))
-    for index, spec in enumerate(policy.specs or ()):
-        found.append(_spec(document, ("specs", index), spec))
-    return tuple(found)
+    return tuple(_spec(document, path, spec) for path, spec in rules_of(policy))

@@ -123,7 +123,7 @@ def config(epoch: int, source_ports: tuple[int, int], *, host_access: bool) -> b
     return struct.pack("=IHHI", epoch, *source_ports, CONFIG_HOST_ACCESS if host_access else 0)
 
 
-def _backend_key(place: tuple[int, int]) -> bytes:
+def backend_key(place: tuple[int, int]) -> bytes:
     return struct.pack("=II", *place)
 
 
@@ -150,7 +150,7 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "policy": (lambda t: t.policy, policy_key, policy_value),
     "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
     "services": (lambda t: t.services, service_key, service_value),
-    "backends": (backends, _backend_key, _backend_value),
+    "backends": (backends, backend_key, _backend_value),
     "netns": (lambda t: t.netns, struct.Struct("=Q").pack, _netns_value),
 }
 

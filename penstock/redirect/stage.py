@@ -17,7 +17,6 @@ from enum import Enum
 
 from penstock.plan import (
     Direction,
-    IpcacheEntry,
     KernelTables,
     ListenerKey,
     MeshMode,
@@ -26,6 +25,7 @@ from penstock.plan import (
     ServiceKey,
     Verdict,
 )
+from penstock.policy.addresses import Whois
 from penstock.policy.labels import WORLD
 from penstock.policy.lookup import look_up
 from penstock.policy.rules import TCP
@@ -119,13 +119,13 @@ def steering(
     One that is forbidden now must be reset before Envoy learns of the change; one that would go past the
     proxy goes on through it to its end.
     """
-    identities = {n.network_address: e for n, e in tables.ipcache.items() if is_host(n)}
-    return {c: _steering(tables, identities, source_ports, c) for c in connections}
+    whois = Whois(tables.ipcache)
+    return {c: _steering(tables, whois, source_ports, c) for c in connections}
 
 
 def _steering(
     tables: KernelTables,
-    identities: Mapping[Address, IpcacheEntry],
+    whois: Whois,
     source_ports: tuple[int, int],
     connection: Proxied,
 ) -> Steering:
@@ -135,7 +135,7 @@ def _steering(
         service = tables.services.get(ServiceKey(connection.address, connection.port, TCP))
         if service is not None:
             return Steering.TO_PROXY if service.http else Steering.PAST_PROXY
-    from_, to = identities.get(connection.client), identities.get(connection.address)
+    from_, to = whois(connection.client), whois(connection.address)
     verdict = Verdict.ALLOW
     if source is not None:
         identity = target.identity if target else to.identity if to else WORLD

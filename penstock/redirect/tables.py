@@ -9,19 +9,20 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 
-from penstock.plan import Direction, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey, Verdict
-from penstock.redirect import layout
+from penstock.plan import KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
+from penstock.redirect import decode, layout
 from penstock.redirect.layout import SHAPES, Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
-from penstock.routing.model import ListenerKind
 from penstock.world import Address, is_host
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services")
 PUT = ("policy", "ipcache", "backends", "services", "listeners", "endpoints", "netns")
-DELETE_LAST = ("policy", "ipcache", "backends")
+# An address is nobody in particular before what was said of its identity goes.
+DELETE_LAST = ("ipcache", "policy", "backends")
 
 
 class TableOverflowError(BpfError):
@@ -86,42 +87,50 @@ class Tables:
 
     # --- what is there ---------------------------------------------------------------------------------
 
+    def read(self, name: str, key: bytes) -> bytes | None:
+        """What the kernel finds for `key` now; in an LPM map, for the longest prefix of it."""
+        return self._maps[name].get(key)
+
+    def entries(self, name: str, limit: int | None = None) -> dict[bytes, bytes]:
+        """What stands in a map of the kernel now, the first `limit` entries of it."""
+        found = {}
+        for key in islice(self._maps[name].keys(), limit):
+            value = self._maps[name].get(key)
+            if value is not None:
+                found[key] = value
+        return found
+
+    @property
+    def epoch(self) -> int:
+        """Verdicts of another epoch are judged again."""
+        return self._epoch
+
     def policy(self) -> Mapping[PolicyKey, PolicyEntry]:
         if self._said is not None:
             return self._said.policy
-        found = {}
-        for raw, value in self._now["policy"].items():
-            bits, subject, identity, direction, protocol = struct.unpack_from("=IIIBB", raw)
-            port_bits = max(bits - layout.POLICY_FIXED_BITS - 8, 0)
-            port = int.from_bytes(raw[14:16], "big")
-            key = PolicyKey(subject, Direction(direction), identity, protocol, port, port_bits)
-            found[key] = PolicyEntry(Verdict(value[0]))
-        return found
+        return {
+            decode.policy_key(raw): PolicyEntry(decode.policy_value(value)[0])
+            for raw, value in self._now["policy"].items()
+        }
 
     def listeners(self) -> Mapping[ListenerKey, int]:
-        found = {}
-        for raw, value in self._now["listeners"].items():
-            source_class, kind, destination = struct.unpack("=III", raw)
-            found[ListenerKey(source_class, ListenerKind(kind), destination)] = int.from_bytes(
-                value[:2], "big"
-            )
-        return found
+        return {decode.listener_key(k): decode.port(v) for k, v in self._now["listeners"].items()}
 
     def identities(self) -> Mapping[Address, int]:
         """Single addresses and who they are."""
         if self._said is not None:
             return {n.network_address: e.identity for n, e in self._said.ipcache.items() if is_host(n)}
         return {
-            layout.address_of(raw[4:20]): int(struct.unpack_from("=I", value)[0])
+            network.network_address: decode.ipcache_value(value).identity
             for raw, value in self._now["ipcache"].items()
-            if struct.unpack_from("=I", raw)[0] == 128
+            if is_host(network := decode.ipcache_key(raw))
         }
 
     def http_services(self) -> frozenset[ServiceKey]:
         return frozenset(
-            ServiceKey(layout.address_of(raw[:16]), int.from_bytes(raw[16:18], "big"), raw[18])
+            decode.service_key(raw)
             for raw, value in self._now["services"].items()
-            if struct.unpack_from("=III", value)[2] & layout.SERVICE_HTTP
+            if decode.service_value(value)[2]
         )
 
     def counters(self) -> dict[int, tuple[int, int]]:

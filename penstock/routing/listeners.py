@@ -74,7 +74,8 @@ def _carried(world: World, members: Members) -> set[tuple[ListenerKind, int, int
     candidates: set[tuple[ListenerKind, int, int]] = set()
     for client, address, _ in world.carried:
         source, target = by_address.get(client), by_address.get(address)
-        for identity in (source.identity,) if source else (WORLD, REMOTE_NODE):
+        strangers = (WORLD, REMOTE_NODE, *members.index.prefixes.identities.values())
+        for identity in (source.identity,) if source else strangers:
             candidates.add((ListenerKind.HTTP_WORKLOAD, identity, 0))
             if source is not None:
                 candidates |= {(kind, identity, 0) for kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)}
@@ -93,8 +94,9 @@ def listeners(
     spiffe_id: Callable[[Member], str],
 ) -> Demand:
     """Every listener that this node's proxy must have; `routed` if any Service has a route."""
-    namespaces = {m.identity: m.namespace for m in members.all}
-    ids = {m.identity: spiffe_id(m) for m in members.all}
+    who = members.representatives()
+    namespaces = {m.identity: m.namespace for m in who.values()}
+    ids = {m.identity: spiffe_id(m) for m in who.values()}
     found, names, unallocated = [], [], []
     wanted = _wanted(members, entries, modes, routed=routed) | _carried(world, members)
     for kind, source_class, destination in sorted(wanted):

@@ -9,7 +9,7 @@ from penstock.manifests.document import ObjectKey
 from penstock.plan import Direction, MeshMode, Verdict
 from penstock.policy.entries import redirected_ports
 from penstock.policy.identities import Member
-from penstock.policy.rights import policy_class
+from penstock.policy.rights import Destination
 from penstock.routing.mesh import RouteTable
 from penstock.routing.model import ProxyCluster, ProxyEndpoint, ProxyListener, ProxyModel, ServiceTable
 from penstock.routing.services import Backend
@@ -32,7 +32,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
             for name, s in sorted(clusters.items())
         ),
         workloads=tuple(workloads),
-        workload_rights=facts.rights(guarded),
+        workload_rights=facts.rights(Destination(m.identity, m, port) for m, port in guarded),
     )
 
 
@@ -43,9 +43,13 @@ def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:
     return ProxyEndpoint(
         backend.address,
         backend.port,
-        policy_class(member, backend.port),
+        _destination(facts, backend).policy_class,
         facts.spiffe_id(member) if member is not None and tls else None,
     )
+
+
+def _destination(facts: Facts, backend: Backend) -> Destination:
+    return Destination(facts.identity_of(backend.address, backend.member), backend.member, backend.port)
 
 
 def _table(facts: Facts, table: RouteTable) -> ServiceTable:
@@ -55,7 +59,7 @@ def _table(facts: Facts, table: RouteTable) -> ServiceTable:
         address=table.served.vip,
         port=table.served.port.port,
         routes=table.routes,
-        rights=facts.rights((b.member, b.port) for s in table.clusters for b in s.backends),
+        rights=facts.rights(_destination(facts, b) for s in table.clusters for b in s.backends),
     )
 
 

@@ -169,7 +169,9 @@ def served_ports(world: World, members: Members) -> tuple[ServedPort, ...]:
         owner = piece.metadata.labels.get(SLICE_LABEL)
         if owner:
             slices.setdefault((document.key.namespace, owner), []).append(piece)
-    by_address = {a: m for m in members.all for a in m.addresses}
+    if not any(world.of_kind(Service)):
+        return ()
+    by_address = {a: m for m in members.all for a in m.addresses} if slices else {}
     selection = _Selection(members)
 
     result = []

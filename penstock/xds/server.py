@@ -177,6 +177,10 @@ class XdsServer:
             return Outcome(False, self._errors(wanted), self._waiting(wanted))
         return Outcome(True, self._errors(wanted))
 
+    def settled(self, types: Iterable[str]) -> bool:
+        """Whether `wait_acked` would return at once."""
+        return not self._waiting(tuple(types))
+
     async def roll_to(self, stage: Stage, within: float = PATIENCE) -> Outcome:
         """Publish a stage and wait, at most `within` seconds, for the ACKs that end it."""
         self.publish(stage.snapshot)

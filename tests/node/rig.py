@@ -45,6 +45,7 @@ class Daemon:
     config: Path
     base: Path
     run_dir: Path
+    options: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     before: str = ""
     seen: dict[str, set[int]] = field(default_factory=dict)
@@ -67,7 +68,7 @@ class Daemon:
         with self.log.open("ab") as output:
             self.process = lab.run_in(
                 self.node.netns,
-                [*command, "--node", self.name],
+                [*command, "--node", self.name, *self.options],
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
@@ -251,9 +252,12 @@ class Mesh:
         for daemon in self.daemons.values():
             daemon.before = daemon.network()
             daemon.start()
+        self.wait_for_daemons()
+        self.wait()
+
+    def wait_for_daemons(self) -> None:
         for daemon in self.daemons.values():
             until(f"the daemon of {daemon.name} answers", daemon.answers, SETTLE)
-        self.wait()
 
     def wait(self) -> None:
         for daemon in self.daemons.values():

@@ -10,6 +10,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+import pytest
+
+from penstock.bench import latency
+from penstock.bench.ways import ARMS
+
 PENSTOCK = (sys.executable, "-m", "penstock.cli")
 
 
@@ -21,7 +26,7 @@ def left() -> list[str]:
     commands = [
         path.parent.name
         for path in Path("/proc").glob("[0-9]*/cmdline")
-        if b"/run/penstock-bench-" in _read(path) or b"penstock.bench.answer" in _read(path)
+        if b"/run/penstock-bench" in _read(path) or b"penstock.bench.answer" in _read(path)
     ]
     files = [*Path("/run").glob("penstock-bench*"), *Path("/run/netns").glob("bench-*")]
     return [*mounts, *commands, *map(str, files)]
@@ -66,4 +71,43 @@ def test_one_that_is_ended_takes_everything_down(tmp_path: Path) -> None:
     os.kill(running.pid, signal.SIGTERM)
     running.communicate(timeout=60)
     assert running.returncode == 128 + signal.SIGTERM
+    assert left() == []
+
+
+def test_every_arm_of_latency_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency, "QUICK_ROUNDS", 1)
+    monkeypatch.setattr(latency, "QUICK_SECONDS", 1)
+    result = latency.run(lambda _: None, quick=True)
+    assert list(result.arms) == list(ARMS)
+    for arm, loads in result.arms.items():
+        for figures in loads.values():
+            assert figures["errors"] == 0
+            assert 0 < figures["p50_us"] <= figures["p99_us"] <= figures["p999_us"]
+            # What has no proxy spends nothing in one.
+            proxied = "node" in arm or "sidecar" in arm
+            assert (figures["proxy_cpu_ms_per_1k"] > 0) is (figures["rss_mb"] > 0) is proxied
+    assert len(result.raw["sidecar"]["32"]) == 1
+    assert left() == []
+
+
+def test_latency_that_is_ended_takes_everything_down(tmp_path: Path) -> None:
+    running = start(["latency", "--quick"], tmp_path)
+    assert running.stderr is not None
+    for line in running.stderr:
+        if "idle" in line:
+            break
+    os.kill(running.pid, signal.SIGTERM)
+    running.communicate(timeout=60)
+    assert running.returncode == 128 + signal.SIGTERM
+    assert left() == []
+
+
+def test_memory_of_sidecars_is_measured(tmp_path: Path) -> None:
+    done = start(["memory-sidecars", "--quick", "-o", "json"], tmp_path)
+    out, err = done.communicate(timeout=180)
+    assert done.returncode == 0, err
+    found = json.loads(out)
+    node, sidecars = found["arms"]["node"], found["arms"]["sidecars"]
+    assert 0 < node["rss_mb"] < sidecars["rss_mb"]
+    assert 0 < sidecars["pss_mb"] < sidecars["rss_mb"]
     assert left() == []

@@ -44,7 +44,7 @@ def environment() -> dict[str, str]:
 
 def test_the_first_policy_prints_what_the_readme_says(environment: dict[str, str], tmp_path: Path) -> None:
     found = blocks()
-    assert len(found) == 8
+    assert len(found) == 9
     typed = [re.sub(r"^(make|export) .*\n", "", block, flags=re.MULTILINE) for block, _ in found]
     script = "".join(f"{block}echo '{END}'\n" for block in typed)
     script = re.sub(r"\btry\b", MINE, script).replace("node-1", f"node-{os.getpid()}")

@@ -46,6 +46,10 @@ def ports(entry: str, rules: str = "") -> str:
         "specs: [{endpointSelector: {}, egressDeny: [{toEntities: [world]}]}]",
         ingress("{fromEndpoints: [{matchLabels: {'k8s:io.kubernetes.pod.namespace': b, 'any:app': c}}]}"),
         ingress("{fromEndpoints: [{matchLabels: {'reserved:host': ''}}]}"),
+        ingress("{icmps: [{fields: [{type: 8}, {type: '13'}, {type: EchoRequest, family: IPv6}]}]}"),
+        ports("{port: 9899, protocol: SCTP}"),
+        ingress("{fromCIDR: [10.0.0.0/8, 192.0.2.1, '2001:db8::/32']}"),
+        ingress("{fromCIDRSet: [{cidr: 10.0.0.0/8, except: [10.1.0.0/16, 10.0.0.0/8]}]}"),
         ports("{port: http}"),
         ports("{port: '0'}"),
         ports("{port: '8000', endPort: 9000, protocol: TCP}"),
@@ -281,3 +285,73 @@ endpoints: [{{addresses: ["{address}"]}}]
     (problem,) = load(text, "a.yaml").problems
     assert problem.field == "endpoints[0].addresses[0]"
     assert address in problem.message
+
+
+@pytest.mark.parametrize(
+    ("peers", "start"),
+    [
+        ("fromCIDR: [10.0.0.0/33]", 'fromCIDR[0]: "10.0.0.0/33" is not a network'),
+        ("fromCIDR: ['fe80::1%1/64']", 'fromCIDR[0]: "fe80::1%1/64" '),
+        ("fromCIDR: [10.0.0.0/255.0.0.0]", 'fromCIDR[0]: "10.0.0.0/255.0.0.0" has no plain length'),
+        ("fromCIDR: ['::ffff:10.0.0.0/104']", 'fromCIDR[0]: "::ffff:10.0.0.0/104" is IPv4 written as IPv6'),
+        ("fromCIDRSet: [{cidr: 10.0.0.1}]", 'fromCIDRSet[0].cidr: "10.0.0.1" has no length'),
+        (
+            "fromCIDRSet: [{cidr: 10.1.0.0/16, except: [10.0.0.0/8]}]",
+            "fromCIDRSet[0].except[0]: 10.0.0.0/8 is not inside 10.1.0.0/16",
+        ),
+        (
+            "fromCIDRSet: [{cidr: 10.1.0.0/16, except: ['fd00::/8']}]",
+            "fromCIDRSet[0].except[0]: fd00::/8 is not inside 10.1.0.0/16",
+        ),
+        (
+            "fromCIDR: [10.0.0.0/8], fromEntities: [host]",
+            "fromCIDR: cannot stand beside fromEntities in one rule",
+        ),
+    ],
+)
+def test_networks_of_a_policy(peers: str, start: str) -> None:
+    only(said("CiliumNetworkPolicy", ingress(f"{{{peers}}}")), f"spec.ingress[0].{start}")
+
+
+def test_bits_behind_the_length_are_told() -> None:
+    head = "apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {name: a}\n"
+    text = head + ingress("{fromCIDR: [10.0.0.1/8]}")
+    result = load(text, "f.yaml")
+    assert len(result.documents) == 1
+    assert [str(p) for p in result.problems] == [
+        "f.yaml:4: CiliumNetworkPolicy default/a: spec.ingress[0].fromCIDR[0]: "
+        "10.0.0.1/8 has bits behind its length: it is read as 10.0.0.0/8"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("rule", "start"),
+    [
+        (
+            "{icmps: [{fields: [{type: 256}]}]}",
+            'icmps[0].fields[0].type: "256" is not a type of ICMP message',
+        ),
+        (
+            "{icmps: [{fields: [{type: Pong}]}]}",
+            'icmps[0].fields[0].type: "Pong" is not a type of ICMP message',
+        ),
+        (
+            "{icmps: [{fields: [{type: PacketTooBig}]}]}",
+            'icmps[0].fields[0].type: "PacketTooBig" is not a type of ICMP message of IPv4',
+        ),
+        ("{icmps: [], toPorts: []}", "icmps: cannot stand beside toPorts in one rule"),
+        (f"{{icmps: [{{fields: [{', '.join(['{type: 8}'] * 41)}]}}]}}", "icmps[0].fields: holds 41 types"),
+    ],
+)
+def test_messages_of_a_policy(rule: str, start: str) -> None:
+    only(said("CiliumNetworkPolicy", ingress(rule)), f"spec.ingress[0].{start}")
+
+
+def test_a_denial_of_no_message() -> None:
+    body = "spec: {endpointSelector: {}, ingressDeny: [{icmps: [{fields: []}]}]}"
+    only(said("CiliumNetworkPolicy", body), "spec.ingressDeny[0].icmps: is empty: nothing is denied")
+
+
+def test_http_over_sctp() -> None:
+    found = said("CiliumNetworkPolicy", ports("{port: 80, protocol: SCTP}", ", rules: {http: [{}]}"))
+    only(found, "spec.ingress[0].toPorts[0].ports[0].protocol: rules.http needs TCP, not SCTP")

@@ -96,7 +96,7 @@ def test_an_unknown_field_with_the_nearest() -> None:
         ),
         (
             "  ingress: [{toPorts: [{ports: [{port: 80, protocol: tcp}]}]}]\n",
-            'spec.ingress[0].toPorts[0].ports[0].protocol: "tcp" is not one of ANY, TCP, UDP; '
+            'spec.ingress[0].toPorts[0].ports[0].protocol: "tcp" is not one of ANY, SCTP, TCP, UDP; '
             'did you mean "TCP"?',
         ),
     ],
@@ -117,10 +117,10 @@ def test_a_bad_regular_expression() -> None:
 
 
 def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None:
-    lines = policy("  ingres: []\n  egress:\n  - toCIDR: [10.0.0.0/8]\n    toPort: []\n")
+    lines = policy("  ingres: []\n  egress:\n  - toFQDNs: []\n    toPort: []\n")
     assert [line.split(": ")[2] for line in lines] == [
         "spec.ingres",
-        "spec.egress[0].toCIDR",
+        "spec.egress[0].toFQDNs",
         "spec.egress[0].toPort",
     ]
 
@@ -128,8 +128,7 @@ def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None
 @pytest.mark.parametrize(
     ("rule", "field"),
     [
-        ("fromCIDR: [10.0.0.0/8]", "fromCIDR"),
-        ("icmps: []", "icmps"),
+        ("fromCIDRSet: [{cidr: 10.0.0.0/8, cidrGroupRef: x}]", "fromCIDRSet[0].cidrGroupRef"),
         ("authentication: {mode: required}", "authentication"),
         ("toPorts: [{serverNames: [a]}]", "toPorts[0].serverNames"),
         ("toPorts: [{terminatingTLS: {}}]", "toPorts[0].terminatingTLS"),

@@ -148,7 +148,7 @@ def test_an_l7_rule_beside_a_broad_l4_allow() -> None:
         "f:13 spec.ingress[1]{} allows every request of the same peers on this port; "
         "give that rule rules.http too, or remove it"
     )
-    assert void(L7, "{}") == [message.format("")]
+    assert void(L7, "{fromEntities: [all]}") == [message.format("")]
     assert void(L7, "{fromEndpoints: [{}]}") == [message.format("")]
     assert void(L7, "{toPorts: [{ports: [{port: 70, endPort: 90}]}]}") == [message.format(".toPorts[0]")]
 
@@ -159,3 +159,6 @@ def test_an_l7_rule_that_holds() -> None:
     assert void(L7, "{toPorts: [{ports: [{port: 81}]}]}") == []
     assert void(L7, "{toPorts: [{ports: [{port: 80, protocol: UDP}]}]}") == []
     assert void(L7, "{fromEntities: [host]}") == []
+    assert void(L7, "{fromCIDR: [0.0.0.0/0]}") == []
+    # An empty rule closes, and allows nothing.
+    assert void(L7, "{}") == []

@@ -12,6 +12,7 @@ from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.entries import port_prefixes, redirected_ports
 from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD
 from penstock.policy.lookup import look_up
+from penstock.world import Enforcement, Settings
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
 ALLOW, STEER, DENY = Verdict.ALLOW, Verdict.REDIRECT, Verdict.DENY
@@ -28,9 +29,9 @@ PEOPLE = (
 class Ask:
     """The verdicts about one workload of a small world."""
 
-    def __init__(self, *specs: str) -> None:
+    def __init__(self, *specs: str, **more: object) -> None:
         text = PEOPLE + "".join(policy(spec, name=f"p{n}") for n, spec in enumerate(specs))
-        self.world, self.plan = make(text)
+        self.world, self.plan = make(text, **more)
         self.numbers = {**RESERVED, **identities(self.world)}
 
     def __call__(
@@ -313,3 +314,43 @@ def test_the_longest_prefix_of_a_peer_and_the_stronger_of_two_peers() -> None:
     assert look_up(table, 1, IN, 301, TCP, 80) is ALLOW
     assert look_up(table, 1, OUT, 300, TCP, 80) is DENY
     assert look_up(table, 2, IN, 300, TCP, 80) is DENY
+
+
+L7 = "toPorts: [{ports: [{port: 80, protocol: TCP}], rules: {http: [{method: GET}]}}]"
+
+
+@pytest.mark.parametrize(("mode", "chosen", "others"), [("always", STEER, DENY), ("never", ALLOW, ALLOW)])
+def test_modes_of_enforcement(mode: Enforcement, chosen: Verdict, others: Verdict) -> None:
+    ask = Ask(
+        f"{{{WEB}, enableDefaultDeny: {{ingress: false}}, ingress: [{{{L7}}}], egressDeny: [{{}}]}}",
+        settings=Settings(policy_enforcement=mode),
+    )
+    assert ask("web", IN, "db") is chosen
+    for subject, direction, peer in (("web", IN, "world"), ("db", IN, "web"), ("db", OUT, "world")):
+        assert ask(subject, direction, peer, 81) is others
+    # The proxy judges by the same: a connection that it carries from before is no way around.
+    assert bool(ask.plan.proxy.listeners) == (mode == "always")
+
+
+def test_icmp_messages_by_number_and_name() -> None:
+    fields = "{type: EchoRequest}, {type: 13}, {type: EchoRequest, family: IPv6}"
+    ask = Ask(f"{{{WEB}, ingress: [{{fromEndpoints: [{{}}], icmps: [{{fields: [{fields}]}}]}}]}}")
+    assert [t for t in range(256) if ask("web", IN, "db", t, ICMP) is ALLOW] == [8, 13]
+    assert [t for t in range(256) if ask("web", IN, "db", t, 58) is ALLOW] == [128]
+    assert ask("web", IN, "db", 8, TCP) is DENY
+    assert ask("web", IN, "world", 8, ICMP) is DENY
+
+
+def test_a_denied_message_beside_everything_else() -> None:
+    ask = Ask(
+        f"{{{WEB}, ingressDeny: [{{icmps: [{{fields: [{{type: 13}}]}}]}}], "
+        "ingress: [{fromEntities: [all]}]}"
+    )
+    assert ask("web", IN, "db", 13, ICMP) is DENY
+    assert ask("web", IN, "db", 8, ICMP) is ALLOW
+    assert ask("web", IN, "db", 13, UDP) is ALLOW
+
+
+def test_no_messages_are_none() -> None:
+    ask = Ask(f"{{{WEB}, ingress: [{{icmps: []}}]}}")
+    assert ask("web", IN, "db", 8, ICMP) is DENY

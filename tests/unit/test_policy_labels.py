@@ -8,8 +8,8 @@ import pytest
 from penstock.manifests.kinds import LabelSelector
 from penstock.policy.labels import HOST, WORLD, predicate, reserved_labels, workload_labels
 
-WEB = workload_labels("default", "web", {"app": "web", "tier": "front"})
-ALIEN = workload_labels("other", "web", {"app": "web"})
+WEB = workload_labels("default", "web", {"app": "web", "tier": "front"}, {})
+ALIEN = workload_labels("other", "web", {"app": "web"}, {})
 
 
 def _selects(selector: object, labels: object, within: str | None = "default") -> bool:

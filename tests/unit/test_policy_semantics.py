@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import re
+from ipaddress import ip_address
 
 import policy_cases as cases
 from hypothesis import given
+from hypothesis import strategies as st
 from policy_cases import (
     HOST,
+    ICMP_TYPES,
+    OTHERS,
     POLICIES,
     PROTOCOL_NUMBERS,
-    REMOTE_NODE,
-    RESERVED,
-    WORLD,
     Party,
     Policy,
     parties,
 )
-from worlds import identities, make
+from worlds import identity_of, make
 
 from penstock.plan import Direction, Verdict
 from penstock.policy.lookup import look_up
-from penstock.policy.rights import policy_class
+from penstock.policy.rights import Destination
 from penstock.routing.model import RequestMatch, Rights
+from penstock.world import Enforcement, Settings
 
 VERDICTS = {Verdict.ALLOW: "allow", Verdict.REDIRECT: "proxy", Verdict.DENY: "deny"}
+NODE_ADDRESSES = (ip_address(HOST.address),)
 PORTS = (79, 80, 81, 90, 96, 443, 8080, 65535)
 
 
-@given(parties(), POLICIES)
-def test_entries_say_what_the_manifests_say(everyone: list[Party], policies: list[Policy]) -> None:
-    world, plan = make(cases.manifests(everyone, policies))
-    numbers = {**RESERVED, **identities(world)}
+@given(parties(), POLICIES, st.sampled_from(["default", "default", "always", "never"]))
+def test_entries_say_what_the_manifests_say(
+    everyone: list[Party], policies: list[Policy], mode: Enforcement
+) -> None:
+    _, plan = make(
+        cases.manifests(everyone, policies),
+        node_addresses=NODE_ADDRESSES,
+        settings=Settings(policy_enforcement=mode),
+    )
+    numbers = {p.name: identity_of(plan, p.address) for p in [*everyone, *OTHERS]}
     subjects = {str(address): e.subject for address, e in plan.kernel.endpoints.items()}
     for subject in everyone:
         if not subject.local:
             continue
-        for peer in [*everyone, HOST, WORLD, REMOTE_NODE]:
+        for peer in [*everyone, *OTHERS]:
             for direction in Direction:
                 for protocol, number in PROTOCOL_NUMBERS.items():
-                    for port in PORTS if protocol != "ICMP" else (8,):
+                    for port in PORTS if protocol != "ICMP" else ICMP_TYPES:
                         found = look_up(
                             plan.kernel.policy,
                             subjects[subject.address],
@@ -48,7 +57,9 @@ def test_entries_say_what_the_manifests_say(everyone: list[Party], policies: lis
                             number,
                             port,
                         )
-                        wanted = cases.side(policies, subject, peer, direction.name.lower(), protocol, port)
+                        wanted = cases.side(
+                            policies, subject, peer, direction.name.lower(), protocol, port, mode
+                        )
                         assert VERDICTS[found] == wanted, (subject, peer, direction, protocol, port)
 
 
@@ -70,13 +81,13 @@ def _granted(rights: tuple[Rights, ...], source: int, to: str, method: str, path
 
 @given(parties(), POLICIES)
 def test_rights_say_what_the_manifests_say(everyone: list[Party], policies: list[Policy]) -> None:
-    world, plan = make(cases.manifests(everyone, policies))
-    numbers = {**RESERVED, **identities(world)}
+    _, plan = make(cases.manifests(everyone, policies), node_addresses=NODE_ADDRESSES)
+    numbers = {p.name: identity_of(plan, p.address) for p in [*everyone, *OTHERS]}
     classes = {(str(e.address), e.port): e.policy_class for e in plan.proxy.workloads}
     for target in everyone:
         for port in PORTS:
             to = classes.get((target.address, port))
-            for source in [*everyone, HOST, WORLD, REMOTE_NODE]:
+            for source in [*everyone, *OTHERS]:
                 steered = cases.packet(policies, source, target, "TCP", port) == "proxy"
                 # A connection that is steered must find its destination behind the proxy.
                 assert not steered or to is not None, (source, target, port)
@@ -89,4 +100,5 @@ def test_rights_say_what_the_manifests_say(everyone: list[Party], policies: list
 
 
 def test_the_class_of_an_address_that_is_nobodys() -> None:
-    assert policy_class(None, 80) == "world:80"
+    assert Destination(2, None, 80).policy_class == "world:80"
+    assert Destination(1 << 24, None, 80).policy_class == "identity-16777216:80"

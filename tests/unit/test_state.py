@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import stat
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ GOOD = Allocations(
     vips={"default/api/4": "10.96.3.4"},
     listener_ports={"out:1": 15001},
     service_ids={"default/api:80/TCP/4": 1},
+    prefixes={"10.0.0.0/8": 1 << 24, "2001:db8::/32": (1 << 24) + 1},
 )
 
 
@@ -31,6 +33,14 @@ def test_what_is_saved_is_loaded(tmp_path: Path) -> None:
     assert state.load(tmp_path / "new") == GOOD
     assert stat.S_IMODE((tmp_path / "new" / state.FILE).stat().st_mode) == 0o600
     assert [path.name for path in (tmp_path / "new").iterdir()] == [state.FILE]
+
+
+def test_a_file_of_before_networks_had_numbers(tmp_path: Path) -> None:
+    state.save(tmp_path, GOOD)
+    whole = json.loads((tmp_path / state.FILE).read_text())
+    del whole["allocations"]["prefixes"]
+    (tmp_path / state.FILE).write_text(json.dumps(whole))
+    assert state.load(tmp_path) == replace(GOOD, prefixes={})
 
 
 def damaged() -> dict[str, bytes]:
@@ -48,6 +58,8 @@ def damaged() -> dict[str, bytes]:
         "of the future": b'{"format": 2, "allocations": {}}',
         "one identity twice": with_(identities={"a": 300, "b": 300}),
         "a reserved identity": with_(identities={"a": 8}),
+        "a network with a workload's identity": with_(prefixes={"10.0.0.0/8": 256}),
+        "a network that is none": with_(prefixes={"10.0.0.0": 1 << 25}),
         "too large a port": with_(listener_ports={"a": 70000}),
         "no address": with_(vips={"default/api/4": "10.96.3.444"}),
         "a bottomless pit": b'{"format": 1, "x": ' + b"[" * 100_000,

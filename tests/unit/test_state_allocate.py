@@ -27,6 +27,7 @@ def run(
     vips: Mapping[str, Address | None] | None = None,
     listeners: Iterable[str] = (),
     services: Iterable[str] = (),
+    prefixes: Iterable[str] = (),
     settings: Settings = SMALL,
 ) -> Allocations:
     return allocate(
@@ -35,6 +36,7 @@ def run(
         vips=vips or {},
         listener_names=listeners,
         service_names=services,
+        prefixes=prefixes,
         settings=settings,
     )
 

@@ -1,0 +1,101 @@
+"""`penstock bench memory-sidecars`: a sidecar beside each of N workloads, against one Envoy for all.
+
+Both sides stand at once, with the same workloads, each of which serves HTTP behind a rule of its own. No
+request is sent: what is measured is what it takes to be there. Real sidecars hold more than these, which know
+one peer each; the node's Envoy holds the rules of all.
+
+RSS counts the pages of the binary, which all processes share, once for each; PSS counts them once
+altogether. With N processes of one binary that is most of the difference, so both are shown. The bar is
+about RSS, the figure by which containers are given memory.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from typing import Any
+
+from penstock.bench import cpu, sidecar
+from penstock.bench.memory import resident
+from penstock.bench.record import Bar, Result
+from penstock.bench.serving import HTTP_PORT, need
+from penstock.bench.site import allow, alone, daemon, policy, scratch, site, workload
+
+WORKLOADS, QUICK_WORKLOADS = 30, 10
+IDLE_SECONDS, QUICK_IDLE_SECONDS = 20, 5
+_SIZES = ("rss_mb", "pss_mb", "own_mb")
+
+Tell = Callable[[str], None]
+
+
+def run(tell: Tell, *, quick: bool = False) -> Result:
+    """Measure. Raises PenstockError."""
+    need("iptables-restore")
+    count = QUICK_WORKLOADS if quick else WORKLOADS
+    seconds = QUICK_IDLE_SECONDS if quick else IDLE_SECONDS
+    names = [f"w{number:02}" for number in range(count)]
+    ports = [{"name": "http", "containerPort": HTTP_PORT}]
+    members = [workload(name, ports=ports, serviceAccountName=name) for name in names]
+    peers = dict(zip(names, names[1:] + names[:1], strict=True))
+    rules = [
+        policy(own, own, ingress=[allow(peer, (HTTP_PORT, "TCP"), http=[{"method": "GET", "path": "/.*"}])])
+        for own, peer in peers.items()
+    ]
+    with (
+        alone(),
+        scratch() as directory,
+        site("one", members, directory) as one,
+        daemon(one, rules) as running,
+        site("many", members, directory) as many,
+        sidecar.log_receiver(directory) as (log, _),
+        ExitStack() as stack,
+    ):
+        identities = sidecar.identities(directory, names)
+        pids = []
+        for own, peer in peers.items():
+            config = sidecar.bootstrap(
+                many.address(own), many.address(peer), log,
+                identity=identities[own], peer_id=identities[peer].spiffe_id,
+            )  # fmt: skip
+            pids.append(stack.enter_context(sidecar.beside(many, own, config)))
+            tell(f"{len(pids)}/{count} sidecars")
+        parts = {"daemon": (running.pid,), "envoy": (running.envoy_pid(),), "sidecars": tuple(pids)}
+        found = {name: _together(these) for name, these in parts.items()}
+        spent = {name: cpu.processes(these) for name, these in parts.items()}
+        time.sleep(seconds)
+        for name, these in parts.items():
+            found[name]["idle_cpu_ms_per_s"] = round(1000 * (cpu.processes(these) - spent[name]) / seconds, 2)
+    node = {size: round(found["daemon"][size] + found["envoy"][size], 1) for size in _SIZES}
+    ratios = {f"{size}, node / sidecars": round(node[size] / found["sidecars"][size], 4) for size in _SIZES}
+    return Result(
+        bench="memory-sidecars",
+        method="MB resident (smaps_rollup), idle: one Envoy and the daemon against a sidecar per workload",
+        settings={"workloads": count, "idle_seconds": seconds},
+        arms={
+            "node": {**node, "daemon": found["daemon"], "envoy": found["envoy"]},
+            "sidecars": found["sidecars"],
+        },
+        ratios=ratios,
+        # Of fewer sidecars the share is larger by as much; the bar is about 30.
+        bars=(Bar("RSS, node / sidecars", ratios["rss_mb, node / sidecars"], round(2 / count, 4)),),
+    )
+
+
+def _together(pids: Iterable[int]) -> dict[str, float]:
+    each = [resident(pid) for pid in pids]
+    return {size: round(sum(one[size] for one in each), 1) for size in _SIZES}
+
+
+COLUMNS = ("MEMORY (MB)", "RSS", "PSS", "OWN", "IDLE CPU ms/s")
+
+
+def rows(data: dict[str, Any]) -> list[tuple[Any, ...]]:
+    """The table: the node's two processes, and the sidecars together."""
+    arms, count = data["arms"], data["settings"]["workloads"]
+    lines = (
+        ("the node's Envoy", arms["node"]["envoy"]),
+        ("the daemon", arms["node"]["daemon"]),
+        (f"{count} sidecars", arms["sidecars"]),
+    )
+    return [(name, *(part[size] for size in _SIZES), part["idle_cpu_ms_per_s"]) for name, part in lines]

@@ -1,0 +1,135 @@
+"""One side's word at L4: what the entries of one subject say, and which policies stand behind them.
+
+A subject of this node is asked in the kernel; one of another node in the entries that the same manifests make
+there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from penstock.explain.kernel import Judged, Kernel, judged
+from penstock.explain.model import PROTOCOLS
+from penstock.explain.parties import name_of
+from penstock.facts import Facts
+from penstock.manifests.document import ObjectKey, Origin
+from penstock.manifests.kinds import Workload
+from penstock.plan import Direction, Verdict
+from penstock.policy.entries import ANY, entries
+from penstock.policy.identities import Member, meshed_nodes
+from penstock.policy.labels import RESERVED
+from penstock.policy.lookup import find
+from penstock.policy.prefixes import is_prefix
+
+Origins = tuple[tuple[ObjectKey, Origin], ...]
+
+
+def by(origins: Origins) -> str:
+    """Policies with file and line, for a sentence."""
+    return ", ".join(f"{key} ({origin})" for key, origin in origins)
+
+
+_VERBS = {Verdict.ALLOW: "allowed", Verdict.REDIRECT: "steered to the proxy", Verdict.DENY: "denied"}
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What one side says, in words too. `by_default` if nothing was found, and so it is denied."""
+
+    verdict: Verdict
+    text: str
+    origins: Origins
+    by_default: bool = False
+
+
+class Sides:
+    def __init__(self, facts: Facts, kernel: Kernel) -> None:
+        self._facts, self._kernel = facts, kernel
+        self._meshed = meshed_nodes(facts.world)
+
+    # --- who judges -----------------------------------------------------------------------------------
+
+    def node_of(self, member: Member | None) -> str:
+        """The node whose kernel judges this workload; empty where none does."""
+        if member is None:
+            return ""
+        if member.local:
+            return self._facts.world.node if member.attachment is not None else ""
+        workload = member.document.value
+        assert isinstance(workload, Workload)
+        node = workload.spec.node or ""
+        return node if node in self._meshed and member.netns is not None else ""
+
+    def meshed(self, member: Member | None) -> bool:
+        """Whether other nodes take the workload as one of the mesh."""
+        if member is None:
+            return False
+        return member.mesh or (member.local and self._facts.world.node in self._meshed)
+
+    # --- L4 -------------------------------------------------------------------------------------------
+
+    def word(self, member: Member, direction: Direction, peer: int, protocol: str, port: int) -> Word:
+        number = PROTOCOLS[protocol]
+        found = self._judge(member, direction, peer, number, port)
+        if found.key is None:
+            closers = self.closers(member, direction)
+            who = f" by {by(closers)}" if closers else ""
+            text = f"no entry for {self.peer(peer)} at {protocol} {port}: default deny{who}"
+            return Word(found.verdict, text, closers, by_default=True)
+        if not found.known:
+            text = (
+                f"entry for {self._entry(found)}: {_VERBS[found.verdict]}, by a change that is being applied"
+            )
+            return Word(found.verdict, text, ())
+        if not found.origins:
+            why = f"no policy closes the {direction.name.lower()} of {name_of(member)}"
+            return Word(found.verdict, f"{_VERBS[found.verdict]}: {why}", ())
+        text = f"entry for {self._entry(found)}: {_VERBS[found.verdict]} by {by(found.origins)}"
+        return Word(found.verdict, text, found.origins)
+
+    def _judge(self, member: Member, direction: Direction, peer: int, protocol: int, port: int) -> Judged:
+        if member.local and member.attachment is not None:
+            here = self._kernel.endpoint(member.addresses[0])
+            subject = here.subject if here is not None else member.subject
+            return self._kernel.policy(subject, direction, peer, protocol, port)
+        facts = self._facts
+        stance = facts.stances.of(direction)[member.subject]
+        table = entries(stance, member, direction, facts.members, facts.by_identity)
+        return judged(find(table, member.subject, direction, peer, protocol, port))
+
+    def _entry(self, found: Judged) -> str:
+        key = found.key
+        assert key is not None
+        peer = "any peer" if key.identity == ANY else self.peer(key.identity)
+        names = {number: name for name, number in PROTOCOLS.items()}
+        if not key.protocol:
+            return peer
+        last = key.port + (1 << (16 - key.port_bits)) - 1
+        ports = (
+            "any port" if not key.port_bits else str(key.port) if last == key.port else f"{key.port}–{last}"
+        )
+        return f"{peer}, {names.get(key.protocol, key.protocol)} {ports}"
+
+    def peer(self, identity: int) -> str:
+        if identity in RESERVED:
+            return f"reserved:{RESERVED[identity]}"
+        if is_prefix(identity):
+            networks = self._facts.members.index.prefixes.identities.items()
+            return next((str(n) for n, number in networks if number == identity), f"identity {identity}")
+        everyone = sorted(name_of(m) for m in self._facts.by_identity.get(identity, ()))
+        who = (
+            everyone[0]
+            if len(everyone) == 1
+            else f"{everyone[0]} and {len(everyone) - 1} more"
+            if everyone
+            else ""
+        )
+        return f"identity {identity}" + (f" ({who})" if who else "")
+
+    def closers(self, member: Member, direction: Direction) -> Origins:
+        """The policies that close this direction of a workload for what they do not name."""
+        return tuple(
+            (document.key, document.origin())
+            for document, specs in self._facts.specs.values()
+            if any(direction in spec.default_deny and spec.selects(member.labels) for spec in specs)
+        )

@@ -1,0 +1,123 @@
+"""The bytes of the maps back into what they say: the other direction of `layout`.
+
+tests/unit/test_redirect_decode.py sends tables there and back.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from ipaddress import ip_network
+
+from penstock.plan import (
+    Direction,
+    EndpointEntry,
+    IpcacheEntry,
+    ListenerKey,
+    MeshMode,
+    PolicyKey,
+    ServiceKey,
+    Verdict,
+)
+from penstock.redirect.layout import (
+    IPCACHE_LOCAL,
+    IPCACHE_MESH,
+    MAPPED,
+    POLICY_FIXED_BITS,
+    SERVICE_HTTP,
+    address_of,
+)
+from penstock.routing.model import ListenerKind
+from penstock.world import Address, Network
+
+_CT_KEY = struct.Struct("=16s16s2s2sB3x")
+_CT_VALUE = struct.Struct("=QIIIBB2s")
+
+
+def port(raw: bytes) -> int:
+    """The first two bytes, in network order."""
+    return int.from_bytes(raw[:2], "big")
+
+
+def endpoint(raw: bytes) -> EndpointEntry:
+    """The addresses of its link are not in the map, and are left empty."""
+    ifindex, identity, subject, _, mode = struct.unpack_from("=IIIIB", raw)
+    return EndpointEntry(identity, subject, ifindex, b"", b"", MeshMode(mode))
+
+
+def ipcache_key(raw: bytes) -> Network:
+    bits = struct.unpack_from("=I", raw)[0]
+    if raw[4:].startswith(MAPPED) and bits >= 96:
+        return ip_network((raw[16:20], bits - 96))
+    return ip_network((raw[4:20], bits))
+
+
+def ipcache_value(raw: bytes) -> IpcacheEntry:
+    identity, source_class, flags, mode = struct.unpack_from("=IIBB", raw)
+    return IpcacheEntry(
+        identity, source_class, bool(flags & IPCACHE_MESH), MeshMode(mode), bool(flags & IPCACHE_LOCAL)
+    )
+
+
+def policy_key(raw: bytes) -> PolicyKey:
+    bits, subject, identity, direction, protocol = struct.unpack_from("=IIIBB", raw)
+    port_bits = max(bits - POLICY_FIXED_BITS - 8, 0)
+    return PolicyKey(subject, Direction(direction), identity, protocol, port(raw[14:]), port_bits)
+
+
+def policy_value(raw: bytes) -> tuple[Verdict, int]:
+    """The verdict, and the number of the rules behind it (`layout.rule_number`)."""
+    verdict, rule = struct.unpack_from("=B3xI", raw)
+    return Verdict(verdict), rule
+
+
+def listener_key(raw: bytes) -> ListenerKey:
+    source_class, kind, destination = struct.unpack_from("=III", raw)
+    return ListenerKey(source_class, ListenerKind(kind), destination)
+
+
+def service_key(raw: bytes) -> ServiceKey:
+    return ServiceKey(address_of(raw[:16]), port(raw[16:]), raw[18])
+
+
+def service_value(raw: bytes) -> tuple[int, int, bool]:
+    """(number, how many backends, whether a route applies)."""
+    number, backends, flags = struct.unpack_from("=III", raw)
+    return number, backends, bool(flags & SERVICE_HTTP)
+
+
+def backend(raw: bytes) -> tuple[Address, int]:
+    return address_of(raw[:16]), port(raw[16:])
+
+
+@dataclass(frozen=True, slots=True)
+class Connection:
+    """One entry of the connection table, as who began it sees it. `seen` is CLOCK_MONOTONIC in ns."""
+
+    source: Address
+    source_port: int
+    destination: Address
+    destination_port: int
+    protocol: int
+    verdict: int
+    proxy_port: int
+    epoch: int
+    seen: int
+
+
+def connection(key: bytes, value: bytes) -> Connection:
+    a, b, port_a, port_b, protocol = _CT_KEY.unpack(key)
+    seen, epoch, _, _, initiator, verdict, proxy_port = _CT_VALUE.unpack_from(value)
+    ends = [(address_of(a), port(port_a)), (address_of(b), port(port_b))]
+    (source, source_port), (destination, destination_port) = ends if not initiator else reversed(ends)
+    return Connection(
+        source,
+        source_port,
+        destination,
+        destination_port,
+        protocol,
+        verdict,
+        port(proxy_port),
+        epoch,
+        seen,
+    )

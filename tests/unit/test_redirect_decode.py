@@ -1,0 +1,79 @@
+"""What goes into the maps comes out of them again."""
+
+from __future__ import annotations
+
+import struct
+from ipaddress import ip_address, ip_network
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from penstock.plan import (
+    Direction,
+    EndpointEntry,
+    IpcacheEntry,
+    KernelTables,
+    ListenerKey,
+    MeshMode,
+    PolicyEntry,
+    PolicyKey,
+    ServiceEntry,
+    ServiceKey,
+    Verdict,
+)
+from penstock.redirect import decode, layout
+from penstock.routing.model import ListenerKind
+
+A, B = ip_address("10.1.0.1"), ip_address("fd00::1")
+TABLES = KernelTables(
+    endpoints={
+        A: EndpointEntry(300, 76800, 7, b"", b"", MeshMode.STRICT),
+        B: EndpointEntry(301, 77056, 8, b"", b"", MeshMode.OFF),
+    },
+    ipcache={
+        ip_network("0.0.0.0/0"): IpcacheEntry(2, 2),
+        ip_network("::/0"): IpcacheEntry(2, 2),
+        ip_network("10.1.0.0/24"): IpcacheEntry(9, 9),
+        ip_network("10.1.0.1/32"): IpcacheEntry(300, 300, local=True),
+        ip_network("fd00::1/128"): IpcacheEntry(301, 301, mesh=True, mode=MeshMode.STRICT),
+    },
+    policy={
+        PolicyKey(76800, Direction.INGRESS, 0): PolicyEntry(Verdict.ALLOW),
+        PolicyKey(76800, Direction.EGRESS, 301, 6): PolicyEntry(Verdict.DENY),
+        PolicyKey(76800, Direction.EGRESS, 301, 6, 8080, 16): PolicyEntry(Verdict.REDIRECT),
+        PolicyKey(76800, Direction.EGRESS, 301, 17, 64, 10): PolicyEntry(Verdict.ALLOW),
+    },
+    services={
+        ServiceKey(A, 80, 6): ServiceEntry(5, "s", ((A, 8080), (B, 81)), http=True),
+        ServiceKey(B, 53, 17): ServiceEntry(6, "t", ()),
+    },
+    listeners={ListenerKey(300, ListenerKind.TCP_MTLS, 301): 15001},
+)
+RAW = layout.encode(TABLES)
+
+
+def test_every_table_comes_back() -> None:
+    assert {layout.address_of(k): decode.endpoint(v) for k, v in RAW["endpoints"].items()} == TABLES.endpoints
+    assert {
+        decode.ipcache_key(k): decode.ipcache_value(v) for k, v in RAW["ipcache"].items()
+    } == TABLES.ipcache
+    assert {decode.policy_key(k): decode.policy_value(v)[0] for k, v in RAW["policy"].items()} == {
+        key: entry.verdict for key, entry in TABLES.policy.items()
+    }
+    assert {decode.service_key(k): decode.service_value(v) for k, v in RAW["services"].items()} == {
+        key: (s.service_id, len(s.backends), s.http) for key, s in TABLES.services.items()
+    }
+    assert {decode.listener_key(k): decode.port(v) for k, v in RAW["listeners"].items()} == TABLES.listeners
+    backends = {struct.unpack("=II", k): decode.backend(v) for k, v in RAW["backends"].items()}
+    assert backends == {(5, 0): (A, 8080), (5, 1): (B, 81)}
+
+
+@given(st.booleans(), st.integers(0, 0xFFFFFFFF), st.integers(1, 3))
+def test_a_connection_is_told_from_the_side_that_began(second: bool, epoch: int, verdict: int) -> None:
+    key = layout.address_bytes(A) + layout.address_bytes(B) + b"\x1f\x90\x00\x50" + bytes([6, 0, 0, 0])
+    value = struct.pack("=QIIIBB2s", 99, epoch, 7, 0, int(second), verdict, (15001).to_bytes(2, "big"))
+    assert (len(key), len(value)) == (layout.SHAPES["conntrack"].key, layout.SHAPES["conntrack"].value)
+    found = decode.connection(key, value)
+    ends = ((found.source, found.source_port), (found.destination, found.destination_port))
+    assert ends == (((B, 80), (A, 8080)) if second else ((A, 8080), (B, 80)))
+    assert (found.verdict, found.epoch, found.proxy_port, found.seen) == (verdict, epoch, 15001, 99)
