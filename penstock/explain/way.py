@@ -8,6 +8,8 @@ decides it.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from penstock.explain.hop import Hop, Missing, far_end
 from penstock.explain.kernel import Kernel
 from penstock.explain.l7 import Crossing, Judgement, Requests
@@ -264,8 +266,10 @@ class Way:
         if table is None:
             self._step("route", "Envoy has no route table for this address", ok=False, node=home)
             return [Outcome(False, "NO_ROUTE", code=404)]
-        route = self._route(table, home)
-        if route is None:
+        clients = (None, source.member.namespace if source.member else "")
+        theirs = tuple(r for r in table.routes if r.match.namespace in clients)
+        route = self._route(replace(table, routes=theirs), home)
+        if route is None or all(r.actions.missing for r in route):
             return [Outcome(False, "NO_ROUTE", code=404)]
         return [o for r in route for o in self._shares(r, source, identity, home)]
 
