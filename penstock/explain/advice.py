@@ -9,8 +9,8 @@ from typing import Any
 
 import yaml
 
+from penstock.explain.hop import Missing
 from penstock.explain.model import Request
-from penstock.explain.way import Missing
 from penstock.plan import Direction
 from penstock.policy.identities import Member
 from penstock.policy.labels import NAMESPACE, RESERVED, SERVICE_ACCOUNT

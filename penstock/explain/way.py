@@ -8,8 +8,7 @@ decides it.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
+from penstock.explain.hop import Hop, Missing, far_end
 from penstock.explain.kernel import Kernel
 from penstock.explain.l7 import Crossing, Judgement, Requests
 from penstock.explain.model import PROTOCOLS, Outcome, Request, Step
@@ -23,42 +22,6 @@ from penstock.policy.identities import Member
 from penstock.policy.labels import HOST, REMOTE_NODE
 from penstock.routing.model import ListenerKind, Route, ServiceTable
 from penstock.world import Address
-
-
-@dataclass(frozen=True, slots=True)
-class Missing:
-    """What a rule would have to allow: of `subject`, in `direction`, for the peer."""
-
-    subject: Member
-    direction: Direction
-    peer: Member | None
-    peer_identity: int
-    peer_address: Address
-    protocol: str
-    port: int
-    request: Request | None
-
-
-@dataclass(frozen=True, slots=True)
-class _Hop:
-    """One destination address, and what is known of both ends there."""
-
-    source: Party
-    identity: int
-    address: Address
-    port: int
-    target: Member | None
-    source_node: str
-    target_node: str
-    label: str
-
-
-def _far_end(hop: _Hop, direction: Direction) -> Address:
-    """The address of the peer, as the side of `direction` sees it."""
-    if direction is Direction.EGRESS:
-        return hop.address
-    assert hop.source.address is not None
-    return hop.source.address
 
 
 class Way:
@@ -135,16 +98,16 @@ class Way:
     def _is_host(self, party: Party) -> bool:
         return party.address is not None and self._kernel.who(party.address).identity == HOST
 
-    def _hop(self, source: Party, identity: int, address: Address, port: int) -> _Hop:
+    def _hop(self, source: Party, identity: int, address: Address, port: int) -> Hop:
         target = self._parties.at(address)
         label = f"{name_of(target) if target else address}:{port}"
-        return _Hop(
+        return Hop(
             source, identity, address, port, target, self._node_of(source), self._sides.node_of(target), label
         )
 
     # --- in the kernel --------------------------------------------------------------------------------
 
-    def _direct(self, hop: _Hop) -> Outcome:
+    def _direct(self, hop: Hop) -> Outcome:
         target = self._kernel.who(hop.address)
         where = f"on {hop.target_node}" if hop.target_node else "outside the mesh"
         self._step("destination", f"{hop.label}, {self._sides.peer(target.identity)}, {where}", at=hop.label)
@@ -170,7 +133,7 @@ class Way:
             return self._proxied(hop, ListenerKind.TCP_MTLS, hop.source_node)
         return self._arrive(hop, tls=False)
 
-    def _side(self, hop: _Hop, subject: Member, direction: Direction, peer: int, node: str) -> Verdict:
+    def _side(self, hop: Hop, subject: Member, direction: Direction, peer: int, node: str) -> Verdict:
         word = self._sides.word(subject, direction, peer, self._protocol, hop.port)
         ok = word.verdict is not Verdict.DENY
         self._step(direction.name.lower(), word.text, ok=ok, node=node, at=hop.label, origins=word.origins)
@@ -185,7 +148,7 @@ class Way:
                         direction,
                         other,
                         peer,
-                        _far_end(hop, direction),
+                        far_end(hop, direction),
                         self._protocol,
                         hop.port,
                         request,
@@ -195,7 +158,7 @@ class Way:
                 self.denied_by.append(word.origins)
         return word.verdict
 
-    def _ingress(self, hop: _Hop, identity: int) -> Verdict:
+    def _ingress(self, hop: Hop, identity: int) -> Verdict:
         assert hop.target is not None
         if identity == HOST and self._facts.world.settings.host_access:
             self._step(
@@ -204,16 +167,16 @@ class Way:
             return Verdict.ALLOW
         return self._side(hop, hop.target, Direction.INGRESS, identity, hop.target_node)
 
-    def _mode(self, hop: _Hop) -> MeshMode:
+    def _mode(self, hop: Hop) -> MeshMode:
         here = self._kernel.endpoint(hop.address)
         if here is not None:
             return here.mode
         return self._facts.modes.of(hop.target) if hop.target is not None else MeshMode.OFF
 
-    def _strict(self, hop: _Hop) -> bool:
+    def _strict(self, hop: Hop) -> bool:
         return self._sides.meshed(hop.target) and self._mode(hop) is MeshMode.STRICT
 
-    def _arrive(self, hop: _Hop, *, tls: bool, judged: bool = False) -> Outcome:
+    def _arrive(self, hop: Hop, *, tls: bool, judged: bool = False) -> Outcome:
         """What the receiver's node says to what comes from outside it; `judged` if a proxy let it go."""
         if not hop.target_node or hop.target is None:
             text = "nobody judges what arrives there" if not judged else "the proxy connects in plain text"
@@ -260,22 +223,24 @@ class Way:
         )
         return True
 
-    def _proxied(self, hop: _Hop, kind: ListenerKind, node: str) -> Outcome:
+    def _proxied(self, hop: Hop, kind: ListenerKind, node: str) -> Outcome:
         destination = hop.target.identity if kind is ListenerKind.TCP_MTLS and hop.target else 0
         if not self._listener(kind, hop.identity, node, hop.label, destination):
             return Outcome(False, "PROXY_NOT_READY", hop.label)
-        if kind in (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP) and not self._may(hop, node, self._request):
+        if kind in (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP) and not self._may(
+            hop, node, self._request
+        ):
             return Outcome(False, "REQUEST_DENIED", hop.label, 403)
         if kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP) or node == hop.target_node:
             return Outcome(True, "REDIRECTED", hop.label)
         return self._upstream(hop)
 
-    def _upstream(self, hop: _Hop) -> Outcome:
+    def _upstream(self, hop: Hop) -> Outcome:
         """From the sender's proxy on: the request, or the connection, was let through there."""
         tls = self._sides.meshed(hop.target) and self._mode(hop) is not MeshMode.OFF
         return self._arrive(hop, tls=tls, judged=True)
 
-    def _may(self, hop: _Hop, node: str, request: Request | None) -> bool:
+    def _may(self, hop: Hop, node: str, request: Request | None) -> bool:
         peer = self._facts.identity_of(hop.address, hop.target)
         crossing = Crossing(hop.source.member, hop.identity, hop.target, peer, hop.port)
         said: Judgement = self._requests.judge(crossing, request)
@@ -287,7 +252,7 @@ class Way:
             subject, other = crossing.subject(direction), crossing.subject(Direction(1 - direction))
             identity = crossing.peer if direction is Direction.EGRESS else crossing.identity
             assert subject is not None
-            address = _far_end(hop, direction)
+            address = far_end(hop, direction)
             self.missing.append(
                 Missing(subject, direction, other, identity, address, "TCP", hop.port, request)
             )
