@@ -12,13 +12,13 @@ from functools import cached_property
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import (
     EndpointSlice,
-    HTTPRoute,
     Namespace,
     Node,
     PeerAuthentication,
     Service,
     Workload,
 )
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 from penstock.mtls.spiffe import for_workload
 from penstock.plan import Direction, IpcacheEntry, PolicyEntry, PolicyKey
 from penstock.policy.addresses import Whois, ipcache
@@ -167,7 +167,7 @@ class Facts:
         if (
             before is not None
             and self.served is before.served
-            and self._same_documents(HTTPRoute)
+            and self._same_documents(HTTPRoute, GRPCRoute, ReferenceGrant)
             and self.world.carried == before.world.carried
         ):
             return before.mesh

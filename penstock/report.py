@@ -19,6 +19,7 @@ from penstock.plan import Plan
 from penstock.policy.identities import members
 from penstock.policy.labels import RESERVED
 from penstock.redirect.layout import rule_number
+from penstock.routing.review import review_routes
 from penstock.status import Transitions
 from penstock.world import World
 from penstock.xds.watch import SyncState
@@ -81,7 +82,8 @@ class Report:
     def _all_problems(self) -> tuple[Problem, ...]:
         """What is wrong with each file by itself, and what only all of them show (looked for when asked)."""
         if self._reviewed is None:
-            self._reviewed = tuple(review(self._world.documents.values()))
+            documents = self._world.documents.values()
+            self._reviewed = (*review(documents), *review_routes(documents))
         return (*self._problems, *self._reviewed)
 
     def _objects(self) -> list[dict[str, Any]]:

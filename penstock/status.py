@@ -13,8 +13,9 @@ from typing import Any
 import msgspec
 
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.kinds import HTTPRoute, Namespace, ParentReference, Service, Workload
+from penstock.manifests.kinds import Namespace, Service, Workload
 from penstock.manifests.problem import Problem
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus, Plan
 from penstock.policy.identities import identity_text
 from penstock.routing.mesh import CONTROLLER
@@ -143,7 +144,7 @@ def view(
     shown["metadata"]["generation"] = document.generation
     status = plan.statuses.get(document.key, ObjectStatus())
     value = document.value
-    if isinstance(value, HTTPRoute):
+    if isinstance(value, HTTPRoute | GRPCRoute):
         shown["status"] = _route_status(document, status, transitions, now, in_force=in_force)
         return shown
     listed = [_condition(document, "", c, transitions, now) for c in status.conditions]

@@ -33,7 +33,8 @@ def get(
     """Show objects of KIND (in any case, also plural or short), or the one called NAME, with their status.
 
     Kinds: Workload, Node, Service, EndpointSlice, Namespace, CiliumNetworkPolicy (cnp),
-    CiliumClusterwideNetworkPolicy (ccnp), NetworkPolicy (netpol), HTTPRoute, PeerAuthentication.
+    CiliumClusterwideNetworkPolicy (ccnp), NetworkPolicy (netpol), HTTPRoute, GRPCRoute, ReferenceGrant,
+    PeerAuthentication.
     """
     from penstock.control import ControlClient
 

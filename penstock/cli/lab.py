@@ -112,6 +112,7 @@ def down(lab_or_file: str | None, everything: bool) -> None:
     "--http", "http_ports", type=int, multiple=True, metavar="PORT", help="Answer HTTP/1.1 with JSON."
 )
 @click.option("--tcp", "tcp_ports", type=int, multiple=True, metavar="PORT", help="Send back what comes.")
+@click.option("--grpc", "grpc_ports", type=int, multiple=True, metavar="PORT", help="Answer any unary call.")
 @click.option("--udp", "udp_ports", type=int, multiple=True, metavar="PORT", help="Send back each datagram.")
 def echo(name: str, namespace: str, service: str, **ports: tuple[int, ...]) -> None:
     """A backend that tells what it received. Prints `ready` when it listens; ends on SIGTERM.
@@ -121,8 +122,9 @@ def echo(name: str, namespace: str, service: str, **ports: tuple[int, ...]) -> N
     from penstock.lab.echo import Backend, serve
 
     if not any(ports.values()):
-        raise UsageError("nothing to serve", hint="give --http, --tcp or --udp")
-    serve(Backend(name, namespace, service, ports["http_ports"], ports["tcp_ports"], ports["udp_ports"]))
+        raise UsageError("nothing to serve", hint="give --http, --grpc, --tcp or --udp")
+    served = (ports[f"{kind}_ports"] for kind in ("http", "tcp", "udp", "grpc"))
+    serve(Backend(name, namespace, service, *served))
 
 
 def _member(text: str) -> Path:

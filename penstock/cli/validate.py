@@ -15,6 +15,7 @@ from penstock.errors import InputError, PenstockError
 from penstock.manifests.problem import Problem
 from penstock.manifests.review import review
 from penstock.manifests.store import Store
+from penstock.routing.review import review_routes
 from penstock.sources.reading import Absent, find, read
 
 STDIN = "(stdin)"
@@ -40,8 +41,9 @@ def validate(paths: tuple[str, ...], more: tuple[str, ...], output: str) -> None
         click.echo(f"penstock: {e}" + (f"; {e.hint}" if e.hint else ""), err=True)
         sys.exit(e.exit_code)
     result = Store().apply(texts)
+    documents = result.documents.values()
     problems = sorted(
-        [*result.problems, *review(result.documents.values())],
+        [*result.problems, *review(documents), *review_routes(documents)],
         key=lambda problem: (problem.file, problem.line),
     )
     counts = Counter(problem.severity for problem in problems)

@@ -13,6 +13,7 @@ from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.common.mutation_rules.v3 import mutation_rules_pb2
 from envoy.config.core.v3 import base_pb2, protocol_pb2, substitution_format_string_pb2
 from envoy.config.route.v3 import route_components_pb2
+from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.extensions.filters.http.header_to_metadata.v3 import header_to_metadata_pb2
 from envoy.extensions.filters.http.router.v3 import router_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
@@ -121,7 +122,7 @@ def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnect
             scoped_rds=hcm_pb2.ScopedRds(scoped_rds_config_source=ADS),
         )
     )
-    manager.http_filters.append(router())
+    manager.http_filters.extend([_filter(names.CORS_FILTER, cors_pb2.Cors()), router()])
     return manager
 
 

@@ -62,6 +62,8 @@ def _states(listener: ProxyListener) -> set_filter_state_pb2.Config:
             "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
         ),
     ]
+    if listener.kind is ListenerKind.HTTP_SERVICE:
+        values.append(_state(names.SOURCE_NAMESPACE_STATE, "envoy.string", listener.namespace))
     if listener.kind is ListenerKind.TCP_MTLS:
         values.append(
             _state(

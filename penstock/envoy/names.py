@@ -29,6 +29,9 @@ NO_SECRET = "none"
 SOURCE_CLASS_STATE = "penstock.source_class"
 """Filter state that states the source class of a connection, as decimal text."""
 
+SOURCE_NAMESPACE_STATE = "penstock.source_namespace"
+"""Filter state that states the namespace of the source class, by which consumer routes match."""
+
 CLIENT_SECRET_STATE = "envoy.tls.certificate_mappers.on_demand_secret"
 """Filter state that names the client certificate: the client's address (Envoy's own key)."""
 
@@ -37,6 +40,9 @@ UPSTREAM_SNI_STATE = "envoy.network.upstream_server_name"
 
 RIGHTS_FILTER = "penstock.rights"
 """The upstream filter that judges a request for the chosen endpoint; route tables carry its rules."""
+
+CORS_FILTER = "envoy.filters.http.cors"
+"""Envoy's own name: does nothing but on routes that configure it."""
 
 DESTINATION_HEADER = "x-penstock-destination"
 """Carries the dialled address inside Envoy; whatever a client sends under this name is overwritten."""

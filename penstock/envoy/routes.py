@@ -6,7 +6,8 @@ a connection that is already open.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from itertools import chain
 
 from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2 as components
@@ -15,8 +16,9 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy import names, rbac
+from penstock.envoy import actions, names, rbac
 from penstock.envoy.protos import pack, seconds
+from penstock.routing.actions import NO_ACTIONS, Actions, Redirect
 from penstock.routing.model import Rights, Route, RouteBackend, RouteMatch, ServiceTable, StringMatch
 from penstock.world import Address
 
@@ -45,6 +47,9 @@ def _match(match: RouteMatch) -> components.RouteMatch:
             for name, value in match.query
         ],
     )
+    if match.namespace is not None:
+        clients = string_pb2.StringMatcher(exact=match.namespace)
+        result.filter_state.add(key=names.SOURCE_NAMESPACE_STATE, string_match=clients)
     value = match.path.value
     if match.path.kind == "exact":
         result.path = value
@@ -57,28 +62,39 @@ def _match(match: RouteMatch) -> components.RouteMatch:
     return result
 
 
-def _action(backends: tuple[RouteBackend, ...]) -> components.RouteAction:
-    """Shares of zero get nothing; what is left without a cluster answers 500 for just its share."""
-    shares = [
-        (backend.cluster or names.NO_BACKEND, backend.weight) for backend in backends if backend.weight > 0
-    ]
-    action = _Action(
-        timeout=seconds(0),
-        cluster_not_found_response_code=_Action.ClusterNotFoundResponseCode.INTERNAL_SERVER_ERROR,
+def _share(backend: RouteBackend, rule: Actions) -> components.WeightedCluster.ClusterWeight:
+    """With the rule's changes of headers: Envoy would apply those of a route after those of a share."""
+    share = components.WeightedCluster.ClusterWeight(
+        name=backend.cluster or names.NO_BACKEND,
+        weight=wrappers_pb2.UInt32Value(value=backend.weight),
+        host_rewrite_literal=backend.hostname or "",
     )
-    if len(shares) > 1:
-        action.weighted_clusters.CopyFrom(
-            components.WeightedCluster(
-                clusters=[
-                    components.WeightedCluster.ClusterWeight(
-                        name=cluster, weight=wrappers_pb2.UInt32Value(value=weight)
-                    )
-                    for cluster, weight in shares
-                ]
-            )
-        )
+    actions.change_headers(share, rule.request.then(backend.request), rule.response.then(backend.response))
+    return share
+
+
+def _alike(route: Route) -> bool:
+    """Whether all shares are treated alike."""
+    return all(b == RouteBackend(b.cluster, b.weight) for b in route.backends)
+
+
+def _action(route: Route) -> components.RouteAction:
+    """Shares of zero get nothing; what is left without a cluster answers 500 for just its share."""
+    backends = [backend for backend in route.backends if backend.weight > 0]
+    codes = _Action.ClusterNotFoundResponseCode
+    # To a gRPC client Envoy tells a 503 as UNAVAILABLE, a 500 as UNKNOWN.
+    code = codes.SERVICE_UNAVAILABLE if route.grpc else codes.INTERNAL_SERVER_ERROR
+    action = _Action(cluster_not_found_response_code=code)
+    if not backends:
+        action.cluster = names.NO_BACKEND
+    elif len(backends) == 1 and _alike(route):
+        action.cluster = backends[0].cluster or names.NO_BACKEND
     else:
-        action.cluster = shares[0][0] if shares else names.NO_BACKEND
+        common = NO_ACTIONS if _alike(route) else route.actions
+        action.weighted_clusters.CopyFrom(
+            components.WeightedCluster(clusters=[_share(backend, common) for backend in backends])
+        )
+    actions.act(action, route.actions, route.match.path)
     return action
 
 
@@ -95,12 +111,38 @@ def _table(
     )
 
 
-def _route(route: Route) -> components.Route:
-    return components.Route(name=route.name, match=_match(route.match), route=_action(route.backends))
+def _redirects(route: Route, redirect: Redirect) -> Iterator[components.Route]:
+    """Envoy keeps the port that the request's Host has, unless it is to name one. Location has the scheme's
+    own port only where it must be named to take that one's place."""
+    if not redirect.names_port and redirect.hostname is None:
+        with_port = components.HeaderMatcher(name=":authority", string_match=rbac.regex(r".*:[0-9]+"))
+        match = _match(route.match)
+        match.headers.append(with_port)
+        action = actions.redirect(redirect, route.match.path, port=True)
+        yield components.Route(name=route.name, match=match, redirect=action)
+    action = actions.redirect(redirect, route.match.path, port=redirect.names_port)
+    yield components.Route(name=route.name, match=_match(route.match), redirect=action)
+
+
+def _routes(route: Route) -> Iterator[components.Route]:
+    if route.actions.missing:
+        refusal = components.DirectResponseAction(status=404)
+        yield components.Route(name=route.name, match=_match(route.match), direct_response=refusal)
+        return
+    if route.actions.redirect is not None:
+        made: Iterable[components.Route] = _redirects(route, route.actions.redirect)
+    else:
+        made = (components.Route(name=route.name, match=_match(route.match), route=_action(route)),)
+    for each in made:
+        if _alike(route):
+            actions.change_headers(each, route.actions.request, route.actions.response)
+        if route.actions.cors is not None:
+            each.typed_per_filter_config[names.CORS_FILTER].CopyFrom(pack(actions.cors(route.actions.cors)))
+        yield each
 
 
 def service(table: ServiceTable) -> route_pb2.RouteConfiguration:
-    return _table(table.name, map(_route, table.routes), table.rights)
+    return _table(table.name, chain.from_iterable(map(_routes, table.routes)), table.rights)
 
 
 def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRouteConfiguration:

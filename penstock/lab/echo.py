@@ -6,11 +6,13 @@ The fields of the HTTP answer are those that Gateway API's conformance tests exp
 from __future__ import annotations
 
 import asyncio
+import json
 import signal
 import socket
 from dataclasses import dataclass
 from typing import Any, cast
 
+import grpc
 from aiohttp import web
 
 MAX_DELAY_MS = 600_000
@@ -26,6 +28,7 @@ class Backend:
     http: tuple[int, ...] = ()
     tcp: tuple[int, ...] = ()
     udp: tuple[int, ...] = ()
+    grpc: tuple[int, ...] = ()
 
 
 def serve(backend: Backend) -> None:
@@ -49,8 +52,10 @@ async def _serve(backend: Backend) -> None:
         (await loop.create_datagram_endpoint(_UdpEcho, sock=_listen(port, socket.SOCK_DGRAM)))[0]
         for port in backend.udp
     ]
+    calls = await _serve_grpc(backend)
     print("ready", flush=True)
     await ended.wait()
+    await calls.stop(None)
     for server in servers:
         server.close()
     for transport in datagrams:
@@ -104,6 +109,44 @@ def describe(backend: Backend, request: web.BaseRequest) -> dict[str, Any]:
         "pod": backend.name,
         "tls": None,
     }
+
+
+class _AnyCall(grpc.GenericRpcHandler):  # type: ignore[misc]
+    """Answers each unary call, whatever its service, with the same JSON as over HTTP, as bytes."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    def service(self, handler_call_details: Any) -> Any:
+        method = handler_call_details.method
+
+        async def answer(_: bytes, context: Any) -> bytes:
+            headers: dict[str, list[str]] = {}
+            for name, value in context.invocation_metadata():
+                headers.setdefault(name.title(), []).append(str(value))
+            told = {
+                "path": method,
+                "method": "POST",
+                "proto": "gRPC",
+                "headers": headers,
+                "namespace": self._backend.namespace,
+                "service": self._backend.service,
+                "pod": self._backend.name,
+                "tls": None,
+            }
+            return json.dumps(told).encode()
+
+        return grpc.unary_unary_rpc_method_handler(answer)
+
+
+async def _serve_grpc(backend: Backend) -> Any:
+    server = grpc.aio.server()
+    server.add_generic_rpc_handlers((_AnyCall(backend),))
+    for port in backend.grpc:
+        if server.add_insecure_port(f"[::]:{port}") != port:
+            raise OSError(f"port {port} is taken")
+    await server.start()
+    return server
 
 
 async def _tcp_echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

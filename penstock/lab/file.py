@@ -27,7 +27,8 @@ from penstock.lab import netns
 from penstock.lab.errors import LabSpecError
 from penstock.lab.spec import LabNode, LabSpec, LabWorkload
 from penstock.lab.yamlfile import Lines, parse
-from penstock.manifests.kinds import ContainerPort, Labels
+from penstock.manifests.base import Labels
+from penstock.manifests.kinds import ContainerPort
 from penstock.world import Address, Network
 
 DEFAULT_UNDERLAY = ["192.168.77.0/24", "fd00:192:168:77::/64"]

@@ -11,22 +11,21 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from penstock.manifests import netpol_checks, policy_checks, route_checks, syntax
+from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.kinds import (
     AnyKind,
     CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
-    HTTPRoute,
-    Labels,
     Namespace,
     NetworkPolicy,
     Node,
-    ObjectMeta,
     PeerAuthentication,
     Service,
     Workload,
 )
 from penstock.manifests.problem import Finding, Path
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
 def check(value: AnyKind) -> Iterator[Finding]:
@@ -158,6 +157,17 @@ def _peer_authentication(policy: PeerAuthentication) -> Iterator[Finding]:
         yield from _labels(("spec", "selector", "matchLabels"), policy.spec.selector.match_labels)
 
 
+def _reference_grant(grant: ReferenceGrant) -> Iterator[Finding]:
+    for name, entries in (("from", grant.spec.from_), ("to", grant.spec.to)):
+        if not 1 <= len(entries) <= 16:
+            yield Finding(("spec", name), f"holds {len(entries)} entries; it must be 1 to 16")
+    for i, source in enumerate(grant.spec.from_):
+        yield from _wrong(("spec", "from", i, "namespace"), syntax.dns_label(source.namespace))
+    for i, target in enumerate(grant.spec.to):
+        if target.name == "":
+            yield Finding(("spec", "to", i, "name"), "is empty", "leave it out to mean every name")
+
+
 def _namespace(_: Namespace) -> Iterator[Finding]:
     yield from ()
 
@@ -177,5 +187,7 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     NetworkPolicy: netpol_checks.check,
     Namespace: _namespace,
     HTTPRoute: route_checks.check,
+    GRPCRoute: route_checks.check_grpc,
+    ReferenceGrant: _reference_grant,
     PeerAuthentication: _peer_authentication,
 }

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from penstock.manifests.kinds import AnyKind, ObjectMeta
+from penstock.manifests.base import ObjectMeta
+from penstock.manifests.kinds import AnyKind
 
 
 @dataclass(frozen=True, slots=True, order=True)

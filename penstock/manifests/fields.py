@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.manifests import kinds
+from penstock.manifests import kinds, route_kinds
 
 NOT_YET = "is not supported by this version of Penstock"
 
@@ -40,9 +40,11 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.PortDenyRule: _NO_L7_IN_DENY,
     kinds.L7Rules: _not_yet("dns l7 l7proto", kafka="was removed from Cilium in 1.20"),
     kinds.PortHTTP: _not_yet("headerMatches"),
-    kinds.HTTPRouteSpec: _not_yet("useDefaultGateways"),
-    kinds.HTTPRouteRule: _not_yet("filters retry sessionPersistence timeouts"),
-    kinds.HTTPBackendRef: _not_yet("filters"),
+    route_kinds.HTTPRouteSpec: _not_yet("useDefaultGateways"),
+    route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
+    route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
+    route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
+    route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth requestMirror"),
     kinds.PeerAuthenticationSpec: _not_yet("portLevelMtls"),
 }
 """Wire name of a field → why it is refused."""
@@ -53,6 +55,7 @@ UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] =
     (kinds.ServiceSpec, "internalTrafficPolicy"): ("Local",),
     (kinds.ServiceSpec, "externalTrafficPolicy"): ("Local",),
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
+    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth", "RequestMirror"),
     (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
     (kinds.IngressRule, "fromEntities"): ("kube-apiserver",),
     (kinds.IngressDenyRule, "fromEntities"): ("kube-apiserver",),

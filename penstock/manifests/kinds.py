@@ -6,7 +6,7 @@ what one document *says*: defaults of the API are filled in (a file has no API s
 references are not resolved.
 
 Sources: Kubernetes API v1.31 (Service, Node, EndpointSlice, NetworkPolicy, Namespace), Cilium 1.20
-(CiliumNetworkPolicy and its clusterwide twin), Gateway API v1.6 (HTTPRoute), Istio security/v1
+(CiliumNetworkPolicy and its clusterwide twin), Istio security/v1
 (PeerAuthentication), and ../README.md (Workload).
 """
 
@@ -16,33 +16,8 @@ from typing import Any, Literal
 
 import msgspec
 
-
-class Kind(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="camel", kw_only=True):
-    """Base of every typed part of a manifest: closed (unknown fields are errors) and immutable."""
-
-
-Labels = dict[str, str]
-
-
-class ObjectMeta(Kind, frozen=True):
-    """metadata. Fields that an API server writes are accepted and ignored."""
-
-    name: str
-    namespace: str = "default"
-    labels: Labels = {}
-    annotations: Labels = {}
-    creation_timestamp: str | None = None
-    deletion_timestamp: str | None = None
-    deletion_grace_period_seconds: int | None = None
-    finalizers: list[str] = []
-    generate_name: str | None = None
-    generation: int | None = None
-    managed_fields: list[Any] = []
-    owner_references: list[Any] = []
-    resource_version: str | None = None
-    self_link: str | None = None
-    uid: str | None = None
-
+from penstock.manifests.base import Kind, Labels, ObjectMeta
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 # --- selectors -----------------------------------------------------------------------------------
 
@@ -366,74 +341,6 @@ class Namespace(Kind, frozen=True):
     status: Any = None
 
 
-# --- gateway.networking.k8s.io/v1 HTTPRoute, as far as a mesh (GAMMA) route needs it -----------------------
-
-
-class ParentReference(Kind, frozen=True):
-    name: str
-    group: str = "gateway.networking.k8s.io"
-    kind: str = "Gateway"
-    namespace: str | None = None
-    section_name: str | None = None
-    port: int | None = None
-
-
-class HTTPPathMatch(Kind, frozen=True):
-    type: Literal["Exact", "PathPrefix", "RegularExpression"] = "PathPrefix"
-    value: str = "/"
-
-
-class HTTPHeaderMatch(Kind, frozen=True):
-    name: str
-    value: str
-    type: Literal["Exact", "RegularExpression"] = "Exact"
-
-
-class HTTPQueryParamMatch(Kind, frozen=True):
-    name: str
-    value: str
-    type: Literal["Exact", "RegularExpression"] = "Exact"
-
-
-HTTPMethod = Literal["GET", "HEAD", "POST", "PUT", "DELETE", "CONNECT", "OPTIONS", "TRACE", "PATCH"]
-
-
-class HTTPRouteMatch(Kind, frozen=True):
-    path: HTTPPathMatch = HTTPPathMatch()
-    headers: list[HTTPHeaderMatch] = []
-    query_params: list[HTTPQueryParamMatch] = []
-    method: HTTPMethod | None = None
-
-
-class HTTPBackendRef(Kind, frozen=True):
-    name: str
-    group: str = ""
-    kind: str = "Service"
-    namespace: str | None = None
-    port: int | None = None
-    weight: int = 1
-
-
-class HTTPRouteRule(Kind, frozen=True):
-    name: str | None = None
-    matches: list[HTTPRouteMatch] = msgspec.field(default_factory=lambda: [HTTPRouteMatch()])
-    backend_refs: list[HTTPBackendRef] = []
-
-
-class HTTPRouteSpec(Kind, frozen=True):
-    parent_refs: list[ParentReference] = []
-    hostnames: list[str] = []
-    rules: list[HTTPRouteRule] = msgspec.field(default_factory=lambda: [HTTPRouteRule()])
-
-
-class HTTPRoute(Kind, frozen=True):
-    api_version: str
-    kind: Literal["HTTPRoute"]
-    metadata: ObjectMeta
-    spec: HTTPRouteSpec
-    status: Any = None
-
-
 # --- security.istio.io/v1 PeerAuthentication ------------------------------------------------------------
 
 
@@ -468,5 +375,7 @@ AnyKind = (
     | NetworkPolicy
     | Namespace
     | HTTPRoute
+    | GRPCRoute
+    | ReferenceGrant
     | PeerAuthentication
 )

@@ -33,6 +33,10 @@ Code = Literal[
     "value",  # right type, wrong value
     "duplicate",
     "reference",  # names or selects something that is not there
+    "shadowed",  # a match that can never match (this and the next three: routing/review.py)
+    "weights",
+    "grant",
+    "endpoints",
     "passed-over",
 ]
 

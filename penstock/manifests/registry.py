@@ -14,7 +14,6 @@ from penstock.manifests.kinds import (
     CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
-    HTTPRoute,
     Namespace,
     NetworkPolicy,
     Node,
@@ -22,6 +21,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +38,8 @@ class ServedKind:
     short: tuple[str, ...] = ()
     namespaced: bool = True
     custom: bool = True
+    older: tuple[str, ...] = ()
+    """Further apiVersions with the same schema."""
 
     @property
     def name(self) -> str:
@@ -62,6 +64,14 @@ SERVED: Mapping[str, ServedKind] = {
         ServedKind(NetworkPolicy, "networking.k8s.io/v1", "networkpolicies", ("netpol",), custom=False),
         ServedKind(Namespace, "v1", "namespaces", ("ns",), namespaced=False, custom=False),
         ServedKind(HTTPRoute, "gateway.networking.k8s.io/v1", "httproutes"),
+        ServedKind(GRPCRoute, "gateway.networking.k8s.io/v1", "grpcroutes"),
+        ServedKind(
+            ReferenceGrant,
+            "gateway.networking.k8s.io/v1",
+            "referencegrants",
+            ("refgrant",),
+            older=("gateway.networking.k8s.io/v1beta1",),
+        ),
         ServedKind(PeerAuthentication, "security.istio.io/v1", "peerauthentications", ("pa",)),
     )
 }
@@ -69,7 +79,6 @@ SERVED: Mapping[str, ServedKind] = {
 NOT_SERVED: Mapping[str, tuple[str, ...]] = {
     "Gateway": ("gateway.networking.k8s.io/v1",),
     "GatewayClass": ("gateway.networking.k8s.io/v1",),
-    "GRPCRoute": ("gateway.networking.k8s.io/v1",),
     "TLSRoute": (
         "gateway.networking.k8s.io/v1",
         "gateway.networking.k8s.io/v1alpha3",
@@ -77,7 +86,6 @@ NOT_SERVED: Mapping[str, tuple[str, ...]] = {
     ),
     "TCPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
     "UDPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
-    "ReferenceGrant": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1beta1"),
     "BackendTLSPolicy": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"),
     "ListenerSet": ("gateway.networking.k8s.io/v1",),
     "Ingress": ("networking.k8s.io/v1",),
@@ -139,7 +147,7 @@ PASSED_OVER: Mapping[str, tuple[str, ...]] = {
 API_VERSIONS: Mapping[str, tuple[str, ...]] = {
     **PASSED_OVER,
     **NOT_SERVED,
-    **{name: (served.api_version,) for name, served in SERVED.items()},
+    **{name: (served.api_version, *served.older) for name, served in SERVED.items()},
 }
 """Every known kind with its apiVersions, the best one first."""
 

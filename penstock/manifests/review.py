@@ -7,16 +7,15 @@ Warnings all: the object is in force as it is written, and what it names may sti
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from penstock.manifests.base import Labels
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import (
     CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
-    HTTPRoute,
-    Labels,
     LabelSelector,
     NetworkPolicy,
     PeerAuthentication,
@@ -25,6 +24,7 @@ from penstock.manifests.kinds import (
 )
 from penstock.manifests.peers import peers_of, rules_of, sections_of
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, show_path
+from penstock.manifests.route_kinds import GRPCRoute, GRPCRouteRule, HTTPRoute, HTTPRouteRule
 from penstock.manifests.voided import voided
 
 NAMESPACE_LABEL = "io.kubernetes.pod.namespace"
@@ -40,12 +40,13 @@ def review(documents: Iterable[Document]) -> list[Problem]:
     for document in everything:
         if (reviewer := _REVIEWERS.get(type(document.value))) is not None:
             for finding in reviewer(document, inventory):
-                problems.append(_problem(document, finding))
-    problems += [_problem(document, finding) for document, finding in voided(everything)]
+                problems.append(problem(document, finding))
+    problems += [problem(document, finding) for document, finding in voided(everything)]
     return sorted(problems, key=lambda p: (p.file, p.line))
 
 
-def _problem(document: Document, finding: Finding) -> Problem:
+def problem(document: Document, finding: Finding) -> Problem:
+    """A warning with its place; one that says no other code is about a reference."""
     key = document.key
     return Problem(
         document.file,
@@ -57,7 +58,7 @@ def _problem(document: Document, finding: Finding) -> Problem:
         show_path(finding.path),
         finding.hint,
         "warning",
-        "reference",
+        "reference" if finding.code == "value" else finding.code,
     )
 
 
@@ -255,12 +256,13 @@ def _endpoint_slice(document: Document, inventory: _Inventory) -> Iterator[Findi
 
 def _route(document: Document, inventory: _Inventory) -> Iterator[Finding]:
     route = document.value
-    assert isinstance(route, HTTPRoute)
+    assert isinstance(route, HTTPRoute | GRPCRoute)
     own = document.key.namespace
     for i, parent in enumerate(route.spec.parent_refs):
         service = (parent.namespace or own, parent.name)
         yield from _service_port(inventory, service, parent.port, ("spec", "parentRefs", i))
-    for i, rule in enumerate(route.spec.rules):
+    rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
+    for i, rule in enumerate(rules):
         for j, backend in enumerate(rule.backend_refs):
             if (backend.group, backend.kind) == ("", "Service"):
                 service = (backend.namespace or own, backend.name)
@@ -309,5 +311,6 @@ _REVIEWERS: Mapping[type, Callable[[Document, _Inventory], Iterator[Finding]]] =
     CiliumClusterwideNetworkPolicy: _policy,
     NetworkPolicy: _network_policy,
     HTTPRoute: _route,
+    GRPCRoute: _route,
     PeerAuthentication: _peer_authentication,
 }

@@ -1,4 +1,4 @@
-"""The rules of one HTTPRoute that its types cannot say.
+"""The rules of one HTTPRoute or GRPCRoute that its types cannot say.
 
 Source: the validation rules of Gateway API v1.6's schema. Limits of this version (mesh routes only) are
 named as such.
@@ -10,18 +10,22 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 
-from penstock.manifests import syntax
+from penstock.manifests import filter_checks, syntax
 from penstock.manifests.fields import NOT_YET
-from penstock.manifests.kinds import (
+from penstock.manifests.problem import Finding, Path
+from penstock.manifests.route_kinds import (
+    GRPCMethodMatch,
+    GRPCRoute,
+    GRPCRouteRule,
     HTTPBackendRef,
     HTTPHeaderMatch,
     HTTPPathMatch,
     HTTPQueryParamMatch,
     HTTPRoute,
     HTTPRouteMatch,
+    HTTPRouteRule,
     ParentReference,
 )
-from penstock.manifests.problem import Finding, Path
 
 MAX_RULES = 16
 MAX_MATCHES = 64
@@ -29,12 +33,31 @@ MAX_MATCHES = 64
 MAX_ROUTE_MATCHES = 128
 MAX_WEIGHT = 1_000_000
 
-_PATH = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9a-fA-F]{2})*")
-
 
 def check(route: HTTPRoute) -> Iterator[Finding]:
+    yield from _common(route)
+    for i, rule in enumerate(route.spec.rules):
+        here: Path = ("spec", "rules", i)
+        for j, match in enumerate(rule.matches):
+            yield from _match(match, (*here, "matches", j))
+        yield from filter_checks.check(rule, here)
+
+
+def check_grpc(route: GRPCRoute) -> Iterator[Finding]:
+    yield from _common(route)
+    for i, rule in enumerate(route.spec.rules):
+        here: Path = ("spec", "rules", i)
+        for j, match in enumerate(rule.matches):
+            if match.method is not None:
+                yield from _method(match.method, (*here, "matches", j, "method"))
+            yield from _pairs(match.headers, (*here, "matches", j, "headers"))
+        yield from filter_checks.check_grpc(rule, here)
+
+
+def _common(route: HTTPRoute | GRPCRoute) -> Iterator[Finding]:
     spec = route.spec
     at: Path = ("spec",)
+    rules: Sequence[HTTPRouteRule | GRPCRouteRule] = spec.rules
     if not spec.parent_refs:
         message = "is empty: the route is attached to nothing"
         yield Finding((*at, "parentRefs"), message, code="reference", severity="warning")
@@ -48,20 +71,38 @@ def check(route: HTTPRoute) -> Iterator[Finding]:
     for i, hostname in enumerate(spec.hostnames):
         if wrong := syntax.hostname(hostname):
             yield Finding((*at, "hostnames", i), f'"{hostname}" {wrong}')
-    yield from _at_most(spec.rules, MAX_RULES, (*at, "rules"))
-    if sum(len(rule.matches) for rule in spec.rules) > MAX_ROUTE_MATCHES:
+    yield from _at_most(rules, MAX_RULES, (*at, "rules"))
+    if sum(len(rule.matches) for rule in rules) > MAX_ROUTE_MATCHES:
         yield Finding((*at, "rules"), f"holds more than {MAX_ROUTE_MATCHES} matches")
-    yield from _twice((r.name for r in spec.rules if r.name is not None), (*at, "rules"))
-    for i, rule in enumerate(spec.rules):
+    yield from _twice((r.name for r in rules if r.name is not None), (*at, "rules"))
+    for i, rule in enumerate(rules):
         here = (*at, "rules", i)
         if rule.name is not None and (wrong := syntax.dns_subdomain(rule.name)):
             yield Finding((*here, "name"), f'"{rule.name}" {wrong}')
         yield from _at_most(rule.matches, MAX_MATCHES, (*here, "matches"))
-        for j, match in enumerate(rule.matches):
-            yield from _match(match, (*here, "matches", j))
         yield from _at_most(rule.backend_refs, 16, (*here, "backendRefs"))
         for j, backend in enumerate(rule.backend_refs):
+            yield from _weight(backend, (*here, "backendRefs", j))
             yield from _backend(backend, (*here, "backendRefs", j))
+
+
+_GRPC_NAMES = {
+    "service": re.compile(r"(?i:\.?[a-z_][a-z_0-9]*(\.[a-z_][a-z_0-9]*)*)"),
+    "method": re.compile(r"[A-Za-z_][A-Za-z_0-9]*"),
+}
+
+
+def _method(match: GRPCMethodMatch, path: Path) -> Iterator[Finding]:
+    if not match.service and not match.method:
+        yield Finding(path, "names neither a service nor a method")
+    for name, value in (("service", match.service), ("method", match.method)):
+        if not value:
+            continue
+        if match.type == "RegularExpression":
+            if wrong := syntax.regex(value):
+                yield Finding((*path, name), wrong)
+        elif len(value) > 1024 or not _GRPC_NAMES[name].fullmatch(value):
+            yield Finding((*path, name), f'"{value}" is not the name of a gRPC {name}')
 
 
 def _at_most(items: Sequence[object], limit: int, path: Path) -> Iterator[Finding]:
@@ -84,13 +125,16 @@ def _parent(parent: ParentReference, path: Path) -> Iterator[Finding]:
     if parent.group != "":
         yield Finding((*path, "group"), f'a Service is not of the group "{parent.group}"', 'write group: ""')
     yield from _reference(parent.name, parent.namespace, parent.port, path)
-    if parent.section_name is not None:
-        yield Finding((*path, "sectionName"), f"for a Service {NOT_YET}", "name its port", "unserved")
+    if parent.section_name is not None and (wrong := syntax.dns_label(parent.section_name)):
+        yield Finding((*path, "sectionName"), f'"{parent.section_name}" {wrong}')
+
+
+def _weight(backend: HTTPBackendRef, path: Path) -> Iterator[Finding]:
+    if not 0 <= backend.weight <= MAX_WEIGHT:
+        yield Finding((*path, "weight"), f"{backend.weight} is not between 0 and {MAX_WEIGHT}")
 
 
 def _backend(backend: HTTPBackendRef, path: Path) -> Iterator[Finding]:
-    if not 0 <= backend.weight <= MAX_WEIGHT:
-        yield Finding((*path, "weight"), f"{backend.weight} is not between 0 and {MAX_WEIGHT}")
     if (backend.group, backend.kind) != ("", "Service"):
         # Gateway API takes the route all the same: the share of an unknown kind is answered with 500.
         message = f'"{backend.kind}" (group "{backend.group}") is no backend: its requests get 500'
@@ -117,11 +161,15 @@ def _match(match: HTTPRouteMatch, path: Path) -> Iterator[Finding]:
         ("queryParams", match.query_params),
     )
     for name, entries in sections:
-        here = (*path, name)
-        yield from _at_most(entries, 16, here)
-        yield from _twice((e.name.lower() if name == "headers" else e.name for e in entries), here)
-        for i, entry in enumerate(entries):
-            yield from _pair(entry, (*here, i))
+        yield from _pairs(entries, (*path, name))
+
+
+def _pairs(entries: Sequence[HTTPHeaderMatch | HTTPQueryParamMatch], path: Path) -> Iterator[Finding]:
+    yield from _at_most(entries, 16, path)
+    names = (e.name.lower() if isinstance(e, HTTPHeaderMatch) else e.name for e in entries)
+    yield from _twice(names, path)
+    for i, entry in enumerate(entries):
+        yield from _pair(entry, (*path, i))
 
 
 def _pair(entry: HTTPHeaderMatch | HTTPQueryParamMatch, path: Path) -> Iterator[Finding]:
@@ -141,14 +189,7 @@ def _path(match: HTTPPathMatch, path: Path) -> Iterator[Finding]:
     if match.type == "RegularExpression":
         if wrong := syntax.regex(value):
             yield Finding(here, wrong)
-        return
-    if not value.startswith("/"):
+    elif not value.startswith("/"):
         yield Finding(here, f'"{value}" does not begin with "/"', f'write "/{value}"')
-    elif len(value) > 1024:
-        yield Finding(here, "is longer than 1024 characters")
-    elif found := [part for part in ("//", "/./", "/../", "%2f", "%2F", "#") if part in value]:
-        yield Finding(here, f'"{value}" holds "{found[0]}", which no normalised path does')
-    elif value.endswith(("/.", "/..")):
-        yield Finding(here, f'"{value}" ends in a dot segment, which no normalised path does')
-    elif not _PATH.fullmatch(value):
-        yield Finding(here, f'"{value}" holds characters that a path must escape')
+    elif wrong := syntax.url_path(value):
+        yield Finding(here, f'"{value}" {wrong}')

@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 from msgspec import inspect
 
+from penstock.manifests.base import Kind
 from penstock.manifests.fields import NOT_YET, UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES
-from penstock.manifests.kinds import Kind
 from penstock.manifests.problem import Finding, Path, did_you_mean
 
 

@@ -179,3 +179,21 @@ def regex(pattern: str) -> str:
         why = e.args[0].decode(errors="replace") if e.args and isinstance(e.args[0], bytes) else str(e)
         return f'"{pattern}" is not a regular expression (RE2): {why}'
     return ""
+
+
+_PATH = re.compile(r"/(?:[A-Za-z0-9\-._~!$&'()*+,;=:@/]|%[0-9a-fA-F]{2})*")
+
+
+def url_path(value: str) -> str:
+    """A path as Envoy compares it: normalised, nothing left to escape (RFC 3986, 3.3)."""
+    if not value.startswith("/"):
+        return 'does not begin with "/"'
+    if len(value) > 1024:
+        return "is longer than 1024 characters"
+    if found := [part for part in ("//", "/./", "/../", "%2f", "%2F", "#") if part in value]:
+        return f'holds "{found[0]}", which no normalised path does'
+    if value.endswith(("/.", "/..")):
+        return "ends in a dot segment, which no normalised path does"
+    if not _PATH.fullmatch(value):
+        return "holds characters that a path must escape"
+    return ""

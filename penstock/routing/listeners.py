@@ -94,7 +94,9 @@ def listeners(
     spiffe_id: Callable[[Member], str],
 ) -> Demand:
     """Every listener that this node's proxy must have; `routed` if any Service has a route."""
-    ids = {m.identity: spiffe_id(m) for m in members.representatives().values()}
+    who = members.representatives()
+    namespaces = {m.identity: m.namespace for m in who.values()}
+    ids = {m.identity: spiffe_id(m) for m in who.values()}
     found, names, unallocated = [], [], []
     wanted = _wanted(members, entries, modes, routed=routed) | _carried(world, members)
     for kind, source_class, destination in sorted(wanted):
@@ -114,6 +116,7 @@ def listeners(
                 peer_id=ids[source_class] if tls else None,
                 destination=destination,
                 server_id=ids[destination] if destination else None,
+                namespace=namespaces[source_class] if kind is ListenerKind.HTTP_SERVICE else "",
             )
         )
     return Demand(tuple(found), tuple(unallocated), tuple(names))

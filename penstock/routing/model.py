@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
+from penstock.routing.actions import NO_ACTIONS, NO_CHANGES, Actions, HeaderChanges
 from penstock.world import Address
 
 
@@ -47,6 +48,8 @@ class ProxyListener:
     peer_id: str | None = None
     destination: int = 0
     server_id: str | None = None
+    namespace: str = ""
+    """Of the class' members, which HTTP_SERVICE listeners state for consumer routes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +66,22 @@ class RouteMatch:
     method: str | None = None
     headers: tuple[tuple[str, StringMatch], ...] = ()
     query: tuple[tuple[str, StringMatch], ...] = ()
+    namespace: str | None = None
+    """Of the clients that it is for; None is all."""
 
 
 @dataclass(frozen=True, slots=True)
 class RouteBackend:
-    """A share of a rule's requests. `cluster` None answers 500 (the reference cannot be used)."""
+    """A share of a rule's requests. `cluster` None answers 500 (the reference cannot be used).
+
+    The changes and the hostname are for just this share, on top of the rule's own.
+    """
 
     cluster: str | None
     weight: int
+    request: HeaderChanges = NO_CHANGES
+    response: HeaderChanges = NO_CHANGES
+    hostname: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +91,9 @@ class Route:
     name: str
     match: RouteMatch
     backends: tuple[RouteBackend, ...]
+    actions: Actions = NO_ACTIONS
+    grpc: bool = False
+    """Requests are gRPC calls: one whose backend cannot be used ends as UNAVAILABLE."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -41,11 +41,14 @@ class ServedPort:
     family: Family
     vip: Address | None
     backends: tuple[Backend, ...]
+    grpc: bool = False
+    """As the backend of a GRPCRoute: HTTP/2 is spoken to it whatever the port says."""
 
     @property
     def name(self) -> str:
         """``namespace/service:port/family``: what clusters and route tables are called after."""
-        return f"{self.document.key.namespace}/{self.document.key.name}:{self.port.port}/{self.family}"
+        plain = f"{self.document.key.namespace}/{self.document.key.name}:{self.port.port}/{self.family}"
+        return f"{plain}/grpc" if self.grpc else plain
 
     @property
     def protocol(self) -> int:
@@ -53,7 +56,7 @@ class ServedPort:
 
     @property
     def http2(self) -> bool:
-        return self.port.app_protocol in H2_PROTOCOLS
+        return self.grpc or self.port.app_protocol in H2_PROTOCOLS
 
 
 def families(service: Service) -> tuple[Family, ...]:

@@ -15,6 +15,14 @@ from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
 from penstock.envoy.resources import build
+from penstock.routing.actions import (
+    Actions,
+    Cors,
+    HeaderChanges,
+    PathChange,
+    Redirect,
+    Retry,
+)
 from penstock.routing.model import (
     ListenerKind,
     ProxyCluster,
@@ -74,6 +82,75 @@ MODELS = {
         clusters=(
             ProxyCluster("default/web-v1:80/4", 4, (ProxyEndpoint(V1, 8080, "v1"),)),
             ProxyCluster("default/web-v2:80/4", 4, (ProxyEndpoint(V2, 8080, "v2", weight=3),), http2=True),
+        ),
+    ),
+    "actions": ProxyModel(
+        services=(
+            ServiceTable(
+                "default/web:80/4",
+                IPv4Address("10.96.0.10"),
+                80,
+                (
+                    Route(
+                        "default/web/treated/0",
+                        RouteMatch(StringMatch("prefix", "/a")),
+                        (RouteBackend("default/web-v1:80/4", 1),),
+                        Actions(
+                            request=HeaderChanges((("x-set", "50%"),), (("x-add", "a"),), ("x-gone",)),
+                            response=HeaderChanges(remove=("server",)),
+                            hostname="in.example",
+                            path=PathChange("prefix", "/b/"),
+                            cors=Cors(("https://*.example",), ("GET",), ("x-one",), (), 60, True),
+                            timeout=2000,
+                            try_timeout=500,
+                            retry=Retry((503,), 3, 20),
+                        ),
+                    ),
+                    Route(
+                        "default/web/followed/0",
+                        RouteMatch(StringMatch("prefix", "/c")),
+                        (
+                            RouteBackend("default/web-v1:80/4", 1, HeaderChanges((("x-for", "v1"),))),
+                            RouteBackend("default/web-v2:80/4", 1, hostname="v2.example"),
+                        ),
+                        Actions(
+                            request=HeaderChanges((("x-for", "all"), ("x-rule", "r"))),
+                            path=PathChange("full", "/one"),
+                        ),
+                    ),
+                    Route(
+                        "default/web/cut/0",
+                        RouteMatch(StringMatch("prefix", "/d.e/")),
+                        (RouteBackend("default/web-v1:80/4", 1),),
+                        Actions(path=PathChange("prefix", "/")),
+                    ),
+                    Route(
+                        "shop/web/0/0",
+                        RouteMatch(StringMatch("exact", "/a.B/C"), namespace="shop"),
+                        (RouteBackend("default/web-v1:80/4/grpc", 1),),
+                        grpc=True,
+                    ),
+                    Route(
+                        "default/web:80/4/shop",
+                        RouteMatch(StringMatch("prefix", "/"), namespace="shop"),
+                        (),
+                        Actions(missing=True),
+                    ),
+                    Route(
+                        "default/web/moved/0",
+                        RouteMatch(StringMatch("prefix", "/f")),
+                        (),
+                        Actions(redirect=Redirect(301, 443, "https", path=PathChange("prefix", "/g"))),
+                    ),
+                    Route(
+                        "default/web/away/0",
+                        RouteMatch(StringMatch("exact", "/h")),
+                        (),
+                        Actions(redirect=Redirect(307, 8080, None, "x.example", PathChange("full", "/i"))),
+                    ),
+                ),
+                (),
+            ),
         ),
     ),
     "workloads": ProxyModel(

@@ -175,7 +175,8 @@ def test_a_reference_that_cannot_be_used_keeps_its_share(backend: str, reason: s
     [
         ("{group: '', kind: Service, name: nobody}", "NoMatchingParent"),
         ("{group: '', kind: Service, name: api, port: 99}", "NoMatchingParent"),
-        ("{group: '', kind: Service, name: away, namespace: other}", "NotAllowedByListeners"),
+        ("{group: '', kind: Service, name: v1, sectionName: c}", "NoMatchingParent"),
+        ("{group: '', kind: Service, name: v1, sectionName: a, port: 81}", "NoMatchingParent"),
     ],
 )
 def test_a_parent_that_is_not_there(parent: str, reason: str) -> None:
@@ -185,7 +186,8 @@ def test_a_parent_that_is_not_there(parent: str, reason: str) -> None:
     assert plan.statuses[ObjectKey("HTTPRoute", "default", "r")].pending
 
 
-def test_a_parent_port_takes_only_that_port() -> None:
-    parent = "{group: '', kind: Service, name: v1, port: 81}"
+@pytest.mark.parametrize("section", ["port: 81", "sectionName: b", "sectionName: b, port: 81"])
+def test_a_parent_port_takes_only_that_port(section: str) -> None:
+    parent = f"{{group: '', kind: Service, name: v1, {section}}}"
     _, plan = make(PEOPLE + route("[{backendRefs: [{name: v2, port: 80}]}]", parent=parent))
     assert {t.name for t in plan.proxy.services} == {"default/v1:81/4", "default/v1:81/6"}

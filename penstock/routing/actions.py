@@ -1,0 +1,97 @@
+"""What a route does with a request besides choosing a backend, said without a word of Envoy.
+
+Durations are milliseconds; None is no limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Header = tuple[str, str]
+
+
+@dataclass(frozen=True, slots=True)
+class HeaderChanges:
+    """`set` replaces, `add` joins to what is there. Names are in lower case."""
+
+    set: tuple[Header, ...] = ()
+    add: tuple[Header, ...] = ()
+    remove: tuple[str, ...] = ()
+
+    def then(self, later: HeaderChanges) -> HeaderChanges:
+        """Both as one: what `later` sets or removes is not what was set or added before."""
+        gone = {name for name, _ in later.set} | set(later.remove)
+        return HeaderChanges(
+            tuple(h for h in self.set if h[0] not in gone) + later.set,
+            tuple(h for h in self.add if h[0] not in gone) + later.add,
+            self.remove + later.remove,
+        )
+
+
+NO_CHANGES = HeaderChanges()
+
+
+@dataclass(frozen=True, slots=True)
+class PathChange:
+    """`prefix` replaces what the route's own prefix match took; the query is kept in both."""
+
+    kind: Literal["full", "prefix"]
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Redirect:
+    """The answer is a Location; what is None is taken from the request. `port` is the port to name there."""
+
+    status: int
+    port: int
+    scheme: str | None = None
+    hostname: str | None = None
+    path: PathChange | None = None
+
+    @property
+    def names_port(self) -> bool:
+        """Whether the port is not the scheme's own (a client reached us in plain HTTP)."""
+        return self.port != {"https": 443}.get(self.scheme or "http", 80)
+
+
+@dataclass(frozen=True, slots=True)
+class Cors:
+    """`*` in origins stands for any characters of a host; a lone `*` in the lists for everything."""
+
+    origins: tuple[str, ...]
+    methods: tuple[str, ...]
+    headers: tuple[str, ...]
+    exposed: tuple[str, ...]
+    max_age: int
+    credentials: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """Also on connections that fail; `backoff` is the least wait, None the proxy's own."""
+
+    codes: tuple[int, ...]
+    attempts: int
+    backoff: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Actions:
+    """All of one rule. A redirect leaves nothing to be sent anywhere."""
+
+    request: HeaderChanges = NO_CHANGES
+    response: HeaderChanges = NO_CHANGES
+    redirect: Redirect | None = None
+    hostname: str | None = None
+    path: PathChange | None = None
+    cors: Cors | None = None
+    missing: bool = False
+    """Answers 404 and does nothing else."""
+    timeout: int | None = None
+    try_timeout: int | None = None
+    retry: Retry | None = None
+
+
+NO_ACTIONS = Actions()
