@@ -76,10 +76,12 @@ def _meets(match: StringMatch, value: str) -> bool:
     return value == segments or value.startswith(segments + "/")
 
 
-def route_differences(match: RouteMatch, request: Request) -> list[str]:
-    """What of `request` does not meet one match of a route."""
+def route_differences(match: RouteMatch, request: Request, namespace: str = "") -> list[str]:
+    """What of `request`, by a client of `namespace`, does not meet one match of a route."""
     path, _, query = request.path.partition("?")
     found = []
+    if match.namespace not in (None, namespace):
+        found.append(f"it is for clients of namespace {match.namespace}")
     if not _meets(match.path, path):
         found.append(f"path {path} is not {match.path.kind} {match.path.value}")
     if match.method is not None and match.method != request.method:

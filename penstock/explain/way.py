@@ -16,6 +16,7 @@ from penstock.explain.l7 import Crossing, Judgement, Requests
 from penstock.explain.model import PROTOCOLS, Outcome, Request, Step
 from penstock.explain.parties import Ends, Parties, Party, name_of
 from penstock.explain.requests import nearest, route_differences
+from penstock.explain.rewriting import rewritten
 from penstock.explain.sides import Origins, Sides
 from penstock.facts import Facts
 from penstock.plan import Direction, ListenerKey, MeshMode, Plan, ServiceKey, Verdict
@@ -228,7 +229,9 @@ class Way:
         destination = hop.target.identity if kind is ListenerKind.TCP_MTLS and hop.target else 0
         if not self._listener(kind, hop.identity, node, hop.label, destination):
             return Outcome(False, "PROXY_NOT_READY", hop.label)
-        if kind in (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP) and not self._may(hop, node):
+        if kind in (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP) and not self._may(
+            hop, node, self._request
+        ):
             return Outcome(False, "REQUEST_DENIED", hop.label, 403)
         if kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP) or node == hop.target_node:
             return Outcome(True, "REDIRECTED", hop.label)
@@ -239,10 +242,10 @@ class Way:
         tls = self._sides.meshed(hop.target) and self._mode(hop) is not MeshMode.OFF
         return self._arrive(hop, tls=tls, judged=True)
 
-    def _may(self, hop: Hop, node: str) -> bool:
+    def _may(self, hop: Hop, node: str, request: Request | None) -> bool:
         peer = self._facts.identity_of(hop.address, hop.target)
         crossing = Crossing(hop.source.member, hop.identity, hop.target, peer, hop.port)
-        said: Judgement = self._requests.judge(crossing, self._request)
+        said: Judgement = self._requests.judge(crossing, request)
         self._step("request", said.text, ok=said.allowed, node=node, at=hop.label, origins=said.origins)
         if said.explicit:
             self.denied_by.append(said.origins)
@@ -253,7 +256,7 @@ class Way:
             assert subject is not None
             address = far_end(hop, direction)
             self.missing.append(
-                Missing(subject, direction, other, identity, address, "TCP", hop.port, self._request)
+                Missing(subject, direction, other, identity, address, "TCP", hop.port, request)
             )
         return said.allowed
 
@@ -268,18 +271,19 @@ class Way:
             return [Outcome(False, "NO_ROUTE", code=404)]
         clients = (None, source.member.namespace if source.member else "")
         theirs = tuple(r for r in table.routes if r.match.namespace in clients)
-        route = self._route(replace(table, routes=theirs), home)
-        if route is None or all(r.actions.missing for r in route):
+        route = self._route(replace(table, routes=theirs), source, home)
+        if route is None:
             return [Outcome(False, "NO_ROUTE", code=404)]
         return [o for r in route for o in self._shares(r, source, identity, home)]
 
-    def _route(self, table: ServiceTable, home: str) -> list[Route] | None:
+    def _route(self, table: ServiceTable, source: Party, home: str) -> list[Route] | None:
         """The route that the request takes; all of them where no request is told."""
         if self._request is None:
             names = ", ".join(route.name for route in table.routes)
             self._step("route", f"one of {names}, by the request", node=home)
-            return list(table.routes)
-        tried = [(route, route_differences(route.match, self._request)) for route in table.routes]
+            return [r for r in table.routes if not r.actions.missing] or None
+        namespace = source.member.namespace if source.member is not None else ""
+        tried = [(r, route_differences(r.match, self._request, namespace)) for r in table.routes]
         for route, differing in tried:
             if not differing:
                 self._step("route", f"{route.name} matches", node=home)
@@ -291,7 +295,21 @@ class Way:
         self._step("route", text, ok=False, node=home)
         return None
 
+    def _answered(self, route: Route, home: str) -> Outcome | None:
+        """What the proxy answers of itself, without any backend."""
+        if route.actions.missing:
+            self._step("route", f"{route.name}: answered with 404", ok=False, node=home)
+            return Outcome(False, "NO_ROUTE", code=404)
+        if route.actions.redirect is not None:
+            status = route.actions.redirect.status
+            self._step("route", f"{route.name}: answered with a redirect, {status}", node=home)
+            return Outcome(True, "REDIRECTED", code=status)
+        return None
+
     def _shares(self, route: Route, source: Party, identity: int, home: str) -> list[Outcome]:
+        answered = self._answered(route, home)
+        if answered is not None:
+            return [answered]
         clusters = {c.name: c for c in self._plan.proxy.clusters}
         outcomes = []
         total = sum(b.weight for b in route.backends)
@@ -310,7 +328,8 @@ class Way:
                 continue
             for endpoint in cluster.endpoints:
                 hop = self._hop(source, identity, endpoint.address, endpoint.port)
-                if not self._may(hop, home):
+                request = rewritten(self._request, route, backend) if self._request else None
+                if not self._may(hop, home, request):
                     outcomes.append(Outcome(False, "REQUEST_DENIED", hop.label, 403))
                 elif hop.target_node == home:
                     outcomes.append(Outcome(True, "REDIRECTED", hop.label))
