@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import pytest
-from clients import REFUSED, ask, echoes, make_socket, pings, udp_echoes, until
+from clients import REFUSED, ask, connect, echoes, make_socket, pings, udp_echoes, until
 from conftest import MeshFactory
 from objects import policy, ports, route, select, service, to
 from rig import Mesh, workload
@@ -156,3 +156,17 @@ def test_the_client_keeps_its_address_and_the_flow_its_names(mesh: Mesh, version
     assert request["source"]["name"] == "default/client"
     assert request["destination"]["name"] == "default/api"
     assert (request["method"], request["code"], request["verdict"]) == ("GET", 200, "SERVED")
+
+
+@pytest.mark.parametrize("version", [4, 6])
+def test_a_source_port_may_be_used_again_at_once(mesh: Mesh, version: int) -> None:
+    """The proxy ended the first connection: what is left of it must not swallow the SYN of the next one."""
+    client, address = mesh["client"], mesh["api"].address(version)
+    request = b"GET /public/a HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n"
+    for _ in range(3):
+        with connect(client, address, 8080, source_port=40123, timeout=2.0) as sock:
+            sock.sendall(request)
+            answer = b""
+            while piece := sock.recv(65536):
+                answer += piece
+        assert answer.startswith(b"HTTP/1.1 200")
