@@ -19,7 +19,7 @@ OBJECTS := $(patsubst bpf/%.c,penstock/redirect/objects/%.o,$(wildcard bpf/*.c))
 TEST_OBJECTS := $(patsubst bpf/tests/%.c,build/bpf/%.o,$(wildcard bpf/tests/*.c))
 
 # The node scenario that `quick` runs.
-QUICK_NODE ?= tests/node/test_lab.py
+QUICK_NODE ?= tests/node/test_spine_redirect.py
 
 .PHONY: help
 help: ## Show this
