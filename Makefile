@@ -18,6 +18,9 @@ BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I/usr/include/$(shell u
 OBJECTS := $(patsubst bpf/%.c,penstock/redirect/objects/%.o,$(wildcard bpf/*.c))
 TEST_OBJECTS := $(patsubst bpf/tests/%.c,build/bpf/%.o,$(wildcard bpf/tests/*.c))
 
+# Node scenarios that run side by side.
+NODE_WORKERS ?= 4
+
 # The node scenario that `quick` runs.
 QUICK_NODE ?= tests/node/test_spine_redirect.py
 
@@ -61,13 +64,16 @@ lint: setup ## ruff, mypy, import-linter
 	@$(BIN)/lint-imports
 
 unit: setup ## Tests that need neither root nor Envoy
-	$(PYTEST) -q tests/unit
+	$(PYTEST) -q -n 2 tests/unit
 
 bpf-test: setup $(TEST_OBJECTS) ## The BPF programs under BPF_PROG_TEST_RUN (root)
 	$(PYTEST) -q tests/bpf
 
+# A scenario mostly waits (for Envoy, for a lease, for a drain), so more of them than cores run side by side, each in
+# namespaces of its own. Those that measure run alone, afterwards.
 node-test: setup ## Namespaces, the kernel and Envoy (root)
-	$(PYTEST) -q tests/node
+	$(PYTEST) -q -n $(NODE_WORKERS) --dist loadfile -m "not alone" tests/node
+	$(PYTEST) -q -m alone tests/node
 
 quick: lint unit bpf-test ## lint, unit, BPF and one node scenario, in under three minutes
 	$(PYTEST) -q $(QUICK_NODE)
