@@ -37,7 +37,7 @@ DIRECT_CHAIN = "direct"
 """The filter chain that closes."""
 
 
-def _state(key: str, factory: str, text: str) -> value_pb2.FilterStateValue:
+def state(key: str, factory: str, text: str) -> value_pb2.FilterStateValue:
     return _State(
         object_key=key,
         factory_key=factory,
@@ -55,18 +55,18 @@ def _states(listener: ProxyListener) -> set_filter_state_pb2.Config:
     clients apart.
     """
     values = [
-        _state(names.SOURCE_CLASS_STATE, "envoy.string", str(listener.source_class)),
-        _state(
+        state(names.SOURCE_CLASS_STATE, "envoy.string", str(listener.source_class)),
+        state(
             names.CLIENT_SECRET_STATE,
             "envoy.hashable_string",
             "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
         ),
     ]
     if listener.kind is ListenerKind.HTTP_SERVICE:
-        values.append(_state(names.SOURCE_NAMESPACE_STATE, "envoy.string", listener.namespace))
+        values.append(state(names.SOURCE_NAMESPACE_STATE, "envoy.string", listener.namespace))
     if listener.kind is ListenerKind.TCP_MTLS:
         values.append(
-            _state(
+            state(
                 names.UPSTREAM_SNI_STATE, names.UPSTREAM_SNI_STATE, "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"
             )
         )
