@@ -22,7 +22,7 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy import edge_tls, http, listeners, marks, names, routes
+from penstock.envoy import edge_tls, http, marks, names, routes, states
 from penstock.envoy.protos import ADS, pack, seconds, socket_address, socket_option
 from penstock.policy.labels import INGRESS
 from penstock.routing.model import EdgeListener, HostRoutes, HostTable, HttpChain, TcpChain
@@ -40,8 +40,8 @@ FORWARDED_BY_ENVOY = ("x-envoy-external-address", "x-envoy-internal")
 def _state(secret: str) -> components.Filter:
     """What every connection to the edge says about itself."""
     values = [
-        listeners.state(names.SOURCE_CLASS_STATE, "envoy.string", str(INGRESS)),
-        listeners.state(names.CLIENT_SECRET_STATE, "envoy.hashable_string", secret or names.NO_SECRET),
+        states.source_class(str(INGRESS)),
+        states.client_secret(secret or names.NO_SECRET),
     ]
     return components.Filter(
         name="envoy.filters.network.set_filter_state",
@@ -56,7 +56,7 @@ def manager(listener: EdgeListener, table: str) -> hcm_pb2.HttpConnectionManager
     made.request_headers_timeout.CopyFrom(seconds(_HEADERS_TIMEOUT))
     made.http2_protocol_options.CopyFrom(protocol_pb2.Http2ProtocolOptions(allow_connect=True))
     made.rds.CopyFrom(hcm_pb2.Rds(config_source=ADS, route_config_name=table))
-    made.http_filters.extend([http.filter(names.CORS_FILTER, cors_pb2.Cors()), http.router()])
+    made.http_filters.extend([http.http_filter(names.CORS_FILTER, cors_pb2.Cors()), http.router()])
     return made
 
 

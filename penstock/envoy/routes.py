@@ -98,7 +98,7 @@ def _action(route: Route) -> components.RouteAction:
     return action
 
 
-def _table(
+def table(
     name: str, routes: Iterable[components.Route], allowed: tuple[Rights, ...]
 ) -> route_pb2.RouteConfiguration:
     return route_pb2.RouteConfiguration(
@@ -145,8 +145,8 @@ def compiled(route: Route) -> Iterator[components.Route]:
         yield each
 
 
-def service(table: ServiceTable) -> route_pb2.RouteConfiguration:
-    return _table(table.name, chain.from_iterable(map(compiled, table.routes)), table.rights)
+def service(routes: ServiceTable) -> route_pb2.RouteConfiguration:
+    return table(routes.name, chain.from_iterable(map(compiled, routes.routes)), routes.rights)
 
 
 def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRouteConfiguration:
@@ -166,7 +166,7 @@ def workloads(source_class: int, allowed: tuple[Rights, ...]) -> route_pb2.Route
         match=components.RouteMatch(prefix="/"),
         route=_Action(cluster=names.WORKLOADS, timeout=seconds(0)),
     )
-    return _table(names.workloads_table(source_class), [route], allowed)
+    return table(names.workloads_table(source_class), [route], allowed)
 
 
 def destination_header() -> base_pb2.HeaderValueOption:

@@ -271,3 +271,6 @@ class ProxyModel:
     """The certificate with which Gateways speak mesh TLS to other nodes."""
     certificates: tuple[Certificate, ...] = ()
     authorities: tuple[Authorities, ...] = ()
+    mirrored: tuple[str, ...] = ()
+    mirror_rights: tuple[Rights, ...] = ()
+    """The clusters that copies of requests go to, and who may send what to their endpoints."""

@@ -28,6 +28,8 @@ from penstock.routing.services import Backend
 def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyModel:
     """The clusters that routes name, the routes, the workloads that are guarded, and the rights at each."""
     clusters = {s.name: s for t in facts.mesh.tables for s in t.clusters}
+    reached = clusters | {each.name: each.served for each in facts.edge.clusters}
+    mirrored = _mirrored(facts)
     guarded = _guarded(facts)
     workloads = (
         _endpoint(facts, Backend(address, port, member))
@@ -45,6 +47,10 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
             *(_edge_cluster(facts, each) for each in facts.edge.clusters),
         ),
         workloads=tuple(workloads),
+        mirrored=mirrored,
+        mirror_rights=facts.rights(
+            _destination(facts, b) for name in mirrored for b in reached[name].backends
+        ),
         workload_rights=facts.rights(Destination(m.identity, m, port) for m, port in guarded),
         edge=facts.edge.listeners,
         tables=tuple(_edge_table(facts, t) for t in facts.edge.tables),
@@ -55,8 +61,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
 
 
 def _endpoints(facts: Facts, backends: tuple[Backend, ...]) -> tuple[ProxyEndpoint, ...]:
-    """Without what the proxy itself listens on: no hook would see it speak to itself (no way around
-    policy)."""
+    """Without what the proxy itself listens on: no hook would see it speak to itself (no way around it)."""
     return tuple(_endpoint(facts, b) for b in backends if b.address not in facts.edge.addresses)
 
 
@@ -73,6 +78,14 @@ def _edge_table(facts: Facts, each: EdgeTable) -> HostTable:
     rights = facts.rights(_destination(facts, b) for s in each.clusters for b in s.backends)
     mine = tuple(replace(r, sources=(INGRESS,)) for r in rights if r.sources is None or INGRESS in r.sources)
     return replace(each.table, rights=tuple(dict.fromkeys(mine)))
+
+
+def _mirrored(facts: Facts) -> tuple[str, ...]:
+    routes = chain(
+        chain.from_iterable(table.routes for table in facts.mesh.tables),
+        chain.from_iterable(host.routes for each in facts.edge.tables for host in each.table.hosts),
+    )
+    return tuple(sorted({mirror.cluster for route in routes for mirror in route.actions.mirrors}))
 
 
 def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:

@@ -23,7 +23,7 @@ from penstock.manifests.route_kinds import (
     ReferenceGrant,
 )
 from penstock.plan import Condition
-from penstock.routing.filters import actions, header_changes
+from penstock.routing.filters import actions, header_changes, mirrors
 from penstock.routing.matches import grpc_match, http_match, permitted, precedence
 from penstock.routing.model import Route, RouteBackend
 from penstock.routing.services import ServedPort
@@ -134,7 +134,7 @@ def compile_rules(
     rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
     for index, rule in enumerate(rules):
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
-        does = actions(rule, port)
+        does = replace(actions(rule, port), mirrors=mirrors(rule, resolve))
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):
             match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)
