@@ -56,7 +56,7 @@ build/bpf/%.o: bpf/tests/%.c $(wildcard bpf/*.h bpf/*.c bpf/tests/*.h) Makefile 
 
 # --- tests, from the quickest to the slowest ------------------------------------------------------
 
-.PHONY: lint unit bpf-test node-test quick test
+.PHONY: lint unit bpf-test node-test test-compose quick test
 lint: setup ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -75,10 +75,14 @@ node-test: setup ## Namespaces, the kernel and Envoy (root)
 	$(PYTEST) -q -n $(NODE_WORKERS) --dist loadfile -m "not alone" tests/node
 	$(PYTEST) -q -m alone tests/node
 
+test-compose: setup ## Containers of a Docker Engine of its own (root)
+	@.ci/docker
+	$(PYTEST) -q tests/compose
+
 quick: lint unit bpf-test ## lint, unit, BPF and one node scenario, in under three minutes
 	$(PYTEST) -q $(QUICK_NODE)
 
-test: lint unit bpf-test node-test ## All of it
+test: lint unit bpf-test node-test test-compose ## All of it
 
 # --- what there is to see -------------------------------------------------------------------------
 
