@@ -13,17 +13,16 @@ COPY . .
 RUN ls build/wheels/penstock-*.whl >/dev/null 2>&1 || .ci/wheels python3
 RUN python3 -m venv /opt/penstock \
     && /opt/penstock/bin/pip install -q --disable-pip-version-check --no-index --find-links build/wheels penstock \
-    && /opt/penstock/bin/pip uninstall -q -y setuptools pip \
-    && find /opt/penstock -name __pycache__ -prune -exec rm -rf {} +
+    && /opt/penstock/bin/pip uninstall -q -y setuptools pip
 
 FROM ${BASE}
-# python3 and libbpf1 are for the daemon, util-linux (setpriv, prlimit) is for Envoy, procps (sysctl) for `check`.
-RUN dpkg-query -W python3 libbpf1 util-linux procps >/dev/null 2>&1 || { \
+# python3, libbpf1 and iproute2 (ss) are for the daemon, util-linux (setpriv, prlimit) is for Envoy, procps (sysctl) for `check`.
+RUN dpkg-query -W python3 libbpf1 iproute2 util-linux procps >/dev/null 2>&1 || { \
         apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
-            python3 libbpf1 util-linux procps && rm -rf /var/lib/apt/lists/*; }
+            python3 libbpf1 iproute2 util-linux procps && rm -rf /var/lib/apt/lists/*; }
 COPY --from=build /opt/penstock /opt/penstock
 COPY .ci/entrypoint /usr/local/bin/penstock-entrypoint
-ENV PATH=/opt/penstock/bin:$PATH PYTHONDONTWRITEBYTECODE=1
+ENV PATH=/opt/penstock/bin:$PATH
 HEALTHCHECK --interval=10s --timeout=5s --start-period=20s CMD ["penstock", "status", "--wait", "3"]
 ENTRYPOINT ["penstock-entrypoint"]
 CMD ["run", "--config", "/etc/penstock", "--docker"]

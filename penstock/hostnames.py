@@ -4,11 +4,11 @@ Docker's own name server knows containers, not virtual addresses; a hosts file c
 every resolver. So a name leads to the Service where a Service is meant, and to nothing else:
 
 - ``api.shop`` and ``api.shop.svc.cluster.local`` of every Service, in every container;
-- ``api`` alone in the namespace `shop`, if the Service is a manifest's, or a route names it. Otherwise the name
-  stays with Docker, and with it ports that the Service does not say.
+- ``api`` alone in the namespace `shop`, if the Service is a manifest's, or a route names it. Otherwise the
+  name stays with Docker, and with it ports that the Service does not say.
 
-What is kept true: only the block between our two lines is touched, and only in a file that the engine made. The
-path is walked inside the container's own root, through no link: a container cannot lead us to another file.
+What is kept true: only the block between our two lines is touched, and only in a file that the engine made.
+The path is walked inside the container's own root, through no link: a container cannot lead us to another file.
 """
 
 from __future__ import annotations
@@ -46,13 +46,12 @@ _RESOLVE = 0x02 | 0x04 | 0x10
 
 def blocks(world: World, namespaces: Iterable[str]) -> dict[str, str]:
     """Namespace → what the hosts files of its containers hold of ours."""
-    routed = {
-        (parent.namespace or document.key.namespace, parent.name)
-        for kind in (HTTPRoute, GRPCRoute)
-        for document, route in world.of_kind(kind)
-        for parent in route.spec.parent_refs
-        if parent.kind == "Service"
-    }
+    routed = set()
+    for document in world.of_kinds(HTTPRoute, GRPCRoute):
+        assert isinstance(document.value, HTTPRoute | GRPCRoute)
+        for parent in document.value.spec.parent_refs:
+            if parent.kind == "Service":
+                routed.add((parent.namespace or document.key.namespace, parent.name))
     everywhere: list[tuple[str, str, str]] = []
     alone: dict[tuple[str, str], bool] = {}
     for document, service in world.of_kind(Service):
@@ -140,9 +139,7 @@ def _open_inside(root: int, path: bytes) -> int:
     libc = ctypes.CDLL(None, use_errno=True)
     how = struct.pack("=QQQ", os.O_RDWR | os.O_CLOEXEC, 0, _RESOLVE)
     while True:
-        fd = libc.syscall(
-            ctypes.c_long(_OPENAT2), ctypes.c_int(root), path, how, ctypes.c_size_t(len(how))
-        )
+        fd = libc.syscall(ctypes.c_long(_OPENAT2), ctypes.c_int(root), path, how, ctypes.c_size_t(len(how)))
         if fd >= 0:
             return int(fd)
         number = ctypes.get_errno()

@@ -1,10 +1,10 @@
 """The parts of the demo, in nothing but Python's standard library: what an application of yours could be.
 
-    app.py frontend     answers over HTTP, and asks `api` for each answer
-    app.py api NAME     answers over HTTP with its name, and asks `db` over plain TCP now and then
-    app.py db           sends back over TCP what it gets
-    app.py load         asks `frontend` all the time, and prints who answered
-    app.py intruder     tries what it must not, and prints what it got
+app.py frontend     answers over HTTP, and asks `api` for each answer
+app.py api NAME     answers over HTTP with its name, and asks `db` over plain TCP now and then
+app.py db           sends back over TCP what it gets
+app.py load         asks `frontend` all the time, and prints who answered
+app.py intruder     tries what it must not, and prints what it got
 """
 
 from __future__ import annotations
@@ -110,7 +110,10 @@ def load() -> None:
             total[text if status == 200 else f"{status} {text}"] += 1
             time.sleep(0.02)
         asked = sum(total.values())
-        say(f"{asked} requests: " + ", ".join(f"{n * 100 / asked:.0f} % {who}" for who, n in total.most_common()))
+        say(
+            f"{asked} requests: "
+            + ", ".join(f"{n * 100 / asked:.0f} % {who}" for who, n in total.most_common())
+        )
 
 
 def intruder() -> None:
@@ -121,4 +124,6 @@ def intruder() -> None:
 
 
 if __name__ == "__main__":
-    {"frontend": frontend, "api": api, "db": db, "load": load, "intruder": intruder}[sys.argv[1]](*sys.argv[2:])
+    {"frontend": frontend, "api": api, "db": db, "load": load, "intruder": intruder}[sys.argv[1]](
+        *sys.argv[2:]
+    )

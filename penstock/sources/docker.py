@@ -98,6 +98,10 @@ class DockerSource:
         """The first process of the container of this name; 0 if none runs."""
         return next((c.pid for c in self._containers.values() if c.name == name), 0)
 
+    def has_hosts_file(self, name: str) -> bool:
+        """Whether the /etc/hosts of the container of this name is the engine's own making."""
+        return any(c.name == name and not c.own_hosts for c in self._containers.values())
+
     # --- following -----------------------------------------------------------------------------------------
 
     async def changes(self) -> AsyncIterator[None]:
