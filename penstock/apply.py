@@ -211,11 +211,11 @@ class Applier:
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
-        place = (wanted.attach, wanted.routes)
+        place = (wanted.attach, wanted.ports, wanted.routes)
         if place == self._place:
             return []
         netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
-        self._datapath.attach(wanted.attach, netdevs)
+        self._datapath.attach(wanted.attach, netdevs, wanted.ports)
         self._place = place if not problems else None
         return list(problems)
 
