@@ -5,6 +5,22 @@
 
 #include "flow.h"
 
+static __always_inline int to_gateway(const struct tuple *t)
+{
+	struct service_key key = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
+	struct service_value *s = bpf_map_lookup_elem(&services, &key);
+
+	return s && s->flags & SERVICE_GATEWAY;
+}
+
+/* 1 if it is the node's own business: neither for a local workload nor for a Gateway. */
+static __always_inline int of_the_node(const struct packet *p, int parsed)
+{
+	if (parsed == PARSED_NOT_IP || parsed == PARSED_LINK)
+		return 1;
+	return !bpf_map_lookup_elem(&endpoints, &p->t.dst) && (parsed || !to_gateway(&p->t));
+}
+
 static __always_inline int from_elsewhere(struct __sk_buff *skb, struct way w)
 {
 	struct config *c;
@@ -12,10 +28,7 @@ static __always_inline int from_elsewhere(struct __sk_buff *skb, struct way w)
 	__u32 zero = 0;
 	int parsed = parse(skb, &p);
 
-	if (parsed == PARSED_NOT_IP || parsed == PARSED_LINK)
-		return TC_ACT_OK;
-	/* What is not for a local workload is the node's own business. */
-	if (!bpf_map_lookup_elem(&endpoints, &p.t.dst))
+	if (of_the_node(&p, parsed))
 		return TC_ACT_OK;
 	if (parsed)
 		return unparsed(&p, parsed, w.hook);

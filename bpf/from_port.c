@@ -4,7 +4,7 @@
  * there passes here first. What goes to a neighbour on the same bridge never meets the node's own stack, so it is
  * judged here, frame and packet both. Ports of nobody we know are as the node's own devices are.
  */
-#include "flow.h"
+#include "elsewhere.h"
 #include "link.h"
 
 static __noinline int says_who_it_is(struct __sk_buff *skb, const struct port *at)
@@ -63,8 +63,7 @@ int from_port(struct __sk_buff *skb)
 	} else {
 		if (parsed == PARSED_NOT_IP && skb->protocol == bpf_htons(ETH_P_ARP) && false_arp(skb, at))
 			return drop(&p, &nobody, SPOOFED_SOURCE, w.hook);
-		/* What is not for a local workload is the node's own business. */
-		if (parsed == PARSED_NOT_IP || parsed == PARSED_LINK || !bpf_map_lookup_elem(&endpoints, &p.t.dst))
+		if (of_the_node(&p, parsed))
 			return TC_ACT_OK;
 	}
 	if (parsed)

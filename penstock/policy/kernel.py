@@ -16,6 +16,7 @@ from penstock.plan import (
 )
 from penstock.policy.identities import Member
 from penstock.policy.labels import HOST
+from penstock.policy.rules import PROTOCOLS
 from penstock.routing.model import ProxyListener
 from penstock.routing.services import service_name
 from penstock.world import Address, Network, parse_address
@@ -54,6 +55,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         ports=_ports(facts),
         attach=attach,
         routes=_routes(facts),
+        addresses=facts.edge.addresses,
     )
 
 
@@ -95,6 +97,14 @@ def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
         )
         # Two manifests may fix one address: the first by name has it (and the other's status says so).
         found.setdefault(ServiceKey(served.vip, served.port.port, served.protocol), entry)
+    for listener in facts.edge.listeners:
+        number = facts.world.allocations.service_ids.get(listener.name)
+        if number is None:
+            continue
+        protocol = PROTOCOLS[listener.protocol][0]
+        for address in listener.addresses:
+            entry = ServiceEntry(number, listener.name, (), gateway=True)
+            found.setdefault(ServiceKey(address, listener.port, protocol), entry)
     return found
 
 
