@@ -66,7 +66,7 @@ def test_the_kernel_of_a_small_world() -> None:
     web, db, far, plain = (numbers[n] for n in ("web", "db", "far", "plain"))
     kernel = plan.kernel
     at = world.attachments[("default", "web")]
-    entry = EndpointEntry(web, web * 256, at.ifindex, at.mac, at.host_mac, MeshMode.PERMISSIVE)
+    entry = EndpointEntry(web, web * 256, at.ifindex, MeshMode.PERMISSIVE)
     assert kernel.endpoints == {
         ip_address("10.1.0.1"): entry,
         ip_address("fd01::1"): entry,
