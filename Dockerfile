@@ -11,9 +11,13 @@ FROM ${BASE} AS build
 WORKDIR /src
 COPY . .
 RUN ls build/wheels/penstock-*.whl >/dev/null 2>&1 || .ci/wheels python3
+# Only what the daemon and its commands import is compiled: the rest is thousands of files that nobody reads.
 RUN python3 -m venv /opt/penstock \
-    && /opt/penstock/bin/pip install -q --disable-pip-version-check --no-index --find-links build/wheels penstock \
-    && /opt/penstock/bin/pip uninstall -q -y setuptools pip
+    && /opt/penstock/bin/pip install -q --disable-pip-version-check --no-compile --no-index \
+        --find-links build/wheels penstock \
+    && /opt/penstock/bin/pip uninstall -q -y setuptools pip \
+    && /opt/penstock/bin/penstock run --help >/dev/null \
+    && /opt/penstock/bin/python -c 'import penstock.daemon, penstock.inspect, penstock.cli.status, penstock.cli.observe, uvloop'
 
 FROM ${BASE}
 # python3, libbpf1 and iproute2 (ss) are for the daemon, util-linux (setpriv, prlimit) is for Envoy, procps (sysctl) for `check`.

@@ -80,6 +80,9 @@ node-test: setup ## Namespaces, the kernel and Envoy (root)
 
 test-compose: setup ## Containers of a Docker Engine of its own (root)
 	@.ci/docker
+	@.ci/wheels
+	@test -s build/compose/base.tar || { mkdir -p build/compose && .ci/base-image build/compose/base.tar \
+		python3 python3-venv libbpf1 iproute2 util-linux procps; }
 	$(PYTEST) -q tests/compose
 
 quick: lint unit bpf-test ## lint, unit, BPF and one node scenario, in under three minutes

@@ -8,7 +8,7 @@ every resolver. So a name leads to the Service where a Service is meant, and to 
   name stays with Docker, and with it ports that the Service does not say.
 
 What is kept true: only the block between our two lines is touched, and only in a file that the engine made.
-The path is walked inside the container's own root, through no link: a container cannot lead us to another file.
+The path is walked inside the container's own root, through no link: a container cannot lead us elsewhere.
 """
 
 from __future__ import annotations

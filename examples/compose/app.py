@@ -31,6 +31,7 @@ class Answers(BaseHTTPRequestHandler):
     """An HTTP server on port 8080 that answers with a text."""
 
     protocol_version = "HTTP/1.1"
+    wbufsize = -1  # an answer is one packet
     text: ClassVar = staticmethod(lambda: (200, "hello"))
 
     def do_GET(self) -> None:

@@ -40,9 +40,10 @@ _MNT_DETACH = 2
 
 
 def cgroup2_mount() -> Path:
-    """Where the root of cgroup v2 is mounted; on hybrid systems not at /sys/fs/cgroup itself. Raises BpfError.
+    """Where the root of cgroup v2 is mounted; on hybrid systems not at /sys/fs/cgroup itself.
 
     In a container, whose own mount holds only its own group, the root is told by its way up: ``/../..``.
+    Raises BpfError.
     """
     found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():

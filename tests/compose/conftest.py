@@ -14,7 +14,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
 
 from engine import Engine, copy_programs, engine
 
+ROOT = Path(__file__).parents[2]
 TINY = "tiny:latest"
+BASE = "penstock-test-base:latest"
 PROGRAMS = ("sh", "sleep", "cat", "ls", "ip", "kill")
 
 
@@ -26,3 +28,16 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         copy_programs(base / "tiny", PROGRAMS)
         made.import_image(base / "tiny", TINY)
         yield made
+
+
+@pytest.fixture(scope="session")
+def image(docker: Engine) -> str:
+    """Builds the repository's image without any network, on the base image whose name this is."""
+    made = ROOT / "build" / "compose" / "base.tar"
+    assert made.is_file(), f"{made} is not there: `make test-compose` makes it"
+    assert list((ROOT / "build" / "wheels").glob("penstock-*.whl")), (
+        "no wheels: `make test-compose` makes them"
+    )
+    docker.docker("import", str(made), BASE)
+    docker.run("docker-compose", "build", cwd=ROOT, env={"PENSTOCK_BASE": BASE}, timeout=400)
+    return BASE
