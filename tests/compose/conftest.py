@@ -31,13 +31,19 @@ def docker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="session")
-def image(docker: Engine) -> str:
-    """Builds the repository's image without any network, on the base image whose name this is."""
+def base_image(docker: Engine) -> str:
+    """The image that the repository's is built on: this machine's own distribution, small, with Python."""
     made = ROOT / "build" / "compose" / "base.tar"
     assert made.is_file(), f"{made} is not there: `make test-compose` makes it"
+    docker.docker("import", str(made), BASE)
+    return BASE
+
+
+@pytest.fixture(scope="session")
+def image(docker: Engine, base_image: str) -> str:
+    """Builds the repository's image without any network, on the base image whose name this is."""
     assert list((ROOT / "build" / "wheels").glob("penstock-*.whl")), (
         "no wheels: `make test-compose` makes them"
     )
-    docker.docker("import", str(made), BASE)
-    docker.run("docker-compose", "build", cwd=ROOT, env={"PENSTOCK_BASE": BASE}, timeout=400)
-    return BASE
+    docker.run("docker-compose", "build", cwd=ROOT, env={"PENSTOCK_BASE": base_image}, timeout=400)
+    return base_image
