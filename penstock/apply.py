@@ -277,13 +277,7 @@ class Applier:
         return Snapshot(types)
 
     def _refusals(self) -> dict[tuple[str, str], str]:
-        found = {}
-        for client in self._server.state():
-            for kind, resources in client.types.items():
-                for status in resources:
-                    if status.error:
-                        found[(kind.rpartition(".")[2], status.name)] = status.error
-        return found
+        return {(r.type_url.rpartition(".")[2], r.name): r.message for r in self._server.refusals()}
 
     async def _all_active(self, snapshot: Snapshot, deadline: float) -> bool:
         """After the LDS ACK, which is not readiness: wait until every listener serves and none is warming.
