@@ -26,8 +26,8 @@ from penstock.apply import Applied
 from penstock.control import ControlServer, socket_path
 from penstock.envoy.proxyless import Proxyless
 from penstock.errors import PenstockError
-from penstock.hostnames import HostsFiles, blocks
 from penstock.facts import Facts
+from penstock.hostnames import HostsFiles, blocks
 from penstock.inspect import CALLS, Inspector
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
