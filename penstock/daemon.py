@@ -24,7 +24,9 @@ from typing import Any
 from penstock import state
 from penstock.apply import Applied
 from penstock.control import ControlServer, socket_path
+from penstock.envoy.proxyless import Proxyless
 from penstock.errors import PenstockError
+from penstock.facts import Facts
 from penstock.hostnames import HostsFiles, blocks
 from penstock.inspect import CALLS, Inspector
 from penstock.manifests.document import Document, ObjectKey
@@ -42,6 +44,7 @@ from penstock.sources.docker import DockerSource, combined
 from penstock.sources.files import FileSource
 from penstock.sources.netns import NamespaceEvents, Surroundings, Wanted, attachments
 from penstock.world import Address, World
+from penstock.xds.snapshot import Resource, Snapshot, resource
 
 log = logging.getLogger(__name__)
 
@@ -65,6 +68,7 @@ class Daemon:
         self._inspector = Inspector(node.tables, lambda: node.server.connected > 0)
         self._store = Store()
         self._planner = Planner()
+        self._proxyless: Proxyless[Resource] = Proxyless(resource)
         self._docker = DockerSource(options.docker) if options.docker else None
         self._hosts_files = HostsFiles(hosts_record(options.run_dir))
         self._from_files: Mapping[ObjectKey, Document] = {}
@@ -128,6 +132,7 @@ class Daemon:
         )
         self._take(self._files.scan())
         await node.server.start()
+        await node.clients.start()
         await control.start()
         tasks = [
             asyncio.create_task(work)
@@ -277,6 +282,7 @@ class Daemon:
         self._report.update(world, plan, applied, self._all_problems)
         if self._planner.facts is not None:
             self._inspector.update(self._planner.facts, plan)
+            self._node.clients.offer(partial(self._for_grpc, self._planner.facts))
         log.info(
             "applied",
             extra={
@@ -306,6 +312,9 @@ class Daemon:
                 namespaces[docker.pid(name)] = document.key.namespace
         texts = blocks(world, set(namespaces.values()))
         return {pid: texts[namespace] for pid, namespace in namespaces.items()}
+
+    def _for_grpc(self, facts: Facts) -> Snapshot:
+        return Snapshot.of_resources(self._proxyless.build(facts.served, facts.mesh.tables))
 
     def _plan_ahead(self, wanted: list[Wanted], applied: Applied) -> None:
         """What will set the loop going without an event: certificates, and namespaces not yet whole."""
