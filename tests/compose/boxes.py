@@ -57,10 +57,17 @@ class Node:
         self.boxes: dict[str, Box] = {}
         self.networks: list[str] = []
 
-    def network(self, name: str, *, mesh: bool = True, internal: bool = True) -> str:
-        labels = {"penstock.dev/mesh": "true"} if mesh else {}
+    def network(self, name: str, subnet: str) -> str:
+        """A network of the mesh, closed to the outside; only a given subnet allows given addresses."""
         self.engine.request(
-            "POST", "/networks/create", {"Name": name, "Internal": internal, "Labels": labels}
+            "POST",
+            "/networks/create",
+            {
+                "Name": name,
+                "Internal": True,
+                "Labels": {"penstock.dev/mesh": "true"},
+                "IPAM": {"Config": [{"Subnet": subnet}]},
+            },
         )
         self.networks.append(name)
         return name

@@ -1,4 +1,4 @@
-"""What runs in the tests' containers: answers over HTTP with the container's name; drains when told to stop."""
+"""What runs in the tests' containers: answers over HTTP with the container's name, drains on SIGTERM."""
 
 import os
 import signal

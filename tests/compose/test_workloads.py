@@ -57,7 +57,7 @@ ROUTE = {
 @pytest.fixture(scope="module")
 def mesh(docker: Engine, base_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Node]:
     with node(docker, base_image, tmp_path_factory.mktemp("work"), "work") as made:
-        made.network(NETWORK)
+        made.network(NETWORK, "10.188.1.0/24")
         made.run("client", NETWORK)
         made.run("stranger", NETWORK)
         for name in ("web-1", "web-2"):
@@ -92,18 +92,19 @@ def test_a_container_that_stays_out_is_the_world(mesh: Node) -> None:
 
 
 def test_a_stopping_container_loses_no_request(mesh: Node) -> None:
-    mesh.run("web-3", NETWORK)
+    web = mesh.run("web-3", NETWORK)
     mesh.known("web-3")
+    until("it serves", lambda: passes(mesh.boxes["client"], web.address(NETWORK)))
     with (
         Load(mesh.boxes["client"], VIP, PORT) as kept,
         Load(mesh.boxes["client"], VIP, PORT, keep=False) as new,
     ):
         kept.more()
-        mesh.engine.request("POST", f"/containers/{mesh.boxes['web-3'].number}/stop")
+        mesh.engine.request("POST", f"/containers/{web.number}/stop")
         kept.more()
         new.more()
     mesh.remove("web-3")
-    assert set(kept.seen) == set(new.seen) == {200}
+    assert set(kept.seen) == set(new.seen) == {200}, (kept.seen, new.seen)
 
 
 def test_a_paused_container_gets_nothing_and_comes_back(mesh: Node) -> None:
@@ -181,7 +182,7 @@ def test_a_container_in_anothers_namespace_has_its_rights_and_no_more(mesh: Node
 
 def test_a_second_network_is_no_way_around(mesh: Node) -> None:
     """Connected while it runs: it is guarded on the new address too."""
-    mesh.network("side")
+    mesh.network("side", "10.188.2.0/24")
     web, stranger = mesh.boxes["web-1"], mesh.boxes["stranger"]
     for box in (web, stranger):
         mesh.engine.request("POST", "/networks/side/connect", {"Container": box.number})
