@@ -25,7 +25,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
@@ -199,4 +199,5 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     ConfigMap: gateway_checks.check_config_map,
     TLSRoute: l4_checks.check_tls_route,
     TCPRoute: l4_checks.check_l4_route,
+    BackendTLSPolicy: l4_checks.check_backend_tls,
 }

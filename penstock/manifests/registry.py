@@ -22,7 +22,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
@@ -108,6 +108,13 @@ SERVED: Mapping[str, ServedKind] = {
             "tcproutes",
             older=("gateway.networking.k8s.io/v1alpha2",),
         ),
+        ServedKind(
+            BackendTLSPolicy,
+            "gateway.networking.k8s.io/v1",
+            "backendtlspolicies",
+            ("btlspolicy",),
+            older=("gateway.networking.k8s.io/v1alpha3",),
+        ),
         ServedKind(Secret, "v1", "secrets", custom=False),
         ServedKind(ConfigMap, "v1", "configmaps", ("cm",), custom=False),
     )
@@ -115,7 +122,6 @@ SERVED: Mapping[str, ServedKind] = {
 
 NOT_SERVED: Mapping[str, tuple[str, ...]] = {
     "UDPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
-    "BackendTLSPolicy": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"),
     "Ingress": ("networking.k8s.io/v1",),
     "IngressClass": ("networking.k8s.io/v1",),
 }

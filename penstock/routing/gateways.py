@@ -15,12 +15,13 @@ from dataclasses import dataclass, field, replace
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
-from penstock.manifests.l4_kinds import TCPRoute, TLSRoute, UDPRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
 from penstock.routing import hosts
 from penstock.routing.attach import Attached, Entry, ListenerStatus, Namespaces, attach, by_port, entries_of
+from penstock.routing.backend_tls import BackendTls
 from penstock.routing.certificates import Vault
 from penstock.routing.l4routes import L4_KINDS, L4Route, Streams, hostnames, shares
 from penstock.routing.l4routes import Routed as L4Routed
@@ -36,10 +37,10 @@ from penstock.routing.model import (
     UpstreamTls,
 )
 from penstock.routing.rules import Ranked, Services, compile_rules, services_of
-from penstock.routing.services import ServedPort
+from penstock.routing.services import EDGE, ServedPort
 from penstock.world import Address, World
 
-EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap, *L4_KINDS)
+EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap, BackendTLSPolicy, *L4_KINDS)
 """What the edge is made from, besides routes of HTTP, Services and Nodes."""
 
 Routed = tuple[Document, HTTPRoute | GRPCRoute]
@@ -74,6 +75,8 @@ class Edge:
     statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)
     addresses: tuple[Address, ...] = ()
     """Of the listeners, and the node's ingress addresses."""
+    backend_tls: BackendTls | None = field(default=None, compare=False)
+    """TLS to the backends of routes of the mesh, too."""
 
 
 def listener_name(gateway: Document, port: int, protocol: str) -> str:
@@ -116,6 +119,13 @@ class _Gateway:
     streams: list[L4Routed] = field(default_factory=list)
 
     @property
+    def edge(self) -> str:
+        backend = self.gateway.spec.tls.backend if self.gateway.spec.tls else None
+        if backend is None or backend.client_certificate_ref is None:
+            return EDGE
+        return f"{EDGE}/{self.document.key.namespace}/{self.document.key.name}"
+
+    @property
     def accepted(self) -> Condition:
         if self.placed.unsupported:
             return Condition("Accepted", False, "UnsupportedAddress", self.placed.unsupported)
@@ -138,6 +148,7 @@ class Edges:
         self._services: Services = services_of(world, served)
         self._namespaces = Namespaces(world)
         self._vault = Vault(world, self._services)
+        self._backend_tls = BackendTls(world, self._vault)
         self._clusters: dict[str, EdgeCluster] = {}
         self._statuses: dict[ObjectKey, ObjectStatus] = {}
 
@@ -159,6 +170,7 @@ class Edges:
             tables += more
             self._report(each)
         self._lonely_sets(found)
+        self._statuses.update(self._backend_tls.statuses())
         if found:
             addresses += ingress.of_node(self._world, self._world.node)
         return Edge(
@@ -169,6 +181,7 @@ class Edges:
             tuple(self._vault.authorities[name] for name in sorted(self._vault.authorities)),
             self._statuses,
             tuple(dict.fromkeys(addresses)),
+            self._backend_tls,
         )
 
     # --- classes, Gateways ---------------------------------------------------------------------------------
@@ -276,7 +289,7 @@ class Edges:
     def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> Condition:
         problems: Sequence[Condition]
         if isinstance(route, HTTPRoute | GRPCRoute):
-            problems = compile_rules(document, route, self._services, port=80, edge=True).problems
+            problems = compile_rules(document, route, self._services, port=80, edge=EDGE).problems
         else:
             problems = shares(document, route, self._services).problems
         return problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
@@ -296,7 +309,7 @@ class Edges:
                 tables.append(self._table(name, port, http, http, each))
                 chains.append(HttpChain(name))
             https = [e for e in entries if e.protocol in ("HTTPS", "TLS")]
-            streams = Streams(self._services)
+            streams = Streams(self._services, each.edge)
             for entry in entries:
                 if entry.protocol == "TCP":
                     streams.add_all(name, entry, each.streams)
@@ -312,8 +325,7 @@ class Edges:
                 tables.append(self._table(table, port, [entry], https, each))
                 chains.append(HttpChain(table, entry.hostname, tls))
             chains += streams.chains
-            for cluster in streams.clusters.values():
-                self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
+            self._add_clusters(streams.clusters.values(), each)
             if chains:
                 listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), "TCP"))
         return listeners, tables
@@ -346,7 +358,7 @@ class Edges:
             routes = [(a, routed) for a, routed in each.routes.get(port, ()) if a.entry is entry]
             compiled: list[tuple[Attached, list[Ranked]]] = []
             for attached, (document, route) in routes:
-                made = compile_rules(document, route, self._services, port=port, edge=True)
+                made = compile_rules(document, route, self._services, port=port, edge=each.edge)
                 compiled.append((attached, made.routes))
                 clusters.update({c.name: c for c in made.clusters})
             wanted = {entry.hostname, *(h for a, _ in routes for h, _ in a.hosts)}
@@ -356,9 +368,21 @@ class Edges:
         for other in beside:
             if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
                 found.append(HostRoutes(other.hostname, misdirected=True))
-        for cluster in clusters.values():
-            self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
+        self._add_clusters(clusters.values(), each)
         return EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
+
+    def _add_clusters(self, clusters: Iterable[ServedPort], each: _Gateway) -> None:
+        """Backends of one Gateway, with the TLS that is asked for."""
+        certificate = ""
+        if each.edge != EDGE:
+            certificate, _ = client_certificate(each.document, each.gateway, self._vault)
+        for cluster in clusters:
+            tls = self._backend_tls.of(cluster, each.document.key)
+            if tls is not None and certificate:
+                tls = replace(tls, certificate=certificate)
+            lost = tls is None and self._backend_tls.applies(cluster)
+            served = replace(cluster, backends=()) if lost else cluster
+            self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, served, tls))
 
     # --- status ------------------------------------------------------------------------------------------
 
