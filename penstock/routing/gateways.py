@@ -21,6 +21,7 @@ from penstock.policy import ingress
 from penstock.routing import hosts
 from penstock.routing.attach import Attached, Entry, ListenerStatus, Namespaces, attach, by_port, entries_of
 from penstock.routing.certificates import Vault
+from penstock.routing.frontend import client_certificate, lenient, server_tls
 from penstock.routing.model import (
     Authorities,
     Certificate,
@@ -28,7 +29,6 @@ from penstock.routing.model import (
     HostRoutes,
     HostTable,
     HttpChain,
-    ServerTls,
     TcpChain,
     UpstreamTls,
 )
@@ -261,34 +261,19 @@ class Edges:
             if http:
                 tables.append(self._table(name, port, http, http, each))
                 chains.append(HttpChain(name))
-            https = [e for e in entries if e.protocol == "HTTPS"]
+            shows = {
+                id(e): tls
+                for e in entries
+                if e.protocol == "HTTPS" and (tls := server_tls(e, each.gateway, self._vault)) is not None
+            }
+            https = [e for e in entries if id(e) in shows]
             for entry in https:
-                tls = self._tls(entry, each)
-                if tls is None:
-                    continue
                 table = f"{name}/{entry.hostname or '*'}"
                 tables.append(self._table(table, port, [entry], https, each))
-                chains.append(HttpChain(table, entry.hostname, tls))
+                chains.append(HttpChain(table, entry.hostname, shows[id(entry)]))
             if chains:
                 listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), "TCP"))
         return listeners, tables
-
-    def _tls(self, entry: Entry, each: _Gateway) -> ServerTls | None:
-        """None if nothing can be shown to clients: the listener's status says why."""
-        refs = entry.listener.tls.certificate_refs if entry.listener.tls else []
-        names = []
-        if not refs:
-            entry.fail(Condition("ResolvedRefs", False, "InvalidCertificateRef", "it names no certificate"))
-        for ref in refs:
-            name, problem = self._vault.certificate(entry.owner, ref)
-            if problem is not None and entry.resolved.status:
-                entry.resolved = problem
-            if name:
-                names.append(name)
-        if not names:
-            entry.served, entry.why = False, entry.resolved.message
-            return None
-        return ServerTls(tuple(dict.fromkeys(names)))
 
     def _table(
         self, name: str, port: int, mine: list[Entry], beside: list[Entry], each: _Gateway
@@ -321,6 +306,7 @@ class Edges:
         accepted = each.accepted
         problem = accepted.message if not accepted.status else ""
         programmed = Condition("Programmed", True, "Programmed")
+        _, resolved = client_certificate(each.document, each.gateway, self._vault)
         own = [e for e in each.entries if e.owner is each.document]
         if not accepted.status:
             programmed = Condition("Programmed", False, "Invalid", problem)
@@ -332,7 +318,7 @@ class Edges:
             programmed = Condition("Programmed", False, "Invalid", own[0].why)
         pending = problem or programmed.message or next((e.why for e in own if not e.served), "")
         self._statuses[each.document.key] = ObjectStatus(
-            (accepted, programmed),
+            (accepted, programmed, *(c for c in (resolved, lenient(each.gateway)) if c is not None)),
             pending,
             extra={
                 "listeners": tuple(_listener_status(e, programmed) for e in own),
