@@ -1,15 +1,15 @@
 """BackendTLSPolicy → TLS to the backends of Services, for Gateways and for routes of the mesh.
 
-A policy means a Service of its own namespace, or one port of it by name; the port's own policy comes before the
-Service's, and of several the oldest counts. One whose authorities cannot be used leaves its backends without
-any connection rather than with one that proves nothing.
+A policy means a Service of its own namespace, or one port of it by name; the port's own policy comes before
+the Service's, and of several the oldest counts. One whose authorities cannot be used leaves its backends
+without any connection rather than with one that proves nothing.
 
 Source: Gateway API v1.6, BackendTLSPolicy, PolicyAncestorStatus; GEP-1897 (conflicts).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from penstock.manifests.document import Document, ObjectKey
@@ -27,21 +27,25 @@ Target = tuple[str, str, str | None]
 """Namespace and name of a Service, and the name of one of its ports (None: all)."""
 
 
+_ACCEPTED = Condition("Accepted", True, "Accepted")
+_RESOLVED = Condition("ResolvedRefs", True, "ResolvedRefs")
+
+
 @dataclass(slots=True)
 class _Policy:
     document: Document
     policy: BackendTLSPolicy
     tls: UpstreamTls | None = None
-    accepted: Condition = Condition("Accepted", True, "Accepted")
-    resolved: Condition = Condition("ResolvedRefs", True, "ResolvedRefs")
+    accepted: Condition = _ACCEPTED
+    resolved: Condition = _RESOLVED
     wins: bool = False
     ancestors: dict[ObjectKey, None] = field(default_factory=dict)
 
-
-def _targets(document: Document, policy: BackendTLSPolicy) -> Iterator[Target]:
-    for ref in policy.spec.target_refs:
-        if (ref.group, ref.kind) == ("", "Service"):
-            yield document.key.namespace, ref.name, ref.section_name
+    @property
+    def targets(self) -> list[Target]:
+        refs = self.policy.spec.target_refs
+        namespace = self.document.key.namespace
+        return [(namespace, r.name, r.section_name) for r in refs if (r.group, r.kind) == ("", "Service")]
 
 
 class BackendTls:
@@ -51,6 +55,7 @@ class BackendTls:
         self._vault = vault
         self._policies: list[_Policy] = []
         self._by_target: dict[Target, _Policy] = {}
+        self._by_service: dict[tuple[str, str], list[_Policy]] = {}
         found = sorted(
             world.of_kind(BackendTLSPolicy), key=lambda p: (p[0].since, p[0].key.namespace, p[0].key.name)
         )
@@ -58,7 +63,8 @@ class BackendTls:
             each = _Policy(document, policy)
             self._policies.append(each)
             self._compile(each)
-            for target in _targets(document, policy):
+            for target in each.targets:
+                self._by_service.setdefault(target[:2], []).append(each)
                 if self._by_target.setdefault(target, each) is each:
                     each.wins = True
         self._mesh(world)
@@ -75,7 +81,8 @@ class BackendTls:
                 return
         else:
             refs = [
-                CertificateReference(name=r.name, group=r.group, kind=r.kind) for r in rules.ca_certificate_refs
+                CertificateReference(name=r.name, group=r.group, kind=r.kind)
+                for r in rules.ca_certificate_refs
             ]
             name = f"backend-tls/{each.document.key.namespace}/{each.document.key.name}"
             authorities, problem = self._vault.trusted(each.document, refs, name)
@@ -98,38 +105,24 @@ class BackendTls:
 
     def of(self, served: ServedPort, ancestor: ObjectKey | None = None) -> UpstreamTls | None:
         """TLS to this port, for the Gateway `ancestor`; None without a policy, and where it cannot be met."""
-        each = self._of(served)
-        if each is None:
-            return None
         if ancestor is not None:
-            each.ancestors[ancestor] = None
-        return each.tls
+            for beside in self._by_service.get((served.document.key.namespace, served.document.key.name), ()):
+                beside.ancestors[ancestor] = None
+        each = self._of(served)
+        return each.tls if each is not None else None
 
     def _mesh(self, world: World) -> None:
         """Services are the ancestors where a route of the mesh leads to them."""
-        reached = {(k.namespace, k.name) for k in _reached(world)}
-        for each in self._policies:
-            for namespace, name, _ in _targets(each.document, each.policy):
-                if (namespace, name) in reached:
-                    each.ancestors[ObjectKey("Service", namespace, name)] = None
-
-    def ask_for_losers(self, served: Iterable[tuple[ServedPort, ObjectKey]]) -> None:
-        """Policies that stand behind an older one are told so for the same Gateways."""
-        for port, ancestor in served:
-            key = port.document.key
-            for each in self._policies:
-                if any((ns, name) == (key.namespace, key.name) for ns, name, _ in _targets(each.document, each.policy)):
-                    each.ancestors[ancestor] = None
+        for key in _reached(world):
+            for each in self._by_service.get((key.namespace, key.name), ()):
+                each.ancestors[key] = None
 
     def statuses(self) -> Iterator[tuple[ObjectKey, ObjectStatus]]:
         for each in self._policies:
             accepted = each.accepted
             if not each.wins and accepted.status:
-                older = next(
-                    (str(o.document.key) for t in _targets(each.document, each.policy) if (o := self._by_target.get(t))),
-                    "",
-                )
-                why = f"{older} means the same targets and is older" if older else "it means no Service"
+                older = [o.document.key for t in each.targets if (o := self._by_target.get(t)) is not None]
+                why = f"{older[0]} means the same targets and is older" if older else "it means no Service"
                 accepted = Condition("Accepted", False, "Conflicted" if older else "TargetNotFound", why)
             conditions = (accepted, each.resolved)
             pending = next((c.message for c in conditions if not c.status), "")

@@ -23,6 +23,7 @@ from penstock.routing import hosts
 from penstock.routing.attach import Attached, Entry, ListenerStatus, Namespaces, attach, by_port, entries_of
 from penstock.routing.backend_tls import BackendTls
 from penstock.routing.certificates import Vault
+from penstock.routing.frontend import client_certificate, lenient, server_tls
 from penstock.routing.l4routes import L4_KINDS, L4Route, Streams, hostnames, shares
 from penstock.routing.l4routes import Routed as L4Routed
 from penstock.routing.model import (
@@ -32,7 +33,6 @@ from penstock.routing.model import (
     HostRoutes,
     HostTable,
     HttpChain,
-    ServerTls,
     TcpChain,
     UpstreamTls,
 )
@@ -308,44 +308,29 @@ class Edges:
             if http:
                 tables.append(self._table(name, port, http, http, each))
                 chains.append(HttpChain(name))
-            https = [e for e in entries if e.protocol in ("HTTPS", "TLS")]
+            shows = {
+                id(e): tls
+                for e in entries
+                if e.ends_tls and (tls := server_tls(e, each.gateway, self._vault)) is not None
+            }
+            by_name = [e for e in entries if e.passes_tls or id(e) in shows]
             streams = Streams(self._services, each.edge)
             for entry in entries:
                 if entry.protocol == "TCP":
                     streams.add_all(name, entry, each.streams)
-            for entry in https:
-                passed = entry.listener.tls is not None and entry.listener.tls.mode == "Passthrough"
-                tls = None if passed else self._tls(entry, each)
-                if tls is None and not passed:
-                    continue
+            for entry in by_name:
                 if entry.protocol == "TLS":
-                    streams.add_tls(name, entry, each.streams, [e.hostname for e in https], tls)
+                    names = [e.hostname for e in by_name]
+                    streams.add_tls(name, entry, each.streams, names, shows.get(id(entry)))
                     continue
                 table = f"{name}/{entry.hostname or '*'}"
-                tables.append(self._table(table, port, [entry], https, each))
-                chains.append(HttpChain(table, entry.hostname, tls))
+                tables.append(self._table(table, port, [entry], by_name, each))
+                chains.append(HttpChain(table, entry.hostname, shows[id(entry)]))
             chains += streams.chains
             self._add_clusters(streams.clusters.values(), each)
             if chains:
                 listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), "TCP"))
         return listeners, tables
-
-    def _tls(self, entry: Entry, each: _Gateway) -> ServerTls | None:
-        """None if nothing can be shown to clients: the listener's status says why."""
-        refs = entry.listener.tls.certificate_refs if entry.listener.tls else []
-        names = []
-        if not refs:
-            entry.fail(Condition("ResolvedRefs", False, "InvalidCertificateRef", "it names no certificate"))
-        for ref in refs:
-            name, problem = self._vault.certificate(entry.owner, ref)
-            if problem is not None and entry.resolved.status:
-                entry.resolved = problem
-            if name:
-                names.append(name)
-        if not names:
-            entry.served, entry.why = False, entry.resolved.message
-            return None
-        return ServerTls(tuple(dict.fromkeys(names)))
 
     def _table(
         self, name: str, port: int, mine: list[Entry], beside: list[Entry], each: _Gateway
@@ -390,6 +375,7 @@ class Edges:
         accepted = each.accepted
         problem = accepted.message if not accepted.status else ""
         programmed = Condition("Programmed", True, "Programmed")
+        _, resolved = client_certificate(each.document, each.gateway, self._vault)
         own = [e for e in each.entries if e.owner is each.document]
         if not accepted.status:
             programmed = Condition("Programmed", False, "Invalid", problem)
@@ -401,7 +387,7 @@ class Edges:
             programmed = Condition("Programmed", False, "Invalid", own[0].why)
         pending = problem or programmed.message or next((e.why for e in own if not e.served), "")
         self._statuses[each.document.key] = ObjectStatus(
-            (accepted, programmed),
+            (accepted, programmed, *(c for c in (resolved, lenient(each.gateway)) if c is not None)),
             pending,
             extra={
                 "listeners": tuple(_listener_status(e, programmed) for e in own),

@@ -40,10 +40,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
         listeners=listeners,
         services=tuple(_table(facts, t) for t in facts.mesh.tables),
         clusters=(
-            *(
-                _mesh_cluster(facts, name, s)
-                for name, s in sorted(clusters.items())
-            ),
+            *(_mesh_cluster(facts, name, s) for name, s in sorted(clusters.items())),
             *(_edge_cluster(facts, each) for each in facts.edge.clusters),
         ),
         workloads=tuple(workloads),
@@ -75,7 +72,7 @@ def _mesh_cluster(facts: Facts, name: str, served: ServedPort) -> ProxyCluster:
 
 
 def _plain(endpoints: tuple[ProxyEndpoint, ...]) -> tuple[ProxyEndpoint, ...]:
-    """Without those of other nodes that are spoken to in mesh TLS: theirs cannot carry a backend's own TLS."""
+    """Without those of other nodes that are spoken to in mesh TLS: it cannot carry a backend's own TLS."""
     return tuple(e for e in endpoints if e.server_id is None)
 
 

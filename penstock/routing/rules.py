@@ -116,8 +116,7 @@ def compile_rules(
     family: int | None = None,
     edge: str = "",
 ) -> Compiled:
-    """All rules of `route` for requests that were dialled at `port`; `edge`: through Gateways, and which.
-    """
+    """All rules of `route` for requests that were dialled at `port`; `edge`: through Gateways, and which."""
     made = Compiled()
     grpc = isinstance(route, GRPCRoute)
 
