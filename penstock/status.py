@@ -16,6 +16,7 @@ import msgspec
 from penstock import gateway_status
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress
 from penstock.manifests.kinds import Namespace, Service, Workload
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.problem import Problem
@@ -126,6 +127,14 @@ def _route_status(
     return {"parents": parents}
 
 
+def _front_door(status: ObjectStatus, edge: Mapping[str, str]) -> dict[str, Any]:
+    """The address is told only when all of the front door serves."""
+    addresses: Any = status.extra.get("addresses", ())
+    serves: Any = status.extra.get("serves", ())
+    ready = bool(serves) and not any(edge.get(name, "not applied yet") for name in serves)
+    return {"loadBalancer": {"ingress": [{"ip": str(a)} for a in addresses]} if ready else {}}
+
+
 def _ancestors(
     document: Document, status: ObjectStatus, transitions: Transitions, now: float
 ) -> dict[str, Any]:
@@ -180,6 +189,9 @@ def view(
     shown["metadata"]["generation"] = document.generation
     status = plan.statuses.get(document.key, ObjectStatus())
     value = document.value
+    if isinstance(value, Ingress):
+        shown["status"] = _front_door(status, edge or {})
+        return shown
     if isinstance(value, BackendTLSPolicy):
         shown["status"] = _ancestors(document, status, transitions, now)
         return shown

@@ -18,6 +18,7 @@ import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
@@ -390,4 +391,6 @@ AnyKind = (
     | TLSRoute
     | TCPRoute
     | BackendTLSPolicy
+    | Ingress
+    | IngressClass
 )

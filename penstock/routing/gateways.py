@@ -15,11 +15,12 @@ from dataclasses import dataclass, field, replace
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
-from penstock.routing import hosts
+from penstock.routing import hosts, ingresses
 from penstock.routing.attach import Attached, Entry, ListenerStatus, Namespaces, attach, by_port, entries_of
 from penstock.routing.backend_tls import BackendTls
 from penstock.routing.certificates import Vault
@@ -40,7 +41,17 @@ from penstock.routing.rules import Ranked, Services, compile_rules, services_of
 from penstock.routing.services import EDGE, ServedPort
 from penstock.world import Address, World
 
-EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap, BackendTLSPolicy, *L4_KINDS)
+EDGE_KINDS = (
+    GatewayClass,
+    Gateway,
+    ListenerSet,
+    Secret,
+    ConfigMap,
+    BackendTLSPolicy,
+    *L4_KINDS,
+    Ingress,
+    IngressClass,
+)
 """What the edge is made from, besides routes of HTTP, Services and Nodes."""
 
 Routed = tuple[Document, HTTPRoute | GRPCRoute]
@@ -91,7 +102,7 @@ def gateway_names(world: World) -> tuple[str, ...]:
         listed = [gateway.spec.listeners, *(s.spec.listeners for _, s in sets.get(document.key, ()))]
         ports = {(x.port, "UDP" if x.protocol.upper() == "UDP" else "TCP") for each in listed for x in each}
         found += [listener_name(document, port, protocol) for port, protocol in sorted(ports)]
-    return tuple(found)
+    return (*found, *ingresses.listener_names(world))
 
 
 def _sets(world: World) -> dict[ObjectKey, list[tuple[Document, ListenerSet]]]:
@@ -170,8 +181,15 @@ class Edges:
             tables += more
             self._report(each)
         self._lonely_sets(found)
+        door = ingresses.compile_ingresses(self._world, self._services, self._vault)
+        for table, clusters in door.tables:
+            tables.append(EdgeTable(table, clusters))
+            self._add_clusters(clusters, None)
+        listeners += door.listeners
+        addresses += door.addresses
+        self._statuses.update(door.statuses)
         self._statuses.update(self._backend_tls.statuses())
-        if found:
+        if found or door.addresses:
             addresses += ingress.of_node(self._world, self._world.node)
         return Edge(
             tuple(listeners),
@@ -356,13 +374,13 @@ class Edges:
         self._add_clusters(clusters.values(), each)
         return EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
 
-    def _add_clusters(self, clusters: Iterable[ServedPort], each: _Gateway) -> None:
-        """Backends of one Gateway, with the TLS that is asked for."""
+    def _add_clusters(self, clusters: Iterable[ServedPort], each: _Gateway | None) -> None:
+        """Backends of one Gateway, or of Ingresses, with the TLS that is asked for."""
         certificate = ""
-        if each.edge != EDGE:
+        if each is not None and each.edge != EDGE:
             certificate, _ = client_certificate(each.document, each.gateway, self._vault)
         for cluster in clusters:
-            tls = self._backend_tls.of(cluster, each.document.key)
+            tls = self._backend_tls.of(cluster, each.document.key if each is not None else None)
             if tls is not None and certificate:
                 tls = replace(tls, certificate=certificate)
             lost = tls is None and self._backend_tls.applies(cluster)
