@@ -185,7 +185,7 @@ spec: {container: shop_web_1}
 
 
 def test_what_is_not_ready_is_no_backend() -> None:
-    attachment = Attachment(100, (Link(10, "v", b"\2\0\0\0\0\2", (parse_address("10.1.0.2"),)),))
+    attachment = Attachment(100, (Link(10, "v", addresses=(parse_address("10.1.0.2"),)),))
     for paused, backends in ((False, 1), (True, 0)):
         known = documents(*objects([web(paused=paused)], NETWORKS))
         world = World("node-a", known, {("shop", "web-1"): attachment})
