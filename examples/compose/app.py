@@ -92,6 +92,16 @@ def api(name: str) -> None:
     serve(lambda: (200, name))
 
 
+def ask_once(host: str, path: str) -> None:
+    end = time.monotonic() + 5.0
+    while True:
+        status, text = ask(host, path)
+        if status or text == "no answer" or time.monotonic() > end:
+            say(f"{status} {text}" if status else text)
+            return
+        time.sleep(0.1)  # the server, or its name, may not be there yet
+
+
 def db() -> None:
     class Echo(StreamRequestHandler):
         def handle(self) -> None:
@@ -124,7 +134,16 @@ def intruder() -> None:
         time.sleep(EVERY)
 
 
+PARTS = {
+    "frontend": frontend,
+    "api": api,
+    "db": db,
+    "serve": lambda name: serve(lambda: (200, name)),
+    "ask": ask_once,
+    "idle": lambda: threading.Event().wait(),
+    "load": load,
+    "intruder": intruder,
+}
+
 if __name__ == "__main__":
-    {"frontend": frontend, "api": api, "db": db, "load": load, "intruder": intruder}[sys.argv[1]](
-        *sys.argv[2:]
-    )
+    PARTS[sys.argv[1]](*sys.argv[2:])
