@@ -62,6 +62,8 @@ enum reason {
 	NOT_IP = 6,
 	TRANSLATED = 7,
 	EVENT_LOST = 8,
+	AUDIT_DENIED_EGRESS = 9,
+	AUDIT_DENIED_INGRESS = 10,
 	POLICY_DENIED_EGRESS = 32,
 	POLICY_DENIED_INGRESS = 33,
 	SPOOFED_SOURCE = 34,
@@ -74,6 +76,7 @@ enum reason {
 	UNTRANSLATED_SERVICE = 41,
 	NO_BACKEND = 42,
 	POLICY_CHANGED = 43,
+	UNAUTHENTICATED = 44,
 	REASON_MAX = 64,
 };
 
@@ -91,7 +94,9 @@ struct endpoint {
 	__u32 subject;
 	__u32 source_class;
 	__u8 mode;
-	__u8 pad[3];
+	/* Bits of enum direction: where policies in audit have a view of their own. */
+	__u8 audit;
+	__u8 pad[2];
 };
 
 /* Who an address is. LPM. */
@@ -123,9 +128,15 @@ struct policy_key {
 #define POLICY_FIXED_BITS (32 + 32 + 8)
 #define POLICY_FULL_BITS (POLICY_FIXED_BITS + 8 + 16)
 
+/* In a subject: its entries as they would be if the policies in audit were enforced. */
+#define AUDIT_VIEW 0x80000000
+
+#define POLICY_AUTHENTICATED 1
+
 struct policy_value {
 	__u8 verdict;
-	__u8 pad[3];
+	__u8 flags;
+	__u8 pad[2];
 	/* The entry's number, by which the daemon finds the rules that it came from. */
 	__u32 rule;
 };

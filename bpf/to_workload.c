@@ -77,6 +77,8 @@ int to_workload(struct __sk_buff *skb)
 	j.d.reason = FORWARDED_STACK;
 	if (!known)
 		tell(&p, &j.d, HOOK_TO_WORKLOAD);
+	if (j.audit)
+		tell_audit(&p, &j, HOOK_TO_WORKLOAD);
 	fresh.seen = now;
 	fresh.epoch = c->epoch;
 	fresh.initiator = side;

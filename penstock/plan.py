@@ -42,6 +42,8 @@ class EndpointEntry:
     mac: bytes
     host_mac: bytes
     mode: MeshMode
+    audit: frozenset[Direction] = frozenset()
+    """Where its subject has entries of AUDIT_VIEW too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +71,15 @@ class PolicyKey:
 
 @dataclass(frozen=True, slots=True)
 class PolicyEntry:
+    """`authenticated`: between nodes it holds only for connections over mesh TLS."""
+
     verdict: Verdict
     origins: tuple[tuple[ObjectKey, Origin], ...] = ()
+    authenticated: bool = False
+
+
+AUDIT_VIEW = 1 << 31
+"""In a subject: its entries as they would be if the policies in audit were enforced."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

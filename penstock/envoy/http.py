@@ -101,10 +101,12 @@ def base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     )
 
 
-def router() -> hcm_pb2.HttpFilter:
-    return _filter(
-        "envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=True, dynamic_stats=_FALSE)
-    )
+def router(listener: str = "") -> hcm_pb2.HttpFilter:
+    """With what policies in audit would deny in the log of `listener`, if one is named."""
+    config = router_pb2.Router(suppress_envoy_headers=True, dynamic_stats=_FALSE)
+    if listener:
+        config.upstream_log.append(accesslog.audit(listener))
+    return _filter("envoy.filters.http.router", config)
 
 
 def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
@@ -122,7 +124,7 @@ def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnect
             scoped_rds=hcm_pb2.ScopedRds(scoped_rds_config_source=ADS),
         )
     )
-    manager.http_filters.extend([_filter(names.CORS_FILTER, cors_pb2.Cors()), router()])
+    manager.http_filters.extend([_filter(names.CORS_FILTER, cors_pb2.Cors()), router(listener.name)])
     return manager
 
 
@@ -142,6 +144,9 @@ def by_workload(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnec
         ),
     )
     manager.http_filters.extend(
-        [_filter("envoy.filters.http.header_to_metadata", config(request_rules=[rule])), router()]
+        [
+            _filter("envoy.filters.http.header_to_metadata", config(request_rules=[rule])),
+            router(listener.name),
+        ]
     )
     return manager

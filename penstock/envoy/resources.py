@@ -15,7 +15,7 @@ from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from google.protobuf.message import Message
 
 from penstock.envoy import clusters, listeners, names, routes
-from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel
+from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel, Rights
 from penstock.world import Settings
 
 T = TypeVar("T")
@@ -80,12 +80,18 @@ class Builder(Generic[T]):
             add(SCOPED_ROUTE, table.name, routes.scope, table.name, table.address, table.port)
             add(ROUTE, table.name, routes.service, table)
         for source in sorted({item.source_class for item in model.listeners if item.kind in _TO_WORKLOADS}):
-            rights = tuple(
-                item for item in model.workload_rights if item.sources is None or source in item.sources
-            )
-            add(ROUTE, names.workloads_table(source), routes.workloads, source, rights)
+            rights = _of(source, model.workload_rights)
+            audit = None if model.workload_audit is None else _of(source, model.workload_audit)
+            # Without a difference the table is the one that it is without any audit.
+            more = () if audit in (None, rights) else (audit,)
+            add(ROUTE, names.workloads_table(source), routes.workloads, source, rights, *more)
         self._last = now
         return result
+
+
+def _of(source: int, rights: tuple[Rights, ...]) -> tuple[Rights, ...]:
+    """Those that a source class has."""
+    return tuple(item for item in rights if item.sources is None or source in item.sources)
 
 
 def _as_is(_: str, message: Message) -> Message:

@@ -99,14 +99,17 @@ def _action(route: Route) -> components.RouteAction:
 
 
 def _table(
-    name: str, routes: Iterable[components.Route], rights: tuple[Rights, ...]
+    name: str,
+    routes: Iterable[components.Route],
+    rights: tuple[Rights, ...],
+    audit: tuple[Rights, ...] | None,
 ) -> route_pb2.RouteConfiguration:
     return route_pb2.RouteConfiguration(
         name=name,
         virtual_hosts=[components.VirtualHost(name=name, domains=["*"], routes=routes)],
         request_headers_to_remove=[names.DESTINATION_HEADER],
         typed_per_filter_config={
-            names.RIGHTS_FILTER: pack(rbac_pb2.RBACPerRoute(rbac=rbac.rules(rights))),
+            names.RIGHTS_FILTER: pack(rbac_pb2.RBACPerRoute(rbac=rbac.rules(rights, audit))),
         },
     )
 
@@ -142,7 +145,7 @@ def _routes(route: Route) -> Iterator[components.Route]:
 
 
 def service(table: ServiceTable) -> route_pb2.RouteConfiguration:
-    return _table(table.name, chain.from_iterable(map(_routes, table.routes)), table.rights)
+    return _table(table.name, chain.from_iterable(map(_routes, table.routes)), table.rights, table.audit)
 
 
 def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRouteConfiguration:
@@ -155,14 +158,16 @@ def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRout
     return scoped_route_pb2.ScopedRouteConfiguration(name=name, route_configuration_name=name, key=key)
 
 
-def workloads(source_class: int, rights: tuple[Rights, ...]) -> route_pb2.RouteConfiguration:
+def workloads(
+    source_class: int, rights: tuple[Rights, ...], audit: tuple[Rights, ...] | None = None
+) -> route_pb2.RouteConfiguration:
     """The table for requests of a source class to a workload's own address: no routing, only rights."""
     route = components.Route(
         name=names.WORKLOADS,
         match=components.RouteMatch(prefix="/"),
         route=_Action(cluster=names.WORKLOADS, timeout=seconds(0)),
     )
-    return _table(names.workloads_table(source_class), [route], rights)
+    return _table(names.workloads_table(source_class), [route], rights, audit)
 
 
 def destination_header() -> base_pb2.HeaderValueOption:

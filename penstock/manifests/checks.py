@@ -14,6 +14,7 @@ from penstock.manifests import netpol_checks, policy_checks, route_checks, synta
 from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.kinds import (
     AnyKind,
+    CiliumCIDRGroup,
     CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
@@ -184,6 +185,7 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: policy_checks.check,
     CiliumClusterwideNetworkPolicy: policy_checks.check,
+    CiliumCIDRGroup: policy_checks.check_group,
     NetworkPolicy: netpol_checks.check,
     Namespace: _namespace,
     HTTPRoute: route_checks.check,

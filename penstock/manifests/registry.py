@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from penstock.manifests.kinds import (
     AnyKind,
+    CiliumCIDRGroup,
     CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
@@ -60,6 +61,14 @@ SERVED: Mapping[str, ServedKind] = {
             "ciliumclusterwidenetworkpolicies",
             ("ccnp",),
             namespaced=False,
+        ),
+        ServedKind(
+            CiliumCIDRGroup,
+            "cilium.io/v2",
+            "ciliumcidrgroups",
+            ("ccg",),
+            namespaced=False,
+            older=("cilium.io/v2alpha1",),
         ),
         ServedKind(NetworkPolicy, "networking.k8s.io/v1", "networkpolicies", ("netpol",), custom=False),
         ServedKind(Namespace, "v1", "namespaces", ("ns",), namespaced=False, custom=False),

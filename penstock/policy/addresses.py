@@ -13,7 +13,7 @@ from penstock.manifests.kinds import Node
 from penstock.plan import IpcacheEntry, MeshMode
 from penstock.policy.identities import Member, Members
 from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
-from penstock.policy.mesh_tls import MeshModes
+from penstock.policy.mesh_tls import TowardModes
 from penstock.world import Address, Network, World, host_network, parse_address
 
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -22,7 +22,7 @@ EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 Entries = dict[Network, IpcacheEntry]
 
 
-def ipcache(world: World, members: Members, modes: MeshModes) -> Entries:
+def ipcache(world: World, members: Members, modes: TowardModes) -> Entries:
     """Network → who its addresses are, where no longer network says otherwise."""
     found = strangers(world, members)
     for member in members.all:
@@ -36,19 +36,21 @@ def strangers(world: World, members: Members) -> Entries:
     found: Entries = dict.fromkeys(EVERYWHERE, IpcacheEntry(WORLD, WORLD))
     for network, identity in members.index.prefixes.identities.items():
         found[network] = IpcacheEntry(identity, identity)
+    own = {name: number for number, name in members.index.nodes.items()}
     for document, node in world.of_kind(Node):
         if document.key.name == world.node:
             continue
+        number = own.get(document.key.name, REMOTE_NODE)
         for item in node.status.addresses:
             if item.type == "InternalIP":
-                found[host_network(parse_address(item.address))] = IpcacheEntry(REMOTE_NODE, REMOTE_NODE)
+                found[host_network(parse_address(item.address))] = IpcacheEntry(number, number)
     for address in world.node_addresses:
         found[host_network(address)] = IpcacheEntry(HOST, HOST, local=True)
     return found
 
 
 def followed(
-    world: World, entries: Entries, before: Members, after: Members, modes: MeshModes
+    world: World, entries: Entries, before: Members, after: Members, modes: TowardModes
 ) -> Entries | None:
     """`entries`, made for the members `before`, as they are for those of `after`, all else being the same.
 
@@ -78,7 +80,7 @@ def _held(member: Member) -> tuple[Address, ...]:
     return () if member.local and member.attachment is None else member.addresses
 
 
-def _entry(member: Member, modes: MeshModes) -> IpcacheEntry:
+def _entry(member: Member, modes: TowardModes) -> IpcacheEntry:
     return IpcacheEntry(
         member.identity,
         member.identity,

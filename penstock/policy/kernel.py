@@ -6,7 +6,7 @@ from ipaddress import ip_network
 
 from penstock.facts import Facts
 from penstock.manifests.kinds import Node
-from penstock.plan import EndpointEntry, KernelTables, ListenerKey, ServiceEntry, ServiceKey
+from penstock.plan import Direction, EndpointEntry, KernelTables, ListenerKey, ServiceEntry, ServiceKey
 from penstock.policy.labels import HOST
 from penstock.routing.model import ProxyListener
 from penstock.routing.services import service_name
@@ -24,13 +24,19 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         name = (member.namespace, member.document.key.name)
         for address in member.addresses:
             endpoints[address] = EndpointEntry(
-                member.identity, member.subject, at.ifindex, at.mac, at.host_mac, facts.modes.of(member)
+                member.identity,
+                member.subject,
+                at.ifindex,
+                at.mac,
+                at.host_mac,
+                facts.modes.of(member),
+                frozenset(d for d in Direction if (member.subject, d) in facts.audit_entries),
             )
         netns[at.cookie] = member.identity
         attach[at.ifindex] = name
     if facts.world.node_cookie:
         netns[facts.world.node_cookie] = HOST
-    policy = {key: entry for table in facts.entries.values() for key, entry in table.items()}
+    policy = {key: entry for table in facts.all_entries.values() for key, entry in table.items()}
     return KernelTables(
         endpoints=endpoints,
         ipcache=facts.ipcache,

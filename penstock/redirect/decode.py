@@ -15,6 +15,7 @@ from penstock.plan import (
     IpcacheEntry,
     ListenerKey,
     MeshMode,
+    PolicyEntry,
     PolicyKey,
     ServiceKey,
     Verdict,
@@ -23,6 +24,7 @@ from penstock.redirect.layout import (
     IPCACHE_LOCAL,
     IPCACHE_MESH,
     MAPPED,
+    POLICY_AUTHENTICATED,
     POLICY_FIXED_BITS,
     SERVICE_HTTP,
     address_of,
@@ -41,8 +43,9 @@ def port(raw: bytes) -> int:
 
 def endpoint(raw: bytes) -> EndpointEntry:
     """The addresses of its link are not in the map, and are left empty."""
-    ifindex, identity, subject, _, mode = struct.unpack_from("=IIIIB", raw)
-    return EndpointEntry(identity, subject, ifindex, b"", b"", MeshMode(mode))
+    ifindex, identity, subject, _, mode, bits = struct.unpack_from("=IIIIBB", raw)
+    audit = frozenset(d for d in Direction if bits & 1 << d)
+    return EndpointEntry(identity, subject, ifindex, b"", b"", MeshMode(mode), audit)
 
 
 def ipcache_key(raw: bytes) -> Network:
@@ -67,8 +70,14 @@ def policy_key(raw: bytes) -> PolicyKey:
 
 def policy_value(raw: bytes) -> tuple[Verdict, int]:
     """The verdict, and the number of the rules behind it (`layout.rule_number`)."""
-    verdict, rule = struct.unpack_from("=B3xI", raw)
+    verdict, _, rule = struct.unpack_from("=BB2xI", raw)
     return Verdict(verdict), rule
+
+
+def policy_entry(raw: bytes) -> PolicyEntry:
+    """The entry without its origins."""
+    verdict, flags, _ = struct.unpack_from("=BB2xI", raw)
+    return PolicyEntry(Verdict(verdict), authenticated=bool(flags & POLICY_AUTHENTICATED))
 
 
 def listener_key(raw: bytes) -> ListenerKey:

@@ -28,6 +28,7 @@ from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
 SERVICE_HTTP = 1
+POLICY_AUTHENTICATED = 1
 NETNS_HOST = 1
 CONFIG_HOST_ACCESS = 1
 POLICY_FIXED_BITS = 32 + 32 + 8
@@ -76,7 +77,10 @@ def _port(port: int) -> bytes:
 
 
 def endpoint(entry: EndpointEntry) -> bytes:
-    return struct.pack("=IIIIB3x", entry.ifindex, entry.identity, entry.subject, entry.identity, entry.mode)
+    audit = sum(1 << direction for direction in entry.audit)
+    return struct.pack(
+        "=IIIIBB2x", entry.ifindex, entry.identity, entry.subject, entry.identity, entry.mode, audit
+    )
 
 
 def ipcache_key(network: Network) -> bytes:
@@ -104,7 +108,8 @@ def rule_number(entry: PolicyEntry) -> int:
 
 
 def policy_value(entry: PolicyEntry) -> bytes:
-    return struct.pack("=B3xI", entry.verdict, rule_number(entry))
+    flags = POLICY_AUTHENTICATED if entry.authenticated else 0
+    return struct.pack("=BB2xI", entry.verdict, flags, rule_number(entry))
 
 
 def listener_key(key: ListenerKey) -> bytes:

@@ -132,6 +132,8 @@ class ServiceTable:
     port: int
     routes: tuple[Route, ...]
     rights: tuple[Rights, ...]
+    audit: tuple[Rights, ...] | None = None
+    """What `rights` would be with the policies in audit enforced; None is no difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +170,4 @@ class ProxyModel:
     clusters: tuple[ProxyCluster, ...] = ()
     workloads: tuple[ProxyEndpoint, ...] = ()
     workload_rights: tuple[Rights, ...] = ()
+    workload_audit: tuple[Rights, ...] | None = None

@@ -19,6 +19,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
     """The clusters that routes name, the routes, the workloads that are guarded, and the rights at each."""
     clusters = {s.name: s for t in facts.mesh.tables for s in t.clusters}
     guarded = _guarded(facts)
+    reached = [facts.destination(m.identity, m, port) for m, port in guarded]
     workloads = (
         _endpoint(facts, Backend(address, port, member))
         for member, port in guarded
@@ -32,7 +33,8 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
             for name, s in sorted(clusters.items())
         ),
         workloads=tuple(workloads),
-        workload_rights=facts.rights(Destination(m.identity, m, port) for m, port in guarded),
+        workload_rights=facts.rights(reached),
+        workload_audit=facts.audit_rights(reached),
     )
 
 
@@ -49,17 +51,19 @@ def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:
 
 
 def _destination(facts: Facts, backend: Backend) -> Destination:
-    return Destination(facts.identity_of(backend.address, backend.member), backend.member, backend.port)
+    return facts.destination(facts.identity_of(backend.address, backend.member), backend.member, backend.port)
 
 
 def _table(facts: Facts, table: RouteTable) -> ServiceTable:
     assert table.served.vip is not None
+    reached = [_destination(facts, b) for s in table.clusters for b in s.backends]
     return ServiceTable(
         name=table.served.name,
         address=table.served.vip,
         port=table.served.port.port,
         routes=table.routes,
-        rights=facts.rights(_destination(facts, b) for s in table.clusters for b in s.backends),
+        rights=facts.rights(reached),
+        audit=facts.audit_rights(reached),
     )
 
 
@@ -70,7 +74,7 @@ def _guarded(facts: Facts) -> tuple[tuple[Member, int], ...]:
         if member.present:
             of_subject.setdefault(member.subject, []).append(member)
     found: dict[tuple[ObjectKey, int], tuple[Member, int]] = {}
-    for (subject, direction), table in facts.entries.items():
+    for (subject, direction), table in facts.all_entries.items():
         steered = {key: e for key, e in table.items() if e.verdict is Verdict.REDIRECT}
         if not steered:
             continue
