@@ -53,7 +53,7 @@ def tcp(listener: str) -> accesslog_pb2.AccessLog:
 
 
 def audit(listener: str) -> accesslog_pb2.AccessLog:
-    """For the router's log upstream, where the filter of rights has told what it would have said."""
+    """Requests that the filter of rights would have denied, with the policies in audit enforced."""
     denied = accesslog_pb2.MetadataFilter(
         matcher=metadata_pb2.MetadataMatcher(
             filter="envoy.filters.http.rbac",

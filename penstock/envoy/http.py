@@ -81,7 +81,7 @@ def base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     return _Hcm(
         stat_prefix=stat_prefix,
         codec_type=_Hcm.CodecType.AUTO,
-        access_log=[accesslog.http(listener)],
+        access_log=[accesslog.http(listener), accesslog.audit(listener)],
         early_header_mutation_extensions=[
             extension("envoy.http.early_header_mutation.header_mutation", _early_mutation())
         ],
@@ -101,12 +101,10 @@ def base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     )
 
 
-def router(listener: str = "") -> hcm_pb2.HttpFilter:
-    """With what policies in audit would deny in the log of `listener`, if one is named."""
-    config = router_pb2.Router(suppress_envoy_headers=True, dynamic_stats=_FALSE)
-    if listener:
-        config.upstream_log.append(accesslog.audit(listener))
-    return _filter("envoy.filters.http.router", config)
+def router() -> hcm_pb2.HttpFilter:
+    return _filter(
+        "envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=True, dynamic_stats=_FALSE)
+    )
 
 
 def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
@@ -124,7 +122,7 @@ def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnect
             scoped_rds=hcm_pb2.ScopedRds(scoped_rds_config_source=ADS),
         )
     )
-    manager.http_filters.extend([_filter(names.CORS_FILTER, cors_pb2.Cors()), router(listener.name)])
+    manager.http_filters.extend([_filter(names.CORS_FILTER, cors_pb2.Cors()), router()])
     return manager
 
 
@@ -146,7 +144,7 @@ def by_workload(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnec
     manager.http_filters.extend(
         [
             _filter("envoy.filters.http.header_to_metadata", config(request_rules=[rule])),
-            router(listener.name),
+            router(),
         ]
     )
     return manager
