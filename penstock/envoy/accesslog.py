@@ -56,7 +56,7 @@ def audit(listener: str) -> accesslog_pb2.AccessLog:
     """Requests that the filter of rights would have denied, with the policies in audit enforced."""
     denied = accesslog_pb2.MetadataFilter(
         matcher=metadata_pb2.MetadataMatcher(
-            filter="envoy.filters.http.rbac",
+            filter="envoy.filters.http.upstream_rbac",
             path=[metadata_pb2.MetadataMatcher.PathSegment(key="shadow_engine_result")],
             value=value_pb2.ValueMatcher(string_match=string_pb2.StringMatcher(exact="denied")),
         ),
