@@ -50,6 +50,7 @@ def numbered(world: World, listeners: tuple[str, ...], read: Policies | None = N
         listener_names=listeners,
         service_names=wanted.services,
         prefixes=wanted.prefixes,
+        gateways=wanted.gateways,
         settings=world.settings,
     )
     # What a World knows of its documents by kind is worth keeping.

@@ -10,11 +10,10 @@ from collections.abc import Iterable, Iterator
 from itertools import chain
 
 from envoy.config.core.v3 import base_pb2
-from envoy.config.route.v3 import route_components_pb2 as components
-from envoy.config.route.v3 import route_pb2, scoped_route_pb2
+from envoy.config.route.v3 import route_components_pb2 as components, route_pb2, scoped_route_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
-from google.protobuf import wrappers_pb2
+from google.protobuf import any_pb2, wrappers_pb2
 
 from penstock.envoy import actions, names, rbac
 from penstock.envoy.protos import pack, seconds
@@ -98,20 +97,23 @@ def _action(route: Route) -> components.RouteAction:
     return action
 
 
-def _table(
+def table(
     name: str,
     routes: Iterable[components.Route],
-    rights: tuple[Rights, ...],
-    audit: tuple[Rights, ...] | None,
+    allowed: tuple[Rights, ...],
+    audit: tuple[Rights, ...] | None = None,
 ) -> route_pb2.RouteConfiguration:
     return route_pb2.RouteConfiguration(
         name=name,
         virtual_hosts=[components.VirtualHost(name=name, domains=["*"], routes=routes)],
         request_headers_to_remove=[names.DESTINATION_HEADER],
-        typed_per_filter_config={
-            names.RIGHTS_FILTER: pack(rbac_pb2.RBACPerRoute(rbac=rbac.rules(rights, audit))),
-        },
+        typed_per_filter_config={names.RIGHTS_FILTER: rights(allowed, audit)},
     )
+
+
+def rights(allowed: tuple[Rights, ...], audit: tuple[Rights, ...] | None = None) -> any_pb2.Any:
+    """What a table configures the rights filter with."""
+    return pack(rbac_pb2.RBACPerRoute(rbac=rbac.rules(allowed, audit)))
 
 
 def _redirects(route: Route, redirect: Redirect) -> Iterator[components.Route]:
@@ -127,7 +129,8 @@ def _redirects(route: Route, redirect: Redirect) -> Iterator[components.Route]:
     yield components.Route(name=route.name, match=_match(route.match), redirect=action)
 
 
-def _routes(route: Route) -> Iterator[components.Route]:
+def compiled(route: Route) -> Iterator[components.Route]:
+    """Envoy's routes for one of the model."""
     if route.actions.missing:
         refusal = components.DirectResponseAction(status=404)
         yield components.Route(name=route.name, match=_match(route.match), direct_response=refusal)
@@ -144,8 +147,9 @@ def _routes(route: Route) -> Iterator[components.Route]:
         yield each
 
 
-def service(table: ServiceTable) -> route_pb2.RouteConfiguration:
-    return _table(table.name, chain.from_iterable(map(_routes, table.routes)), table.rights, table.audit)
+def service(routes: ServiceTable) -> route_pb2.RouteConfiguration:
+    made = chain.from_iterable(map(compiled, routes.routes))
+    return table(routes.name, made, routes.rights, routes.audit)
 
 
 def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRouteConfiguration:
@@ -159,7 +163,7 @@ def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRout
 
 
 def workloads(
-    source_class: int, rights: tuple[Rights, ...], audit: tuple[Rights, ...] | None = None
+    source_class: int, allowed: tuple[Rights, ...], audit: tuple[Rights, ...] | None = None
 ) -> route_pb2.RouteConfiguration:
     """The table for requests of a source class to a workload's own address: no routing, only rights."""
     route = components.Route(
@@ -167,7 +171,7 @@ def workloads(
         match=components.RouteMatch(prefix="/"),
         route=_Action(cluster=names.WORKLOADS, timeout=seconds(0)),
     )
-    return _table(names.workloads_table(source_class), [route], rights, audit)
+    return table(names.workloads_table(source_class), [route], allowed, audit)
 
 
 def destination_header() -> base_pb2.HeaderValueOption:

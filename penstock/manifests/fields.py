@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.manifests import kinds, route_kinds
+from penstock.manifests import gateway_kinds, kinds, route_kinds
 
 NOT_YET = "is not supported by this version of Penstock"
 
@@ -43,8 +43,9 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
     route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
-    route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth requestMirror"),
+    route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth"),
     kinds.PeerAuthenticationSpec: _not_yet("portLevelMtls"),
+    gateway_kinds.GatewaySpec: _not_yet("defaultScope"),
 }
 """Wire name of a field → why it is refused."""
 
@@ -54,7 +55,7 @@ UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] =
     (kinds.ServiceSpec, "internalTrafficPolicy"): ("Local",),
     (kinds.ServiceSpec, "externalTrafficPolicy"): ("Local",),
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
-    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth", "RequestMirror"),
+    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth"),
     (kinds.Authentication, "mode"): ("test-always-fail",),
     (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
 }

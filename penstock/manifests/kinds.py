@@ -17,82 +17,33 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
+from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.policy_kinds import (
     Authentication as Authentication,
-)
-from penstock.manifests.policy_kinds import (
     CIDRGroupSpec as CIDRGroupSpec,
-)
-from penstock.manifests.policy_kinds import (
     CIDRRule as CIDRRule,
-)
-from penstock.manifests.policy_kinds import (
     CiliumCIDRGroup as CiliumCIDRGroup,
-)
-from penstock.manifests.policy_kinds import (
     CiliumClusterwideNetworkPolicy as CiliumClusterwideNetworkPolicy,
-)
-from penstock.manifests.policy_kinds import (
     CiliumNetworkPolicy as CiliumNetworkPolicy,
-)
-from penstock.manifests.policy_kinds import (
     EgressDenyRule as EgressDenyRule,
-)
-from penstock.manifests.policy_kinds import (
     EgressRule as EgressRule,
-)
-from penstock.manifests.policy_kinds import (
     EnableDefaultDeny as EnableDefaultDeny,
-)
-from penstock.manifests.policy_kinds import (
     Entity as Entity,
-)
-from penstock.manifests.policy_kinds import (
     HeaderMatch as HeaderMatch,
-)
-from penstock.manifests.policy_kinds import (
     ICMPField as ICMPField,
-)
-from penstock.manifests.policy_kinds import (
     ICMPRule as ICMPRule,
-)
-from penstock.manifests.policy_kinds import (
     IngressDenyRule as IngressDenyRule,
-)
-from penstock.manifests.policy_kinds import (
     IngressRule as IngressRule,
-)
-from penstock.manifests.policy_kinds import (
     L7Rules as L7Rules,
-)
-from penstock.manifests.policy_kinds import (
     LabelSelector as LabelSelector,
-)
-from penstock.manifests.policy_kinds import (
     LabelSelectorRequirement as LabelSelectorRequirement,
-)
-from penstock.manifests.policy_kinds import (
     NamedService as NamedService,
-)
-from penstock.manifests.policy_kinds import (
     PolicyRule as PolicyRule,
-)
-from penstock.manifests.policy_kinds import (
     PortDenyRule as PortDenyRule,
-)
-from penstock.manifests.policy_kinds import (
     PortHTTP as PortHTTP,
-)
-from penstock.manifests.policy_kinds import (
     PortProtocol as PortProtocol,
-)
-from penstock.manifests.policy_kinds import (
     PortRule as PortRule,
-)
-from penstock.manifests.policy_kinds import (
     SelectedServices as SelectedServices,
-)
-from penstock.manifests.policy_kinds import (
     ServiceRef as ServiceRef,
 )
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
@@ -114,6 +65,8 @@ class WorkloadSpec(Kind, frozen=True):
     interface: str | None = None
     addresses: list[str] = []
     ports: list[ContainerPort] = []
+    ready: bool = True
+    """False: it is a backend of no Service (its health check fails, or it is about to end)."""
 
 
 class Workload(Kind, frozen=True):
@@ -316,4 +269,9 @@ AnyKind = (
     | GRPCRoute
     | ReferenceGrant
     | PeerAuthentication
+    | GatewayClass
+    | Gateway
+    | ListenerSet
+    | Secret
+    | ConfigMap
 )

@@ -58,7 +58,7 @@ def _wanted(
 ) -> set[tuple[ListenerKind, int, int]]:
     wanted: set[tuple[ListenerKind, int, int]] = set()
     local = members.local()
-    remote = {m.identity for m in members.all if m.mesh}
+    remote = {m.identity for m in (*members.all, *members.ingress) if m.mesh}
     speaking = {m.identity for m in members.all if m.mesh and modes.of(m) is not MeshMode.OFF}
     for member in local:
         if routed:

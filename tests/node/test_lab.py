@@ -14,8 +14,7 @@ from typing import Any
 import pytest
 
 from penstock import lab
-from penstock.lab import LabError, LabSpec, netns
-from penstock.lab import lab as labs
+from penstock.lab import LabError, LabSpec, lab as labs, netns
 
 LabFactory = Callable[[Mapping[str, Any]], LabSpec]
 PENSTOCK = [sys.executable, "-m", "penstock.cli"]

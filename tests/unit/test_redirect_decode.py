@@ -5,8 +5,7 @@ from __future__ import annotations
 import struct
 from ipaddress import ip_address, ip_network
 
-from hypothesis import given
-from hypothesis import strategies as st
+from hypothesis import given, strategies as st
 
 from penstock.plan import (
     Direction,
