@@ -18,6 +18,7 @@ import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
 from penstock.manifests.policy_kinds import (
     Authentication as Authentication,
     CIDRGroupSpec as CIDRGroupSpec,
@@ -274,4 +275,6 @@ AnyKind = (
     | ListenerSet
     | Secret
     | ConfigMap
+    | TLSRoute
+    | TCPRoute
 )

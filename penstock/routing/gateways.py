@@ -10,17 +10,19 @@ Source: Gateway API v1.6, Gateway, Listener, HTTPRoute (hostnames and precedence
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
 from penstock.routing import hosts
 from penstock.routing.attach import Attached, Entry, ListenerStatus, Namespaces, attach, by_port, entries_of
 from penstock.routing.certificates import Vault
+from penstock.routing.l4routes import L4_KINDS, L4Route, Routed as L4Routed, Streams, hostnames, shares
 from penstock.routing.model import (
     Authorities,
     Certificate,
@@ -36,8 +38,8 @@ from penstock.routing.rules import Ranked, Services, compile_rules, services_of
 from penstock.routing.services import ServedPort
 from penstock.world import Address, World
 
-EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap)
-"""What the edge is made from, besides routes, Services and Nodes."""
+EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap, *L4_KINDS)
+"""What the edge is made from, besides routes of HTTP, Services and Nodes."""
 
 Routed = tuple[Document, HTTPRoute | GRPCRoute]
 
@@ -110,6 +112,7 @@ class _Gateway:
     sets: list[Document]
     refused: list[Document]
     routes: dict[int, list[tuple[Attached, Routed]]] = field(default_factory=dict)
+    streams: list[L4Routed] = field(default_factory=list)
 
     @property
     def accepted(self) -> Condition:
@@ -208,7 +211,13 @@ class Edges:
             of_parent[key] = (each, [e for e in each.entries if e.owner is each.document])
             for owner in each.sets:
                 of_parent[owner.key] = (each, [e for e in each.entries if e.owner is owner])
-        routes: list[Routed] = [*self._world.of_kind(HTTPRoute), *self._world.of_kind(GRPCRoute)]
+        routes: list[tuple[Document, HTTPRoute | GRPCRoute | L4Route]] = [
+            *self._world.of_kind(HTTPRoute),
+            *self._world.of_kind(GRPCRoute),
+            *self._world.of_kind(TLSRoute),
+            *self._world.of_kind(TCPRoute),
+            *self._world.of_kind(UDPRoute),
+        ]
         for document, route in routes:
             parents = []
             for parent in route.spec.parent_refs:
@@ -224,7 +233,7 @@ class Edges:
     def _attach(
         self,
         document: Document,
-        route: HTTPRoute | GRPCRoute,
+        route: HTTPRoute | GRPCRoute | L4Route,
         parent: ParentReference,
         of_parent: Mapping[ObjectKey, tuple[_Gateway, list[Entry]]],
     ) -> tuple[Condition, Condition]:
@@ -234,6 +243,8 @@ class Edges:
             why = f"there is no {key} of a class of Penstock's"
             return Condition("Accepted", False, "NoMatchingParent", why), resolved
         gateway, entries = of_parent[key]
+        if not isinstance(route, HTTPRoute | GRPCRoute):
+            return self._attach_stream(document, route, parent, gateway, entries), resolved
         attached, accepted = attach(document, parent, route.spec.hostnames, entries, self._namespaces)
         for each in attached:
             port = each.entry.listener.port
@@ -243,8 +254,30 @@ class Edges:
                 listed.append((each, (document, route)))
         return accepted, resolved
 
-    def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute) -> Condition:
-        problems = compile_rules(document, route, self._services, port=80, edge=True).problems
+    def _attach_stream(
+        self,
+        document: Document,
+        route: L4Route,
+        parent: ParentReference,
+        gateway: _Gateway,
+        entries: list[Entry],
+    ) -> Condition:
+        names = hostnames(route)
+        attached, accepted = attach(
+            document, parent, names, entries, self._namespaces, by_host=lambda e: e.protocol == "TLS"
+        )
+        known = {(id(a.entry), d.key) for a, d, _ in gateway.streams}
+        gateway.streams += [
+            (a, document, route) for a in attached if (id(a.entry), document.key) not in known
+        ]
+        return accepted
+
+    def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> Condition:
+        problems: Sequence[Condition]
+        if isinstance(route, HTTPRoute | GRPCRoute):
+            problems = compile_rules(document, route, self._services, port=80, edge=True).problems
+        else:
+            problems = shares(document, route, self._services).problems
         return problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
 
     # --- listeners ------------------------------------------------------------------------------------------
@@ -261,14 +294,25 @@ class Edges:
             if http:
                 tables.append(self._table(name, port, http, http, each))
                 chains.append(HttpChain(name))
-            https = [e for e in entries if e.protocol == "HTTPS"]
+            https = [e for e in entries if e.protocol in ("HTTPS", "TLS")]
+            streams = Streams(self._services)
+            for entry in entries:
+                if entry.protocol == "TCP":
+                    streams.add_all(name, entry, each.streams)
             for entry in https:
-                tls = self._tls(entry, each)
-                if tls is None:
+                passed = entry.listener.tls is not None and entry.listener.tls.mode == "Passthrough"
+                tls = None if passed else self._tls(entry, each)
+                if tls is None and not passed:
+                    continue
+                if entry.protocol == "TLS":
+                    streams.add_tls(name, entry, each.streams, [e.hostname for e in https], tls)
                     continue
                 table = f"{name}/{entry.hostname or '*'}"
                 tables.append(self._table(table, port, [entry], https, each))
                 chains.append(HttpChain(table, entry.hostname, tls))
+            chains += streams.chains
+            for cluster in streams.clusters.values():
+                self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
             if chains:
                 listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), "TCP"))
         return listeners, tables

@@ -72,7 +72,18 @@ def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
     sources = [a for m in facts.members.ingress[:1] for a in m.addresses if a.version == served.family]
     endpoints = _endpoints(facts, served.backends) if sources else ()
     source = sources[0] if sources else None
-    return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls)
+    if served.stream:
+        open_ = {e for b, e in zip(served.backends, endpoints, strict=False) if _open_to_edge(facts, b)}
+        endpoints = tuple(e for e in endpoints if e in open_)
+    return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls, served.stream)
+
+
+def _open_to_edge(facts: Facts, backend: Backend) -> bool:
+    """Whether Gateways may send an endpoint anything: what only some requests may do, a stream may not."""
+    return any(
+        r.requests == () and (r.sources is None or INGRESS in r.sources)
+        for r in facts.rights([_destination(facts, backend)])
+    )
 
 
 def _edge_table(facts: Facts, each: EdgeTable) -> HostTable:
