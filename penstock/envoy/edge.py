@@ -11,7 +11,8 @@ from __future__ import annotations
 from itertools import chain
 
 from envoy.config.core.v3 import protocol_pb2
-from envoy.config.listener.v3 import listener_components_pb2 as components, listener_pb2
+from envoy.config.listener.v3 import listener_components_pb2 as components
+from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2

@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from envoy.service.discovery.v3 import discovery_pb2
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from xds_dialogue import CDS, EDS, LDS, RDS, SDS, SRDS, res, snap
 
 from penstock.xds.errors import ProtocolError

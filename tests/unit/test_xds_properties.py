@@ -11,7 +11,8 @@ from collections import deque
 from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from xds_dialogue import CDS, EDS, LDS, RDS, SDS, res, snap
 
 from penstock.xds.order import Rollout
