@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from penstock.control import socket_path
 from penstock.envoy.bootstrap import xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import HostError
+from penstock.mtls import keys
 from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.issuer import LIFETIME, Issuer
 from penstock.mtls.reports import Reporter
@@ -48,6 +50,7 @@ class Options:
     state_dir: Path
     node: str
     ca_dir: Path | None = None
+    ca_passphrase_file: Path | None = None
     settings: Settings = field(default_factory=Settings)
     concurrency: int | None = None
     cert_lifetime: timedelta = LIFETIME
@@ -110,7 +113,10 @@ async def open_node(
     ca_dir = options.ca_dir or options.state_dir / "ca"
     # Known to the CA's rotations before it is read: none can begin and end without this node.
     reporter: Reporter = await blocking(Reporter.open, ca_dir, options.node)
-    ca = await blocking(CertificateAuthority.open, ca_dir, settings.trust_domain)
+    passphrase = keys.passphrase(options.ca_passphrase_file)
+    ca = await blocking(
+        partial(CertificateAuthority.open, ca_dir, settings.trust_domain, passphrase=passphrase)
+    )
     allocations = await blocking(state.load, options.state_dir)
     host: HostSettings = await blocking(HostSettings, _host_record(options.run_dir))
     await blocking(host.up, settings.proxy_source_ports)
@@ -130,7 +136,7 @@ async def open_node(
         server=server,
         admin=envoy.admin,
         issuer=issuer,
-        bundle=lambda: ca.bundle_pem,
+        trusted=lambda: (ca.bundle_pem, ca.lists_pem),
         blocking=blocking,
     )
     certificates = Certificates(
@@ -141,6 +147,7 @@ async def open_node(
         server=server,
         reporter=reporter,
         blocking=blocking,
+        enforced=options.state_dir / "revoked.json",
     )
     events = RingBuffer(open_pin(datapath.pins / "events"), on_event)
     cookie = int(await blocking(host.cookie))

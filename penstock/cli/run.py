@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from penstock.cli.options import DURATION, run_dir_option
+from penstock.cli.options import DURATION, passphrase_option, run_dir_option
 
 if TYPE_CHECKING:
     from penstock.world import Enforcement
@@ -33,6 +33,7 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 @click.option(
     "--ca-dir", type=DIRECTORY, default=None, help="Share one CA with other daemons of this machine."
 )
+@passphrase_option
 @click.option(
     "--trust-domain", default="penstock.local", show_default=True, help="Trust domain of the SPIFFE ids."
 )
@@ -71,6 +72,7 @@ def run(
     state_dir: Path,
     node: str | None,
     ca_dir: Path | None,
+    ca_passphrase_file: Path | None,
     trust_domain: str,
     cert_lifetime: timedelta,
     host_access: bool,
@@ -97,6 +99,7 @@ def run(
         state_dir=state_dir.resolve(),
         node=node or platform.node(),
         ca_dir=ca_dir.resolve() if ca_dir else None,
+        ca_passphrase_file=ca_passphrase_file,
         settings=Settings(
             trust_domain=check_trust_domain(trust_domain),
             host_access=host_access,

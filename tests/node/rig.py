@@ -133,6 +133,10 @@ class Daemon:
         os.kill(before, signal.SIGKILL)
         until("another Envoy", lambda: self.envoy_pid not in (0, before))
 
+    def kill_envoy_only(self) -> None:
+        """SIGKILL, while no daemon is there to start another."""
+        os.kill(self.envoy_pid, signal.SIGKILL)
+
     def end(self) -> None:
         """SIGTERM, and SIGKILL if that does not end it; fine if it does not run."""
         if self.process is not None and self.process.poll() is None:
