@@ -91,6 +91,7 @@ class Certificates:
         """Follow the CA directory for ever. `wake` sets the loop going."""
         self._wake = wake
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._ca.run())
             tasks.create_task(self._follow())
             tasks.create_task(self._report_forever())
             tasks.create_task(self._enforcer.run(self._kick.set))
@@ -116,6 +117,12 @@ class Certificates:
             self._problem = str(error)
             self._kick.set()
             return
+        failed = list(self._issuer.failures)
+        if failed:
+            # What the CA refused or did not answer may be different now.
+            await self._blocking(self._issuer.renew, failed)
+            self._wake()
+        self._kick.set()
         if before != self._ca.state:
             under_way = self._ca.rotation
             log.info("the CA has changed", extra={"stage": under_way.stage if under_way else ""})

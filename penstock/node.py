@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +26,10 @@ from penstock.envoy.bootstrap import xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import HostError
 from penstock.mtls import keys
+from penstock.mtls.authority import Authority, Reporting
 from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.issuer import LIFETIME, Issuer
+from penstock.mtls.remote import RemoteAuthority
 from penstock.mtls.reports import Reporter
 from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
@@ -51,6 +52,9 @@ class Options:
     node: str
     ca_dir: Path | None = None
     ca_passphrase_file: Path | None = None
+    ca_server: str = ""
+    """HOST:PORT of a CA that is served elsewhere; then `ca_dir` is not used."""
+    join_token_file: Path | None = None
     settings: Settings = field(default_factory=Settings)
     concurrency: int | None = None
     cert_lifetime: timedelta = LIFETIME
@@ -74,10 +78,10 @@ class Node:
     tables: Tables
     server: XdsServer
     envoy: EnvoyProcess
-    ca: CertificateAuthority
+    ca: Authority
     issuer: Issuer
     certificates: Certificates
-    reporter: Reporter
+    reporter: Reporting
     applier: Applier
     events: RingBuffer
     allocations: Allocations
@@ -111,12 +115,7 @@ async def open_node(
     lock = _lock(options.run_dir)
     settings = options.settings
     ca_dir = options.ca_dir or options.state_dir / "ca"
-    # Known to the CA's rotations before it is read: none can begin and end without this node.
-    reporter: Reporter = await blocking(Reporter.open, ca_dir, options.node)
-    passphrase = keys.passphrase(options.ca_passphrase_file)
-    ca = await blocking(
-        partial(CertificateAuthority.open, ca_dir, settings.trust_domain, passphrase=passphrase)
-    )
+    ca, reporter = await blocking(_authority, options, ca_dir)
     allocations = await blocking(state.load, options.state_dir)
     host: HostSettings = await blocking(HostSettings, _host_record(options.run_dir))
     await blocking(host.up, settings.proxy_source_ports)
@@ -167,6 +166,21 @@ async def open_node(
         allocations=allocations,
         cookie=cookie,
     )
+
+
+def _authority(options: Options, ca_dir: Path) -> tuple[Authority, Reporting]:
+    """The CA, and whom to tell how far this node is. Raises PenstockError."""
+    domain = options.settings.trust_domain
+    if options.ca_server:
+        folder = options.state_dir / "ca-client"
+        remote = RemoteAuthority.open(
+            options.ca_server, options.node, folder, domain, options.join_token_file
+        )
+        return remote, remote
+    # Known to the CA's rotations before it is read: none can begin and end without this node.
+    reporter = Reporter.open(ca_dir, options.node)
+    passphrase = keys.passphrase(options.ca_passphrase_file)
+    return CertificateAuthority.open(ca_dir, domain, passphrase=passphrase), reporter
 
 
 def _lock(run_dir: Path) -> int:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from penstock.cli.ca_serve import serve, token
 from penstock.cli.options import (
     DURATION,
     ca_dir_option,
@@ -40,7 +41,11 @@ MEANING = {
 
 @click.group()
 def ca() -> None:
-    """The certificate authority: show it, rotate it."""
+    """The certificate authority: show it, rotate it, serve it to other nodes."""
+
+
+ca.add_command(serve)
+ca.add_command(token)
 
 
 @ca.command("show")

@@ -157,6 +157,9 @@ class CertificateAuthority:
             lists=held.lists.decode(),
         )
 
+    async def run(self) -> None:
+        """A directory needs nobody to run it."""
+
     def changes(self) -> AsyncIterator[None]:
         """Once at first, then whenever somebody may have changed the CA: `reload` it."""
         return changes(self.directory, WATCHED)

@@ -47,6 +47,14 @@ def signing_request(key: ec.EllipticCurvePrivateKey) -> bytes:
     return request.public_bytes(serialization.Encoding.PEM)
 
 
+def request_for(key_pem: bytes) -> bytes:
+    """As `signing_request`, for a key in PEM. Raises ValueError."""
+    key = serialization.load_pem_private_key(key_pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("not an elliptic curve key")
+    return signing_request(key)
+
+
 def root(key: PrivateKey, trust_domain: str, now: datetime) -> x509.Certificate:
     """A self-signed root; one intermediate may stand below it."""
     name = _authority_name("Penstock Root CA")

@@ -46,14 +46,17 @@ def note(directory: Path, domain: str) -> None:
 
 def named_by(root: x509.Certificate) -> str:
     """The trust domain in the certificate itself; "" if there is none."""
+    return uri(root).removeprefix(spiffe.SCHEME)
+
+
+def uri(certificate: x509.Certificate) -> str:
+    """The SPIFFE id that a certificate names; "" if there is none."""
     try:
-        san = root.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+        san = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return ""
-    for uri in san.get_values_for_type(x509.UniformResourceIdentifier):
-        if uri.startswith(spiffe.SCHEME):
-            return uri.removeprefix(spiffe.SCHEME)
-    return ""
+    found = san.get_values_for_type(x509.UniformResourceIdentifier)
+    return next((each for each in found if each.startswith(spiffe.SCHEME)), "")
 
 
 def key_type(directory: Path) -> KeyType:
