@@ -22,7 +22,7 @@ from penstock.facts import Facts
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
-from penstock.policy.identities import identity_text
+from penstock.policy.identities import Member, identity_text
 from penstock.policy.kernel import kernel_tables
 from penstock.policy.netpol import POLICY_KINDS
 from penstock.policy.prefixes import prefixes
@@ -106,15 +106,11 @@ _VALID = ObjectStatus((Condition("Valid", True, "Accepted"),))
 
 def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     found = dict.fromkeys(facts.world.documents, ObjectStatus())
-    for document, workload in facts.world.of_kind(Workload):
-        if workload.spec.container:
-            why = "containers are not followed by this version: name the network namespace"
-            found[document.key] = ObjectStatus((Condition("Ready", False, "NotServed", why),), pending=why)
     for member in facts.members.all:
         key = member.document.key
         if member.local and member.attachment is None:
-            why = f"network namespace {member.netns} is absent"
-            found[key] = ObjectStatus((Condition("Ready", False, "NamespaceAbsent", why),), pending=why)
+            why, reason = _absent(member)
+            found[key] = ObjectStatus((Condition("Ready", False, reason, why),), pending=why)
         elif member.local:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
     for document in facts.world.of_kinds(*POLICY_KINDS):
@@ -122,6 +118,15 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     found.update(_shared_vips(facts))
     found.update(facts.mesh.statuses)
     return found
+
+
+def _absent(member: Member) -> tuple[str, str]:
+    """What a local workload that is not attached waits for, and the word for it."""
+    workload = member.document.value
+    assert isinstance(workload, Workload)
+    if workload.spec.container is None:
+        return f"network namespace {member.netns} is absent", "NamespaceAbsent"
+    return f"container {workload.spec.container} does not run here", "ContainerAbsent"
 
 
 def _shared_vips(facts: Facts) -> dict[ObjectKey, ObjectStatus]:

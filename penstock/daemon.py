@@ -37,6 +37,7 @@ from penstock.plan import Plan
 from penstock.planner import Planner
 from penstock.redirect.layout import decode_event
 from penstock.report import Report, directory
+from penstock.sources.docker import DockerSource, combined
 from penstock.sources.files import FileSource
 from penstock.sources.netns import Found, NamespaceEvents, Wanted, attachments
 from penstock.world import Address, World
@@ -63,7 +64,8 @@ class Daemon:
         self._inspector = Inspector(node.tables, lambda: node.server.connected > 0)
         self._store = Store()
         self._planner = Planner()
-        self._documents: Mapping[ObjectKey, Document] = {}
+        self._docker = DockerSource(options.docker) if options.docker else None
+        self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
         self._attached: dict[Wanted, Found] = {}
@@ -131,6 +133,7 @@ class Daemon:
                 node.envoy.keep(self._on_envoy),
                 self._follow_files(),
                 self._follow_namespaces(),
+                self._follow_containers(),
                 self._reconcile_forever(),
                 node.certificates.run(self._wake),
             )
@@ -164,8 +167,16 @@ class Daemon:
         for problem in result.problems:
             if problem not in self._problems:
                 log.warning("%s", problem, extra={"code": problem.code})
-        self._documents, self._problems = result.documents, result.problems
+        self._from_files, self._problems = result.documents, result.problems
         self._wake()
+
+    @property
+    def _documents(self) -> Mapping[ObjectKey, Document]:
+        return combined(self._from_files, self._docker.documents) if self._docker else self._from_files
+
+    @property
+    def _all_problems(self) -> tuple[Problem, ...]:
+        return (*self._problems, *self._docker.problems) if self._docker else self._problems
 
     async def _follow_files(self) -> None:
         async for changes in self._files.changes():
@@ -173,6 +184,15 @@ class Daemon:
 
     async def _follow_namespaces(self) -> None:
         async for _ in self._namespaces.changes():
+            self._look_at_namespaces = True
+            self._unsettled_pause = UNSETTLED_RETRY[0]
+            self._wake()
+
+    async def _follow_containers(self) -> None:
+        if self._docker is None:
+            await asyncio.Event().wait()
+            return
+        async for _ in self._docker.changes():
             self._look_at_namespaces = True
             self._unsettled_pause = UNSETTLED_RETRY[0]
             self._wake()
@@ -210,6 +230,10 @@ class Daemon:
                 self._applied.notify_all()
 
     async def _reconcile(self) -> None:
+        if self._docker is not None and not self._docker.known:
+            # To go on without its containers would take them out of force.
+            self._report.failed(f"the Docker Engine at {self.options.docker} has not answered yet")
+            return
         documents = self._documents
         wanted = self._wanted(documents)
         addresses: tuple[Address, ...] = self._world.node_addresses
@@ -244,7 +268,7 @@ class Daemon:
         self._world = world
         applied: Applied = await self._node.applier.apply(plan, closed)
         self._flows.look_up(partial(directory, world, plan))
-        self._report.update(world, plan, applied, self._problems)
+        self._report.update(world, plan, applied, self._all_problems)
         if self._planner.facts is not None:
             self._inspector.update(self._planner.facts, plan)
         log.info(
@@ -294,16 +318,21 @@ class Daemon:
                 self._wake_in(0.2, namespaces=False)
                 return
 
-    @staticmethod
-    def _local_netns(workload: Workload, node: str) -> str | None:
-        return workload.spec.netns if workload.spec.node in (None, node) else None
+    def _local_netns(self, workload: Workload) -> str | None:
+        spec = workload.spec
+        if spec.node not in (None, self.options.node):
+            return None
+        if spec.container and self._docker is not None:
+            pid = self._docker.pid(spec.container)
+            return f"/proc/{pid}/ns/net" if pid else None
+        return spec.netns
 
     def _wanted(self, documents: Mapping[ObjectKey, Document]) -> list[Wanted]:
         found = []
         for key, document in documents.items():
             value = document.value
             if isinstance(value, Workload):
-                netns = self._local_netns(value, self.options.node)
+                netns = self._local_netns(value)
                 if netns:
                     found.append(Wanted((key.namespace, key.name), netns, value.spec.interface))
         return found

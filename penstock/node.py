@@ -44,7 +44,8 @@ Blocking = Callable[..., Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `penstock run` was asked for. `ca_dir` None keeps the CA in the state directory."""
+    """What `penstock run` was asked for. `ca_dir` None keeps the CA in the state directory, `docker` is the
+    socket of an engine to follow."""
 
     config: Path
     run_dir: Path
@@ -58,6 +59,7 @@ class Options:
     settings: Settings = field(default_factory=Settings)
     concurrency: int | None = None
     cert_lifetime: timedelta = LIFETIME
+    docker: str | None = None
 
 
 def _pins(run_dir: Path) -> Path:

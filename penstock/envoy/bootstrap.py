@@ -78,6 +78,15 @@ def bootstrap(run_dir: Path, *, node: str, open_files: int) -> str:
             "cds_config": {"ads": {}, "resource_api_version": "V3"},
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
+        "bootstrap_extensions": [
+            {
+                "name": "envoy.bootstrap.internal_listener",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3."
+                    "InternalListener"
+                },
+            }
+        ],
         "static_resources": {
             "clusters": [stream_cluster(ADS_CLUSTER, socket), stream_cluster(ALS_CLUSTER, socket)]
         },

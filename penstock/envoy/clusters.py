@@ -34,6 +34,8 @@ _UNLIMITED = 0xFFFFFFFF
 
 _Cluster = cluster_pb2.Cluster
 
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
+
 
 class Protocol(Enum):
     """What is spoken to a backend."""
@@ -43,7 +45,7 @@ class Protocol(Enum):
     AS_CLIENT = "what the client speaks"
 
 
-def _circuit_breakers() -> circuit_breaker_pb2.CircuitBreakers:
+def unlimited() -> circuit_breaker_pb2.CircuitBreakers:
     most = wrappers_pb2.UInt32Value(value=_UNLIMITED)
     threshold = circuit_breaker_pb2.CircuitBreakers.Thresholds(
         max_connections=most, max_pending_requests=most, max_requests=most
@@ -91,6 +93,13 @@ def _http_options(protocol: Protocol) -> http_protocol_options_pb2.HttpProtocolO
     return options
 
 
+def http2_without_filters() -> http_protocol_options_pb2.HttpProtocolOptions:
+    """HTTP/2 to a part of this Envoy itself, where what is sent is judged."""
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    options.explicit_http_config.http2_protocol_options.CopyFrom(protocol_pb2.Http2ProtocolOptions())
+    return options
+
+
 def servers(endpoints: Iterable[ProxyEndpoint]) -> tuple[str, ...]:
     """The server identities that a cluster with these endpoints must be able to demand."""
     return tuple(sorted({item.server_id for item in endpoints if item.server_id is not None}))
@@ -120,12 +129,10 @@ def service(
         eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
-        circuit_breakers=_circuit_breakers(),
+        circuit_breakers=unlimited(),
         upstream_bind_config=_bind(source_ports),
         transport_socket_matches=_transport_matches(servers),
-        typed_extension_protocol_options={
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(_http_options(protocol))
-        },
+        typed_extension_protocol_options={HTTP_OPTIONS: pack(_http_options(protocol))},
     )
 
 
@@ -157,7 +164,7 @@ def original_dst(
         type=_Cluster.DiscoveryType.ORIGINAL_DST,
         lb_policy=_Cluster.LbPolicy.CLUSTER_PROVIDED,
         connect_timeout=seconds(_CONNECT_TIMEOUT),
-        circuit_breakers=_circuit_breakers(),
+        circuit_breakers=unlimited(),
         upstream_bind_config=_bind(source_ports),
         transport_socket=None if server_id is None else tls.upstream(server_id, sni_of_endpoint=False),
     )

@@ -14,7 +14,7 @@ from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from google.protobuf.message import Message
 
-from penstock.envoy import clusters, listeners, names, routes
+from penstock.envoy import clusters, listeners, mirrors, names, routes
 from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel
 from penstock.world import Settings
 
@@ -79,6 +79,10 @@ class Builder(Generic[T]):
         for table in model.services:
             add(SCOPED_ROUTE, table.name, routes.scope, table.name, table.address, table.port)
             add(ROUTE, table.name, routes.service, table)
+        if model.mirrored:
+            add(CLUSTER, names.MIRRORS, mirrors.cluster)
+            add(LISTENER, names.MIRRORS, mirrors.listener)
+            add(ROUTE, names.MIRRORS, mirrors.table, model.mirror_rights)
         for source in sorted({item.source_class for item in model.listeners if item.kind in _TO_WORKLOADS}):
             rights = tuple(
                 item for item in model.workload_rights if item.sources is None or source in item.sources

@@ -98,7 +98,7 @@ def _action(route: Route) -> components.RouteAction:
     return action
 
 
-def _table(
+def table(
     name: str, routes: Iterable[components.Route], rights: tuple[Rights, ...]
 ) -> route_pb2.RouteConfiguration:
     return route_pb2.RouteConfiguration(
@@ -141,8 +141,8 @@ def _routes(route: Route) -> Iterator[components.Route]:
         yield each
 
 
-def service(table: ServiceTable) -> route_pb2.RouteConfiguration:
-    return _table(table.name, chain.from_iterable(map(_routes, table.routes)), table.rights)
+def service(routes: ServiceTable) -> route_pb2.RouteConfiguration:
+    return table(routes.name, chain.from_iterable(map(_routes, routes.routes)), routes.rights)
 
 
 def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRouteConfiguration:
@@ -162,7 +162,7 @@ def workloads(source_class: int, rights: tuple[Rights, ...]) -> route_pb2.RouteC
         match=components.RouteMatch(prefix="/"),
         route=_Action(cluster=names.WORKLOADS, timeout=seconds(0)),
     )
-    return _table(names.workloads_table(source_class), [route], rights)
+    return table(names.workloads_table(source_class), [route], rights)
 
 
 def destination_header() -> base_pb2.HeaderValueOption:

@@ -44,7 +44,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
     route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
-    route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth requestMirror"),
+    route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth"),
     kinds.PeerAuthenticationSpec: _not_yet("portLevelMtls"),
 }
 """Wire name of a field → why it is refused."""
@@ -55,7 +55,7 @@ UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] =
     (kinds.ServiceSpec, "internalTrafficPolicy"): ("Local",),
     (kinds.ServiceSpec, "externalTrafficPolicy"): ("Local",),
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
-    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth", "RequestMirror"),
+    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth"),
     (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
     (kinds.IngressRule, "fromEntities"): ("kube-apiserver",),
     (kinds.IngressDenyRule, "fromEntities"): ("kube-apiserver",),

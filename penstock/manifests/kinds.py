@@ -52,6 +52,8 @@ class WorkloadSpec(Kind, frozen=True):
     interface: str | None = None
     addresses: list[str] = []
     ports: list[ContainerPort] = []
+    ready: bool = True
+    """False: it is a backend of no Service (its health check fails, or it is about to end)."""
 
 
 class Workload(Kind, frozen=True):

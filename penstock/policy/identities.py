@@ -157,7 +157,8 @@ def members(world: World, before: Members | None = None) -> Members:
                 workload.metadata.labels,
                 namespaces.get(document.key.namespace, {}),
             )
-        local = workload.spec.node in (None, world.node) and workload.spec.netns is not None
+        here = workload.spec.netns is not None or workload.spec.container is not None
+        local = here and workload.spec.node in (None, world.node)
         attachment = world.attachments.get((document.key.namespace, document.key.name)) if local else None
         subject = identity * 256 + port_sets[identity].index(ports) % 256
         mesh = not local and workload.spec.node in meshed

@@ -27,7 +27,7 @@ from penstock.manifests.route_kinds import (
 )
 from penstock.plan import Condition, ObjectStatus
 from penstock.routing.actions import Actions
-from penstock.routing.filters import actions, header_changes
+from penstock.routing.filters import actions, header_changes, mirrors
 from penstock.routing.matches import grpc_match, http_match, permitted, precedence
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
 from penstock.routing.services import ServedPort
@@ -156,7 +156,7 @@ def _routes(
     rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
     for index, rule in enumerate(rules):
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
-        does = actions(rule, parent.port.port)
+        does = replace(actions(rule, parent.port.port), mirrors=mirrors(rule, resolve))
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):
             match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)

@@ -168,3 +168,6 @@ class ProxyModel:
     clusters: tuple[ProxyCluster, ...] = ()
     workloads: tuple[ProxyEndpoint, ...] = ()
     workload_rights: tuple[Rights, ...] = ()
+    mirrored: tuple[str, ...] = ()
+    mirror_rights: tuple[Rights, ...] = ()
+    """The clusters that copies of requests go to, and who may send what to their endpoints."""

@@ -18,6 +18,7 @@ from penstock.routing.services import Backend
 def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyModel:
     """The clusters that routes name, the routes, the workloads that are guarded, and the rights at each."""
     clusters = {s.name: s for t in facts.mesh.tables for s in t.clusters}
+    mirrored = _mirrored(facts)
     guarded = _guarded(facts)
     workloads = (
         _endpoint(facts, Backend(address, port, member))
@@ -32,8 +33,17 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
             for name, s in sorted(clusters.items())
         ),
         workloads=tuple(workloads),
+        mirrored=mirrored,
+        mirror_rights=facts.rights(
+            _destination(facts, b) for name in mirrored for b in clusters[name].backends
+        ),
         workload_rights=facts.rights(Destination(m.identity, m, port) for m, port in guarded),
     )
+
+
+def _mirrored(facts: Facts) -> tuple[str, ...]:
+    routes = chain.from_iterable(table.routes for table in facts.mesh.tables)
+    return tuple(sorted({mirror.cluster for route in routes for mirror in route.actions.mirrors}))
 
 
 def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.manifests.document import Document
-from penstock.manifests.kinds import EndpointSlice, Service, ServicePort
+from penstock.manifests.kinds import EndpointSlice, Service, ServicePort, Workload
 from penstock.policy.identities import Member, Members
 from penstock.policy.rules import PROTOCOLS
 from penstock.world import Address, World, parse_address
@@ -116,6 +116,12 @@ def _target(port: ServicePort, member: Member) -> int | None:
     return int(text) if text.isdigit() else member.port_named(text, port.protocol)
 
 
+def _ready(member: Member, service: Service) -> bool:
+    workload = member.document.value
+    assert isinstance(workload, Workload)
+    return workload.spec.ready or service.spec.publish_not_ready_addresses
+
+
 def _from_selector(port: ServicePort, family: Family, chosen: list[Member]) -> Iterator[Backend]:
     for member in chosen:
         number = _target(port, member)
@@ -176,7 +182,8 @@ def served_ports(world: World, members: Members) -> tuple[ServedPort, ...]:
 
     result = []
     for document, service in world.of_kind(Service):
-        chosen = selection.of(document.key.namespace, service.spec.selector)
+        selected = selection.of(document.key.namespace, service.spec.selector)
+        chosen = [member for member in selected if _ready(member, service)]
         owned = slices.get((document.key.namespace, document.key.name), [])
         for family in families(service):
             text = world.allocations.vips.get(f"{document.key.namespace}/{document.key.name}/{family}")

@@ -19,6 +19,7 @@ from penstock.routing.actions import (
     Actions,
     Cors,
     HeaderChanges,
+    Mirror,
     PathChange,
     Redirect,
     Retry,
@@ -152,6 +153,30 @@ MODELS = {
                 (),
             ),
         ),
+    ),
+    "mirrors": ProxyModel(
+        services=(
+            ServiceTable(
+                "default/web:80/4",
+                IPv4Address("10.96.0.10"),
+                80,
+                (
+                    Route(
+                        "default/web/0/0",
+                        RouteMatch(StringMatch("prefix", "/")),
+                        (RouteBackend("default/web-v1:80/4", 1),),
+                        Actions(mirrors=(Mirror("default/web-v2:80/4"), Mirror("default/web-v1:80/4", 1, 3))),
+                    ),
+                ),
+                (),
+            ),
+        ),
+        clusters=(
+            ProxyCluster("default/web-v1:80/4", 4, (ProxyEndpoint(V1, 8080, "v1"),)),
+            ProxyCluster("default/web-v2:80/4", 4, (ProxyEndpoint(V2, 8080, "v2"),)),
+        ),
+        mirrored=("default/web-v1:80/4", "default/web-v2:80/4"),
+        mirror_rights=(Rights((3,), ("v2",), ((RequestMatch(path="/copied"),),)),),
     ),
     "workloads": ProxyModel(
         listeners=(ProxyListener("http-workload/3", ListenerKind.HTTP_WORKLOAD, 3, 15002),),
