@@ -31,7 +31,8 @@ if TYPE_CHECKING:
     from penstock.mtls.rotation import Rotation
 
 MEANING = {
-    "trust": "what is new stands in every trust bundle, beside the old",
+    "trust": "the new root stands in every trust bundle, beside the old one",
+    "intermediate trust": "the revocation list of the new intermediate is with every node, if there is any",
     "sign": "the new CA signs, and every certificate is issued anew under it",
     "drop": "the old root leaves every trust bundle",
     "return": "the old CA signs again, and every certificate is issued anew under it",
@@ -119,7 +120,8 @@ class _Teller:
         if stage.stage != self._stage:
             self._close()
             self._stage, self._said, self._since = stage.stage, {}, time.monotonic()
-            self._echo(f"{stage.stage}: {MEANING[stage.stage]}")
+            meaning = MEANING.get(f"{stage.kind} {stage.stage}", MEANING[stage.stage])
+            self._echo(f"{stage.stage}: {meaning}")
         for state in states:
             report, missing = state.report, state.missing(stage)
             if missing != self._said.get(report.node):

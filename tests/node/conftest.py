@@ -59,10 +59,10 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
     """Brings up a mesh for the module: `make_mesh(*workloads)`, with those of TWO_NODES that they name."""
     with ExitStack() as stack:
 
-        def make(*workloads: Mapping[str, Any]) -> rig.Mesh:
+        def make(*workloads: Mapping[str, Any], serve_ca: bool = False) -> rig.Mesh:
             used = {w["node"] for w in workloads}
             nodes = {name: entry for name, entry in TWO_NODES.items() if name in used}
             spec = _named({"nodes": nodes, "workloads": list(workloads)})
-            return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh")))
+            return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh"), serve_ca=serve_ca))
 
         yield make
