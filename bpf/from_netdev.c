@@ -2,6 +2,14 @@
 /* tcx ingress of the node's own devices: what other nodes and the world send to local workloads. */
 #include "flow.h"
 
+static __always_inline int to_gateway(const struct tuple *t)
+{
+	struct service_key key = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
+	struct service_value *s = bpf_map_lookup_elem(&services, &key);
+
+	return s && s->flags & SERVICE_GATEWAY;
+}
+
 SEC("tc")
 int from_netdev(struct __sk_buff *skb)
 {
@@ -12,8 +20,8 @@ int from_netdev(struct __sk_buff *skb)
 
 	if (parsed == PARSED_NOT_IP || parsed == PARSED_LINK)
 		return TC_ACT_OK;
-	/* What is not for a local workload is the node's own business. */
-	if (!bpf_map_lookup_elem(&endpoints, &p.t.dst))
+	/* What is neither for a local workload nor for a Gateway is the node's own business. */
+	if (!bpf_map_lookup_elem(&endpoints, &p.t.dst) && (parsed || !to_gateway(&p.t)))
 		return TC_ACT_OK;
 	if (parsed)
 		return unparsed(&p, parsed, HOOK_FROM_NETDEV);

@@ -21,6 +21,9 @@
 /* Reserved identities, with Cilium's meaning. */
 #define IDENTITY_HOST 1
 #define IDENTITY_WORLD 2
+#define IDENTITY_INGRESS 8
+/* Names the policy entries of Gateways (penstock/policy/identities.py). */
+#define INGRESS_SUBJECT (IDENTITY_INGRESS * 256)
 
 /* Values are shared with penstock.plan.Verdict: at equal rank the higher wins. */
 enum verdict {
@@ -149,6 +152,8 @@ struct service_key {
 };
 
 #define SERVICE_HTTP 1
+/* The proxy listens there itself, for a Gateway: judged as ingress, neither translated nor steered. */
+#define SERVICE_GATEWAY 2
 
 struct service_value {
 	__u32 id;

@@ -23,9 +23,11 @@ from penstock.manifests.document import ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
 from penstock.policy.identities import Member, identity_text
+from penstock.policy.ingress import wanted_addresses
 from penstock.policy.kernel import kernel_tables
 from penstock.policy.netpol import POLICY_KINDS
 from penstock.policy.prefixes import prefixes
+from penstock.routing.gateways import gateway_names, joined
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
 from penstock.routing.services import served_names, wanted_vips
@@ -40,6 +42,7 @@ class Names:
     vips: dict[str, Address | None]
     services: tuple[str, ...]
     prefixes: tuple[str, ...]
+    gateways: tuple[str, ...]
 
 
 def names(world: World) -> Names:
@@ -48,8 +51,9 @@ def names(world: World) -> Names:
     return Names(
         identities=tuple(identity_text(d, w) for d, w in world.of_kind(Workload)),
         vips=vips,
-        services=served_names(world),
+        services=(*served_names(world), *gateway_names(world)),
         prefixes=tuple(map(str, prefixes(world))),
+        gateways=wanted_addresses(world),
     )
 
 
@@ -92,7 +96,7 @@ def _plan(facts: Facts) -> Plan:
         proxy=proxy_model(facts, demand.listeners),
         secrets=tuple(
             SecretWanted(str(address), facts.spiffe_id(m), (m.namespace, m.document.key.name))
-            for m in facts.members.local()
+            for m in (*facts.members.local(), *facts.members.ingress[:1])
             for address in m.addresses
         ),
         statuses=_statuses(facts),
@@ -117,6 +121,8 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
         found[document.key] = _VALID
     found.update(_shared_vips(facts))
     found.update(facts.mesh.statuses)
+    for key, status in facts.edge.statuses.items():
+        found[key] = joined(facts.mesh.statuses.get(key), status)
     return found
 
 

@@ -118,6 +118,7 @@ class Daemon:
                 "get": self._get,
                 "wait": self._wait,
                 "explain": self._explain,
+                "diff": self._diff,
                 **{call: partial(self._look, call) for call in CALLS},
                 **node.certificates.calls,
             },
@@ -355,6 +356,9 @@ class Daemon:
     async def _explain(self, request: dict[str, Any]) -> Any:
         # Here, not in a thread: it fills the same memory of rights as the next compilation reads.
         return self._inspector.explain(request)
+
+    async def _diff(self, request: dict[str, Any]) -> Any:
+        return await asyncio.to_thread(self._inspector.diff, request)
 
     async def _look(self, call: str, request: dict[str, Any]) -> Any:
         return await asyncio.to_thread(self._inspector.look, call, request)

@@ -88,6 +88,8 @@ class ServiceEntry:
     name: str
     backends: tuple[tuple[Address, int], ...]
     http: bool = False
+    gateway: bool = False
+    """The proxy itself listens there for a Gateway: judged as ingress, neither translated nor steered."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -111,6 +113,8 @@ class KernelTables:
     """Host-side interface index → workload."""
     routes: Mapping[Network, Address] = field(default_factory=dict)
     """Ranges of other nodes → the node's address."""
+    addresses: tuple[Address, ...] = ()
+    """What this node must have for its Gateways, besides its own."""
 
 
 @dataclass(frozen=True, slots=True)

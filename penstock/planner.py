@@ -46,6 +46,7 @@ def numbered(world: World, listeners: tuple[str, ...]) -> World:
         listener_names=listeners,
         service_names=wanted.services,
         prefixes=wanted.prefixes,
+        gateways=wanted.gateways,
         settings=world.settings,
     )
     # What a World knows of its documents by kind is worth keeping.

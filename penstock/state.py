@@ -79,7 +79,7 @@ def _decode(data: bytes) -> Allocations:
     _check_numbers("prefixes", found.prefixes, *PREFIXES)
     for network in found.prefixes:
         ip_network(network)
-    for address in found.vips.values():
+    for address in (*found.vips.values(), *found.gateways.values()):
         ip_address(address)
     return found
 

@@ -71,6 +71,11 @@ class Settings:
         IPv4Network("10.96.0.0/16"),
         IPv6Network("fd00:10:96::/112"),
     )
+    gateway_ranges: tuple[Network, ...] = (
+        IPv4Network("10.97.0.0/16"),
+        IPv6Network("fd00:10:97::/112"),
+    )
+    """Addresses of Gateways that name none; the daemon adds them to the node."""
     proxy_listen_ports: tuple[int, int] = (15001, 19999)
     """Listeners of Envoy. Disjoint from every range that sockets pick from by themselves."""
     proxy_source_ports: tuple[int, int] = (20000, 31999)
@@ -91,6 +96,8 @@ class Allocations:
     """``namespace/name:port/family/protocol`` → number in the kernel's service table."""
     prefixes: Mapping[str, int] = field(default_factory=dict)
     """A network that a policy names → its identity, above all others."""
+    gateways: Mapping[str, str] = field(default_factory=dict)
+    """``namespace/name/index/family`` of a Gateway, or ``ingress/family`` → address (policy/ingress.py)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,6 +23,7 @@ COMMANDS = {
     "cert": "Certificates of this node's workloads.",
     "check": "Look whether this machine can run Penstock, and say what to mend.",
     "demo": "Bring up a lab of two nodes and show what Penstock does.",
+    "diff": "What a change of manifests would do to kernel and Envoy.",
     "down": "Remove everything that a daemon put on this node.",
     "endpoint": "Local workloads, as the kernel knows them.",
     "explain": "Why something is allowed or denied, and which line decides.",

@@ -19,13 +19,16 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy import names, rbac, tls
+from penstock.envoy import edge_tls, marks, names, rbac, tls
 from penstock.envoy.protos import ADS, pack, seconds, socket_option
-from penstock.routing.model import ProxyEndpoint
+from penstock.routing.model import ProxyEndpoint, UpstreamTls
+from penstock.world import Address
 
 _IPPROTO_IP = 0
 _IP_LOCAL_PORT_RANGE = 51
 """include/uapi/linux/in.h; the low half of the value is the first port, the high half the last."""
+
+_SOL_SOCKET, _SO_MARK = 1, 36
 
 _CONNECT_TIMEOUT = 5.0
 
@@ -53,11 +56,18 @@ def unlimited() -> circuit_breaker_pb2.CircuitBreakers:
     return circuit_breaker_pb2.CircuitBreakers(thresholds=[threshold])
 
 
-def _bind(source_ports: tuple[int, int]) -> address_pb2.BindConfig:
+def _bind(source_ports: tuple[int, int], source: Address | None = None) -> address_pb2.BindConfig:
+    """From `source` the socket bears our mark by itself; else the listener borrows the client's address."""
     low, high = source_ports
     value = low | high << 16
-    option = socket_option(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE, value, "IP_LOCAL_PORT_RANGE")
-    return address_pb2.BindConfig(socket_options=[option])
+    options = [socket_option(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE, value, "IP_LOCAL_PORT_RANGE")]
+    if source is None:
+        return address_pb2.BindConfig(socket_options=options)
+    options.append(socket_option(_SOL_SOCKET, _SO_MARK, marks.UPSTREAM, "SO_MARK"))
+    address = address_pb2.SocketAddress(address=str(source), port_value=0)
+    return address_pb2.BindConfig(
+        socket_options=options, source_address=address, freebind=wrappers_pb2.BoolValue(value=True)
+    )
 
 
 def _raw_buffer() -> base_pb2.TransportSocket:
@@ -105,7 +115,9 @@ def servers(endpoints: Iterable[ProxyEndpoint]) -> tuple[str, ...]:
     return tuple(sorted({item.server_id for item in endpoints if item.server_id is not None}))
 
 
-def _transport_matches(servers: tuple[str, ...]) -> list[cluster_pb2.Cluster.TransportSocketMatch]:
+def _transport_matches(
+    servers: tuple[str, ...], plain: base_pb2.TransportSocket
+) -> list[cluster_pb2.Cluster.TransportSocketMatch]:
     """One TLS context per server identity, told by endpoint metadata; what carries none is plain text."""
     matches = []
     for server_id in servers:
@@ -115,14 +127,25 @@ def _transport_matches(servers: tuple[str, ...]) -> list[cluster_pb2.Cluster.Tra
         match.match.update({names.METADATA_PEER: server_id})
         matches.append(match)
     if matches:
-        matches.append(_Cluster.TransportSocketMatch(name="plain", match={}, transport_socket=_raw_buffer()))
+        matches.append(_Cluster.TransportSocketMatch(name="plain", match={}, transport_socket=plain))
     return matches
 
 
 def service(
-    name: str, protocol: Protocol, servers: tuple[str, ...], source_ports: tuple[int, int]
+    name: str,
+    protocol: Protocol,
+    servers: tuple[str, ...],
+    source_ports: tuple[int, int],
+    source: Address | None = None,
+    backend_tls: UpstreamTls | None = None,
 ) -> cluster_pb2.Cluster:
-    """An EDS cluster. It changes with the set of `servers`, not with endpoints that come and go."""
+    """An EDS cluster. It changes with the set of `servers`, not with endpoints that come and go.
+
+    With `backend_tls` each endpoint is spoken to over that TLS, also one of another node.
+    """
+    plain = _raw_buffer()
+    if backend_tls is not None:
+        servers, plain = (), edge_tls.upstream(backend_tls, http2=protocol is Protocol.HTTP2)
     return _Cluster(
         name=name,
         type=_Cluster.DiscoveryType.EDS,
@@ -130,8 +153,9 @@ def service(
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
         circuit_breakers=unlimited(),
-        upstream_bind_config=_bind(source_ports),
-        transport_socket_matches=_transport_matches(servers),
+        upstream_bind_config=_bind(source_ports, source),
+        transport_socket=plain if backend_tls is not None else None,
+        transport_socket_matches=_transport_matches(servers, plain),
         typed_extension_protocol_options={HTTP_OPTIONS: pack(_http_options(protocol))},
     )
 

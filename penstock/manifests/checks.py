@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from penstock.manifests import netpol_checks, policy_checks, route_checks, syntax
+from penstock.manifests import gateway_checks, netpol_checks, policy_checks, route_checks, syntax
 from penstock.manifests.base import Labels, ObjectMeta
+from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.kinds import (
     AnyKind,
     CiliumClusterwideNetworkPolicy,
@@ -190,4 +191,9 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     GRPCRoute: route_checks.check_grpc,
     ReferenceGrant: _reference_grant,
     PeerAuthentication: _peer_authentication,
+    GatewayClass: gateway_checks.check_class,
+    Gateway: gateway_checks.check,
+    ListenerSet: gateway_checks.check_set,
+    Secret: gateway_checks.check_secret,
+    ConfigMap: gateway_checks.check_config_map,
 }

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
+from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 # --- selectors -----------------------------------------------------------------------------------
@@ -380,4 +381,9 @@ AnyKind = (
     | GRPCRoute
     | ReferenceGrant
     | PeerAuthentication
+    | GatewayClass
+    | Gateway
+    | ListenerSet
+    | Secret
+    | ConfigMap
 )

@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from penstock.manifests import filter_checks, syntax
 from penstock.manifests.fields import NOT_YET
+from penstock.manifests.gateway_kinds import GROUP
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import (
     GRPCMethodMatch,
@@ -65,7 +66,7 @@ def _common(route: HTTPRoute | GRPCRoute) -> Iterator[Finding]:
     for i, parent in enumerate(spec.parent_refs):
         yield from _parent(parent, (*at, "parentRefs", i))
     yield from _twice(
-        ((p.namespace, p.name, p.section_name, p.port) for p in spec.parent_refs), (*at, "parentRefs")
+        ((p.kind, p.namespace, p.name, p.section_name, p.port) for p in spec.parent_refs), (*at, "parentRefs")
     )
     yield from _at_most(spec.hostnames, 16, (*at, "hostnames"))
     for i, hostname in enumerate(spec.hostnames):
@@ -117,10 +118,19 @@ def _twice(items: Iterable[object], path: Path) -> Iterator[Finding]:
 
 
 def _parent(parent: ParentReference, path: Path) -> Iterator[Finding]:
+    if (parent.group, parent.kind) in ((GROUP, "Gateway"), (GROUP, "ListenerSet")):
+        if wrong := syntax.dns_subdomain(parent.name):
+            yield Finding((*path, "name"), f'"{parent.name}" {wrong}')
+        if parent.namespace is not None and (wrong := syntax.dns_label(parent.namespace)):
+            yield Finding((*path, "namespace"), f'"{parent.namespace}" {wrong}')
+        if parent.port is not None and (wrong := syntax.port_number(parent.port)):
+            yield Finding((*path, "port"), wrong)
+        if parent.section_name is not None and (wrong := syntax.dns_subdomain(parent.section_name)):
+            yield Finding((*path, "sectionName"), f'"{parent.section_name}" {wrong}')
+        return
     if parent.kind != "Service":
-        yield Finding(
-            (*path, "kind"), f'a parent of kind "{parent.kind}" {NOT_YET}', "it knows Service", "unserved"
-        )
+        known = "it knows Gateway, ListenerSet and Service"
+        yield Finding((*path, "kind"), f'a parent of kind "{parent.kind}" {NOT_YET}', known, "unserved")
         return
     if parent.group != "":
         yield Finding((*path, "group"), f'a Service is not of the group "{parent.group}"', 'write group: ""')

@@ -8,6 +8,7 @@ from penstock.facts import Facts
 from penstock.manifests.kinds import Node
 from penstock.plan import EndpointEntry, KernelTables, ListenerKey, ServiceEntry, ServiceKey
 from penstock.policy.labels import HOST
+from penstock.policy.rules import PROTOCOLS
 from penstock.routing.model import ProxyListener
 from penstock.routing.services import service_name
 from penstock.world import Address, Network, parse_address
@@ -43,6 +44,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         netns=netns,
         attach=attach,
         routes=_routes(facts),
+        addresses=facts.edge.addresses,
     )
 
 
@@ -61,6 +63,14 @@ def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
         )
         # Two manifests may fix one address: the first by name has it (and the other's status says so).
         found.setdefault(ServiceKey(served.vip, served.port.port, served.protocol), entry)
+    for listener in facts.edge.listeners:
+        number = facts.world.allocations.service_ids.get(listener.name)
+        if number is None:
+            continue
+        protocol = PROTOCOLS[listener.protocol][0]
+        for address in listener.addresses:
+            entry = ServiceEntry(number, listener.name, (), gateway=True)
+            found.setdefault(ServiceKey(address, listener.port, protocol), entry)
     return found
 
 

@@ -42,10 +42,11 @@ RANGE = "net/ipv4/ip_local_port_range"
 
 
 class _Done(msgspec.Struct):
-    """What was changed, for `down`: sysctl → value before, and routes to other nodes."""
+    """What was changed, for `down`: sysctl → value before, routes to other nodes, addresses of Gateways."""
 
     sysctls: dict[str, str] = {}
     routes: dict[str, str] = {}
+    addresses: list[str] = []
 
 
 class HostSettings:
@@ -98,14 +99,55 @@ class HostSettings:
         return tuple(netdevs), self.routes(routes)
 
     def node_addresses(self) -> tuple[Address, ...]:
-        """Global addresses of the node's own interfaces."""
+        """Global addresses of the node's own interfaces, without those that Gateways were given."""
         found = []
+        ours = {ip_address(text) for text in self._done.addresses}
         for message in self.ip.get_addr():
             text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
             address = ip_address(text)
-            if not (address.is_loopback or address.is_link_local):
+            if address not in ours and not (address.is_loopback or address.is_link_local):
                 found.append(address)
         return tuple(sorted(set(found), key=lambda a: (a.version, a)))
+
+    def addresses(self, wanted: Collection[Address]) -> list[str]:
+        """Give the node these addresses, on its loopback device, and take back others that it was given.
+
+        One that it has anyway is left alone, also by `down`; problems are returned.
+        """
+        problems = []
+        texts = [str(a) for a in wanted]
+        gone = [text for text in self._done.addresses if text not in texts]
+        there = {str(a) for a in self.node_addresses()} | set(self._done.addresses)
+        missing = [text for text in texts if text not in there]
+        if not gone and not missing:
+            return []
+        for text in gone:
+            self._address("del", text)
+        for text in missing:
+            try:
+                self._address("add", text)
+            except NetlinkError as e:
+                problems.append(f"address {text}: {e}")
+        kept = [text for text in self._done.addresses if text not in gone]
+        failed = {problem.split()[1].rstrip(":") for problem in problems}
+        self._done.addresses = kept + [text for text in missing if text not in failed]
+        self._save()
+        return problems
+
+    def _address(self, what: str, text: str) -> None:
+        version = ip_address(text).version
+        lo = self.ip.link_lookup(ifname="lo")[0]
+        try:
+            self.ip.addr(
+                what,
+                index=lo,
+                address=text,
+                prefixlen=32 if version == 4 else 128,
+                family=_family(version),
+            )
+        except NetlinkError as e:
+            if e.code != (17 if what == "add" else 99):
+                raise
 
     def routes(self, wanted: Mapping[Network, Address]) -> list[str]:
         """Routes to other nodes' ranges. One that is there and right is left alone; problems are returned."""
@@ -161,6 +203,9 @@ class HostSettings:
         """Take back what `up` and `routes` did; twice is fine."""
         for text in list(self._done.routes):
             self._drop_route(text)
+        for text in self._done.addresses:
+            with suppress(NetlinkError):
+                self._address("del", text)
         for family, everything in _FAMILIES.items():
             with suppress(NetlinkError):
                 self.ip.rule(

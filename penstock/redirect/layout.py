@@ -27,7 +27,7 @@ from penstock.policy.labels import HOST
 from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
-SERVICE_HTTP = 1
+SERVICE_HTTP, SERVICE_GATEWAY = 1, 2
 NETNS_HOST = 1
 CONFIG_HOST_ACCESS = 1
 POLICY_FIXED_BITS = 32 + 32 + 8
@@ -116,7 +116,8 @@ def service_key(key: ServiceKey) -> bytes:
 
 
 def service_value(entry: ServiceEntry) -> bytes:
-    return struct.pack("=III", entry.service_id, len(entry.backends), SERVICE_HTTP if entry.http else 0)
+    flags = (SERVICE_HTTP if entry.http else 0) | (SERVICE_GATEWAY if entry.gateway else 0)
+    return struct.pack("=III", entry.service_id, len(entry.backends), flags)
 
 
 def config(epoch: int, source_ports: tuple[int, int], *, host_access: bool) -> bytes:

@@ -43,12 +43,15 @@ class ServedPort:
     backends: tuple[Backend, ...]
     grpc: bool = False
     """As the backend of a GRPCRoute: HTTP/2 is spoken to it whatever the port says."""
+    edge: bool = False
+    """As a backend of Gateways: requests leave from the node's own ingress address."""
 
     @property
     def name(self) -> str:
         """``namespace/service:port/family``: what clusters and route tables are called after."""
         plain = f"{self.document.key.namespace}/{self.document.key.name}:{self.port.port}/{self.family}"
-        return f"{plain}/grpc" if self.grpc else plain
+        plain = f"{plain}/grpc" if self.grpc else plain
+        return f"{plain}/edge" if self.edge else plain
 
     @property
     def protocol(self) -> int:

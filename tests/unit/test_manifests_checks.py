@@ -165,8 +165,8 @@ def test_good_routes(body: str) -> None:
     ("body", "start"),
     [
         (
-            "spec: {parentRefs: [{name: gw}]}",
-            'spec.parentRefs[0].kind: a parent of kind "Gateway" is not supported',
+            "spec: {parentRefs: [{name: gw, kind: Mesh}]}",
+            'spec.parentRefs[0].kind: a parent of kind "Mesh" is not supported',
         ),
         (
             "spec: {parentRefs: [{kind: Service, name: a}]}",
