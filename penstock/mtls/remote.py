@@ -239,8 +239,8 @@ class RemoteAuthority:
             try:
                 await self._once()
                 pause = RETRY_FIRST
-            except* (PenstockError, OSError, ValueError) as group:
-                problem = str(_first(group))
+            except (PenstockError, OSError, ValueError) as error:
+                problem = str(error)
                 if problem != self._problem:
                     log.warning("the CA at %s: %s", self.address, problem)
                 self._problem = problem
@@ -259,13 +259,22 @@ class RemoteAuthority:
         async with channel:
             self._channel = channel
             self._broken.clear()
+            # Not a TaskGroup: that of Python 3.11 forgets a cancellation which comes as a task fails.
+            works = (
+                self._until_broken(),
+                self._follow(channel),
+                self._send_reports(),
+                self._renew_forever(),
+            )
+            tasks = [asyncio.create_task(work) for work in works]
             try:
-                async with asyncio.TaskGroup() as tasks:
-                    tasks.create_task(self._until_broken())
-                    tasks.create_task(self._follow(channel))
-                    tasks.create_task(self._send_reports())
-                    tasks.create_task(self._renew_forever())
+                done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    task.result()
             finally:
+                for task in tasks:
+                    task.cancel()
+                await asyncio.gather(*tasks, return_exceptions=True)
                 self._channel = None
 
     def _open_channel(self, key: str, chain: str) -> grpc.aio.Channel:
@@ -343,7 +352,8 @@ class RemoteAuthority:
             if left > 0 and not self.missing():
                 self._due.clear()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(self._due.wait(), left)
+                    async with asyncio.timeout(left):
+                        await self._due.wait()
                 continue
             key = certificates.key_pem(certificates.new_key())
             request = wire.Csr(certificates.request_for(key).decode())
@@ -390,10 +400,3 @@ def _said(error: grpc.aio.AioRpcError) -> AuthorityError:
     refused = error.code() in (grpc.StatusCode.PERMISSION_DENIED, grpc.StatusCode.INTERNAL)
     details = error.details() or error.code().name
     return AuthorityError(details if refused else f"no answer ({error.code().name.lower()}: {details})")
-
-
-def _first(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    found: BaseException = group
-    while isinstance(found, BaseExceptionGroup):
-        found = found.exceptions[0]
-    return found
