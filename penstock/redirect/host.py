@@ -18,7 +18,9 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from penstock.files import write_atomically
+from penstock.redirect import rtnetlink
 from penstock.redirect.netns import cookie
+from penstock.redirect.rtnetlink import HostLink
 from penstock.world import Address, Network
 
 TABLE = 2004
@@ -61,6 +63,8 @@ class HostSettings:
         with suppress(FileNotFoundError, msgspec.MsgspecError):
             self._done = msgspec.json.decode(record.read_bytes(), type=_Done)
         self.ip = IPRoute()
+        self._opened: set[HostLink] = set()
+        """Workloads' interfaces whose rp_filter was set, as they were then."""
 
     def close(self) -> None:
         self.ip.close()
@@ -88,14 +92,18 @@ class HostSettings:
     ) -> tuple[tuple[int, ...], list[str]]:
         """Make way for these workloads and routes; the node's own devices, and what went wrong."""
         netdevs = []
-        for link in self.ip.get_links():
-            name = link.get("IFLA_IFNAME")
-            if link["index"] in workloads:
-                # The proxy borrows a client's address: answers to it come in from the backend's veth.
-                with suppress(FileNotFoundError):
-                    Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
-            elif name != "lo" and link["state"] == "up":
-                netdevs.append(link["index"])
+        wanted = frozenset(workloads)
+        # Each new container comes through here: pyroute2 takes milliseconds for each link there is.
+        links = rtnetlink.links()
+        for link in links.values():
+            if link.index in wanted:
+                if link not in self._opened:
+                    # The proxy borrows a client's address: answers to it come in from the backend's veth.
+                    with suppress(FileNotFoundError):
+                        Path(f"/proc/sys/net/ipv4/conf/{link.name}/rp_filter").write_text("0")
+            elif link.name != "lo" and link.up:
+                netdevs.append(link.index)
+        self._opened = {link for link in links.values() if link.index in wanted}
         return tuple(netdevs), self.routes(routes)
 
     def node_addresses(self) -> tuple[Address, ...]:
