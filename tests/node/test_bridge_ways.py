@@ -278,20 +278,20 @@ def test_a_network_is_connected_and_steered_within_50_ms(mesh: Mesh) -> None:
     """
     daemon, db = mesh.on("client"), mesh["db"]
     front = next(b for b in daemon.node.bridges if b.name == "front")
-    link = bridged.LabLink(front, "eth9", "veth-extra", tuple(r[100] for r in front.ranges))
     took = []
     text = (mesh.config / f"lab-{mesh.spec.name}.yaml").read_text()
     mesh.write(f"lab-{mesh.spec.name}.yaml", _without_addresses(text, "db"))
     mesh.wait()
-    for _ in range(5):
+    for number in range(100, 105):
+        # Each time another address: the neighbours remember hardware addresses.
+        link = bridged.LabLink(front, "eth9", "veth-extra", tuple(r[number] for r in front.ranges))
         with inside(daemon.node.netns) as ip:
             bridged.link(ip, db, link, gateway=False)
             done = time.monotonic()
             index = ip.link_lookup(ifname="veth-extra")[0]
         until("both programs are there", lambda: _attached(daemon.run_dir, index), 5.0)  # noqa: B023
         took.append(time.monotonic() - done)
-        until("it is reached there", lambda: echoes(mesh["client"], link.addresses[0], 9090))
-        assert echoes(mesh["client"], db.address(), 9090)
+        until("it is reached there", lambda: echoes(mesh["client"], link.addresses[0], 9090))  # noqa: B023
         _ip(daemon.node.netns, "link", "del", "veth-extra")
         until("nothing is left of it", lambda: not _attached(daemon.run_dir, index))  # noqa: B023
     print("steered after", [f"{t * 1000:.0f} ms" for t in took])
