@@ -41,17 +41,23 @@ static __always_inline void steer(struct decision *d, __u32 source_class, __u32 
 #define known_as_number(x) asm volatile("" : "+r"(x))
 
 /* `foreign`: somebody else speaks with the node's own address (masquerade, docker-proxy), and is the world. */
-static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
-			     int foreign)
+__noinline int judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
+		     int foreign)
 {
-	struct service_key service = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
-	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
-	struct endpoint *dst = bpf_map_lookup_elem(&endpoints, &t->dst);
+	struct service_key service = {};
+	struct endpoint *src, *dst;
 	__u32 source_class = IDENTITY_WORLD, rule = 0, src_subject = 0, dst_subject = 0;
 	__u32 src_mesh = 0, dst_mesh = 0, dst_mode = 0, src_is_local = 0, dst_is_local = 0;
 	__u8 verdict = VERDICT_ALLOW, other;
 	struct ipcache_value *who;
 
+	if (!t || !c || !j)
+		return -1;
+	service.addr = t->dst;
+	service.port = t->dport;
+	service.protocol = t->protocol;
+	src = bpf_map_lookup_elem(&endpoints, &t->src);
+	dst = bpf_map_lookup_elem(&endpoints, &t->dst);
 	__builtin_memset(j, 0, sizeof(*j));
 	j->d.src_identity = IDENTITY_WORLD;
 	j->d.dst_identity = IDENTITY_WORLD;
@@ -89,7 +95,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 				steer(&j->d, source_class, LISTENER_HTTP_SERVICE, 0);
 			else
 				deny(&j->d, UNTRANSLATED_SERVICE);
-			return;
+			return 0;
 		}
 		who = s ? 0 : identify(&t->dst);
 		if (s) {
@@ -108,7 +114,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		verdict = policy_verdict(src_subject, EGRESS, j->d.dst_identity, t->protocol, policy_port, &j->d.rule);
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_EGRESS);
-			return;
+			return 0;
 		}
 	}
 	if (dst_is_local && !(j->d.src_identity == IDENTITY_HOST && c->flags & CONFIG_HOST_ACCESS)) {
@@ -119,30 +125,31 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		}
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_INGRESS);
-			return;
+			return 0;
 		}
 	}
 
 	if (t->protocol == IPPROTO_TCP && dst_is_local && !src_is_local) {
 		if (src_mesh && dst_mode != MESH_OFF && in_proxy_range(c, t->sport)) {
 			steer(&j->d, source_class, verdict == VERDICT_REDIRECT ? LISTENER_TLS_HTTP : LISTENER_TLS_TCP, 0);
-			return;
+			return 0;
 		}
 		if (dst_mode == MESH_STRICT && j->d.src_identity != IDENTITY_HOST) {
 			deny(&j->d, PLAINTEXT_TO_STRICT);
-			return;
+			return 0;
 		}
 	}
 	if (verdict == VERDICT_REDIRECT) {
 		steer(&j->d, source_class, LISTENER_HTTP_WORKLOAD, 0);
-		return;
+		return 0;
 	}
 	if (t->protocol == IPPROTO_TCP && src_is_local && dst_mesh && dst_mode == MESH_STRICT) {
 		steer(&j->d, source_class, LISTENER_TCP_MTLS, j->d.dst_identity);
-		return;
+		return 0;
 	}
 	j->d.verdict = VERDICT_ALLOW;
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
+	return 0;
 }
 
 /* The port that policy judges of a flow that something answered: of ICMP the type of the question. */

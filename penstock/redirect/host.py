@@ -34,9 +34,6 @@ SYSCTLS = {
     # A client's address comes in from a backend's veth where the proxy borrowed it.
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
-    # A SYN that we hand to a listener meets no TIME_WAIT handling: a closed connection of the same addresses
-    # and ports, kept for a minute, makes the kernel drop it without a word, and the client hangs.
-    "net/ipv4/tcp_max_tw_buckets": "0",
 }
 RANGE = "net/ipv4/ip_local_port_range"
 

@@ -15,6 +15,7 @@ from penstock.redirect import host
 from penstock.redirect.datapath import (
     BRIDGE_PROGRAMS,
     CGROUP_PROGRAMS,
+    NAMESPACE_PROGRAMS,
     NETDEV_PROGRAMS,
     PORT_PROGRAMS,
     WORKLOAD_PROGRAMS,
@@ -53,7 +54,7 @@ def test_every_map_and_program() -> None:
     assert len(maps) > 12
     assert [name for name in sorted(maps) if f"`{name}`" not in PAGE] == []
     programs = {*WORKLOAD_PROGRAMS, *PORT_PROGRAMS, *BRIDGE_PROGRAMS, *NETDEV_PROGRAMS}
-    programs |= {*(name.rstrip("46") for name in CGROUP_PROGRAMS)}
+    programs |= {*(name.rstrip("46") for name in (*CGROUP_PROGRAMS, *NAMESPACE_PROGRAMS))}
     assert [name for name in sorted(programs) if name not in PAGE] == []
 
 
