@@ -64,7 +64,10 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
     with ExitStack() as stack:
 
         def make(
-            *workloads: Mapping[str, Any], bridges: Bridges | None = None, bridged: bool = False
+            *workloads: Mapping[str, Any],
+            bridges: Bridges | None = None,
+            bridged: bool = False,
+            serve_ca: bool = False,
         ) -> rig.Mesh:
             used = {w["node"] for w in workloads}
             nodes = {
@@ -76,6 +79,6 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
                 nodes = {n: {**e, "bridges": {"net": e["podCIDRs"]}} for n, e in nodes.items()}
                 workloads = tuple({**w, "bridges": ["net"]} for w in workloads)
             spec = _named({"nodes": nodes, "workloads": list(workloads)})
-            return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh")))
+            return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh"), serve_ca=serve_ca))
 
         yield make
