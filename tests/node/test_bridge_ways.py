@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -244,6 +245,17 @@ def test_who_is_masqueraded_is_not_the_host(mesh: Mesh, version: int) -> None:
     finally:
         for rule in rules:
             lab.run_in(node.netns, [x if x != "-A" else "-D" for x in rule]).wait(timeout=10)
+
+
+@VERSIONS
+def test_docker_proxy_is_not_the_host(mesh: Mesh, version: int) -> None:
+    """It dials in the node's name for whoever dialled a published port. The host itself may reach all."""
+    web, node = mesh["web"].address(version), mesh.on("web").node
+    source = f"import socket; socket.create_connection(('{web}', 9090), 1).close()"
+    named = "open('/proc/self/comm', 'w').write('docker-proxy'); " + source
+    for program, allowed in ((source, True), (named, False)):
+        process = lab.run_in(node.netns, [sys.executable, "-c", program], stderr=subprocess.DEVNULL)
+        assert (process.wait(timeout=20) == 0) is allowed
 
 
 # --- several networks --------------------------------------------------------------------------------
