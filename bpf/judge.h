@@ -29,7 +29,9 @@ static __always_inline void steer(struct decision *d, __u32 source_class, __u32 
 /* Keeps the compiler from folding tests of map pointers into arithmetic that the verifier refuses. */
 #define known_as_number(x) asm volatile("" : "+r"(x))
 
-static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j)
+/* `foreign`: somebody else speaks with the node's own address (masquerade, docker-proxy), and is the world. */
+static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
+			     int foreign)
 {
 	struct service_key service = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
 	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
@@ -48,13 +50,15 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		src_audit = src->audit;
 		j->src_ifindex = src->ifindex;
 		j->d.src_identity = src->identity;
+		j->elsewhere = src->flags & ENDPOINT_ELSEWHERE;
 		source_class = src->source_class;
 	} else {
 		who = identify(&t->src);
-		if (who) {
+		if (who && !(foreign && who->identity == IDENTITY_HOST)) {
 			j->d.src_identity = who->identity;
 			source_class = who->source_class;
 			src_mesh = who->flags & IPCACHE_MESH;
+			j->src_mesh = src_mesh;
 			j->src_local_address = who->flags & IPCACHE_LOCAL;
 		}
 	}
@@ -66,6 +70,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		dst_mode = dst->mode;
 		j->dst_ifindex = dst->ifindex;
 		j->d.dst_identity = dst->identity;
+		j->elsewhere |= dst->flags & ENDPOINT_ELSEWHERE;
 	} else {
 		struct service_value *s = bpf_map_lookup_elem(&services, &service);
 

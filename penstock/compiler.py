@@ -16,6 +16,7 @@ numbers and compiles again.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
@@ -71,6 +72,8 @@ class Compiler:
         self._policies: Policies | None = None
         self._workloads: tuple[Document, ...] = ()
         self._texts: dict[ObjectKey, tuple[Document, str]] = {}
+        # How many workloads each identity has.
+        self._told: Counter[str] = Counter()
 
     @property
     def facts(self) -> Facts | None:
@@ -90,11 +93,8 @@ class Compiler:
         last = self._last
         if last is not None and last.world.documents_of(Workload) is self._workloads is not workloads:
             for key in world.changed_since(last.world):
-                document = world.documents.get(key)
-                if document is None:
-                    self._texts.pop(key, None)
-                elif isinstance(document.value, Workload):
-                    self._texts[key] = (document, identity_text(document, document.value))
+                if key.kind == Workload.__name__:
+                    self._retell(key, world.documents.get(key))
             self._workloads = workloads
         elif workloads is not self._workloads:
             self._texts = {
@@ -104,7 +104,19 @@ class Compiler:
                 for d in workloads
             }
             self._workloads = workloads
-        return names(world, self.read(world), {text for _, text in self._texts.values()})
+            self._told = Counter(text for _, text in self._texts.values())
+        return names(world, self.read(world), tuple(self._told))
+
+    def _retell(self, key: ObjectKey, document: Document | None) -> None:
+        if key in self._texts:
+            _, before = self._texts.pop(key)
+            self._told[before] -= 1
+            if not self._told[before]:
+                del self._told[before]
+        if document is not None:
+            text = identity_text(document, cast(Workload, document.value))
+            self._texts[key] = (document, text)
+            self._told[text] += 1
 
     def read(self, world: World) -> Policies:
         """The policies of `world`; those of the last one where nothing has changed."""
@@ -167,19 +179,19 @@ def _followed_statuses(facts: Facts) -> Table[ObjectKey, ObjectStatus]:
         changes: dict[ObjectKey, ObjectStatus | None] = {
             key: ObjectStatus() if key in facts.world.documents else None for key in facts.changed
         }
-        changes.update(_of_workloads(changed[1]))
+        changes.update(_of_workloads(facts, changed[1]))
         facts.said = before.said.after(changes)
     else:
         facts.said = Table(_statuses(facts))
     return facts.said
 
 
-def _of_workloads(members: Iterable[Member]) -> dict[ObjectKey, ObjectStatus]:
+def _of_workloads(facts: Facts, members: Iterable[Member]) -> dict[ObjectKey, ObjectStatus]:
     found = {}
     for member in members:
         key = member.document.key
         if member.local and member.attachment is None:
-            why, reason = _absent(member)
+            why, reason = _absent(facts, member)
             found[key] = ObjectStatus((Condition("Ready", False, reason, why),), pending=why)
         elif member.local:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
@@ -188,7 +200,7 @@ def _of_workloads(members: Iterable[Member]) -> dict[ObjectKey, ObjectStatus]:
 
 def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     found = dict.fromkeys(facts.world.documents, ObjectStatus())
-    found.update(_of_workloads(facts.members.all))
+    found.update(_of_workloads(facts, facts.members.all))
     for document in facts.world.of_kinds(*POLICY_KINDS):
         found[document.key] = _VALID
     found.update(_shared_vips(facts))
@@ -198,8 +210,13 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     return found
 
 
-def _absent(member: Member) -> tuple[str, str]:
+def _absent(facts: Facts, member: Member) -> tuple[str, str]:
     """What a local workload that is not attached waits for, and the word for it."""
+    there = facts.world.attachments.get((member.namespace, member.document.key.name))
+    if there is not None:
+        owner = next(m for m in facts.members.local() if m.attachment and m.attachment.cookie == there.cookie)
+        why = "shares the network namespace of {}, and counts as that: its own labels select nothing"
+        return why.format(owner.document.key), "SharedNamespace"
     workload = member.document.value
     assert isinstance(workload, Workload)
     if workload.spec.container is None:

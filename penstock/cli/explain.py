@@ -111,7 +111,8 @@ def _live(question: Any, run_dir: Path) -> dict[str, Any]:
 
 def _offline(question: Any, paths: tuple[str, ...], node: str | None) -> dict[str, Any]:
     from penstock.cli.validate import describe, read_all
-    from penstock.explain import Planned, explain as explained, offline, plain
+    from penstock.explain import Planned, offline, plain
+    from penstock.explain import explain as explained
     from penstock.manifests.store import Store
 
     result = Store().apply(read_all(paths))

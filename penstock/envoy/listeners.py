@@ -8,7 +8,8 @@ loopback destination and meets a filter chain without filters, which Envoy close
 from __future__ import annotations
 
 from envoy.config.core.v3 import address_pb2
-from envoy.config.listener.v3 import listener_components_pb2 as components, listener_pb2
+from envoy.config.listener.v3 import listener_components_pb2 as components
+from envoy.config.listener.v3 import listener_pb2
 from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.original_src.v3 import original_src_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2

@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from penstock.lab.errors import LabError
-from penstock.redirect.netns import CLONE_NEWNET, entered as enter
+from penstock.redirect.netns import CLONE_NEWNET
+from penstock.redirect.netns import entered as enter
 
 DIRECTORY = Path("/run/netns")
 

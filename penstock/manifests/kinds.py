@@ -18,35 +18,67 @@ import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress, IngressClass
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.policy_kinds import (
-    Authentication as Authentication,
-    CIDRGroupSpec as CIDRGroupSpec,
-    CIDRRule as CIDRRule,
-    CiliumCIDRGroup as CiliumCIDRGroup,
-    CiliumClusterwideNetworkPolicy as CiliumClusterwideNetworkPolicy,
-    CiliumNetworkPolicy as CiliumNetworkPolicy,
-    EgressDenyRule as EgressDenyRule,
-    EgressRule as EgressRule,
-    EnableDefaultDeny as EnableDefaultDeny,
-    Entity as Entity,
-    HeaderMatch as HeaderMatch,
-    ICMPField as ICMPField,
-    ICMPRule as ICMPRule,
-    IngressDenyRule as IngressDenyRule,
-    IngressRule as IngressRule,
-    L7Rules as L7Rules,
-    LabelSelector as LabelSelector,
-    LabelSelectorRequirement as LabelSelectorRequirement,
-    NamedService as NamedService,
-    PolicyRule as PolicyRule,
-    PortDenyRule as PortDenyRule,
-    PortHTTP as PortHTTP,
-    PortProtocol as PortProtocol,
-    PortRule as PortRule,
-    SelectedServices as SelectedServices,
-    ServiceRef as ServiceRef,
+    Authentication,
+    CIDRGroupSpec,
+    CIDRRule,
+    CiliumCIDRGroup,
+    CiliumClusterwideNetworkPolicy,
+    CiliumNetworkPolicy,
+    EgressDenyRule,
+    EgressRule,
+    EnableDefaultDeny,
+    Entity,
+    HeaderMatch,
+    ICMPField,
+    ICMPRule,
+    IngressDenyRule,
+    IngressRule,
+    L7Rules,
+    LabelSelector,
+    LabelSelectorRequirement,
+    NamedService,
+    PolicyRule,
+    PortDenyRule,
+    PortHTTP,
+    PortProtocol,
+    PortRule,
+    SelectedServices,
+    ServiceRef,
 )
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
+
+__all__ = [
+    "Authentication",
+    "CIDRGroupSpec",
+    "CIDRRule",
+    "CiliumCIDRGroup",
+    "CiliumClusterwideNetworkPolicy",
+    "CiliumNetworkPolicy",
+    "EgressDenyRule",
+    "EgressRule",
+    "EnableDefaultDeny",
+    "Entity",
+    "HeaderMatch",
+    "ICMPField",
+    "ICMPRule",
+    "IngressDenyRule",
+    "IngressRule",
+    "L7Rules",
+    "LabelSelector",
+    "LabelSelectorRequirement",
+    "NamedService",
+    "PolicyRule",
+    "PortDenyRule",
+    "PortHTTP",
+    "PortProtocol",
+    "PortRule",
+    "SelectedServices",
+    "ServiceRef",
+]
+"""What other modules may have from here although it stands in policy_kinds.py."""
 
 # --- penstock.dev/v1alpha1 Workload ------------------------------------------------------------------
 
@@ -274,4 +306,9 @@ AnyKind = (
     | ListenerSet
     | Secret
     | ConfigMap
+    | TLSRoute
+    | TCPRoute
+    | BackendTLSPolicy
+    | Ingress
+    | IngressClass
 )

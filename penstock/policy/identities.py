@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from bisect import bisect_left
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -215,6 +216,7 @@ def members(world: World, read: Policies | None = None, before: Members | None =
             labels[number] = {**of_nodes[name], **reserved_labels(REMOTE_NODE)}
 
     result = []
+    owners: dict[int, ObjectKey] = {}
     for document, workload, identity, ports, old in found:
         own = labels.get(identity)
         if own is None:
@@ -224,9 +226,11 @@ def members(world: World, read: Policies | None = None, before: Members | None =
                 workload.metadata.labels,
                 namespaces.get(document.key.namespace, {}),
             )
-        here = workload.spec.netns is not None or workload.spec.container is not None
-        local = here and workload.spec.node in (None, world.node)
+        local = _is_local(workload, world)
         attachment = world.attachments.get((document.key.namespace, document.key.name)) if local else None
+        # Packets say which namespace they come from, not which program of it: the first name is its identity.
+        if attachment is not None and owners.setdefault(attachment.cookie, document.key) != document.key:
+            attachment = None
         subject = identity * 256 + port_sets[identity].index(ports) % 256
         mesh = not local and workload.spec.node in meshed
         if old is not None and (old.subject, old.mesh, old.attachment) == (subject, mesh, attachment):
@@ -251,12 +255,22 @@ def members(world: World, read: Policies | None = None, before: Members | None =
     return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks), nodes), ingress_members(world))
 
 
+def _is_local(workload: Workload, world: World) -> bool:
+    here = workload.spec.netns is not None or workload.spec.container is not None
+    return here and workload.spec.node in (None, world.node)
+
+
 def followed_members(world: World, before: Members, changed: Collection[ObjectKey]) -> Members | None:
     """`before` with the workloads `changed` as they are in `world`, all else of which is the same.
 
-    None if the shape changes: an identity or a subject comes or goes.
+    None if the shape changes (an identity or a subject comes or goes), or if one shares its namespace.
     """
     meshed = meshed_nodes(world)
+    cookies = Counter(each.cookie for each in world.attachments.values())
+    for key in changed:
+        attachment = world.attachments.get((key.namespace, key.name))
+        if attachment is not None and cookies[attachment.cookie] > 1:
+            return None
     everyone = list(before.all)
     of_identity = dict(before.by_identity)
     for key in changed:
@@ -318,7 +332,7 @@ def _member(world: World, key: ObjectKey, before: Members, meshed: frozenset[str
     twin = next((m for m in before.by_identity.get(identity or 0, ()) if m.ports == ports), None)
     if twin is None:
         return None
-    local = workload.spec.node in (None, world.node) and workload.spec.netns is not None
+    local = _is_local(workload, world)
     attachment = world.attachments.get((key.namespace, key.name)) if local else None
     addresses = tuple(parse_address(a) for a in workload.spec.addresses)
     return Member(

@@ -17,15 +17,18 @@ from penstock.plan import (
     MeshMode,
     PolicyEntry,
     PolicyKey,
+    PortEntry,
     ServiceKey,
     Verdict,
 )
 from penstock.redirect.layout import (
+    ENDPOINT_ELSEWHERE,
     IPCACHE_LOCAL,
     IPCACHE_MESH,
     MAPPED,
     POLICY_AUTHENTICATED,
     POLICY_FIXED_BITS,
+    PORT_DIRECT,
     SERVICE_HTTP,
     address_of,
 )
@@ -42,10 +45,15 @@ def port(raw: bytes) -> int:
 
 
 def endpoint(raw: bytes) -> EndpointEntry:
-    """The addresses of its link are not in the map, and are left empty."""
-    ifindex, identity, subject, _, mode, bits = struct.unpack_from("=IIIIBB", raw)
+    ifindex, identity, subject, _, mode, flags, bits = struct.unpack_from("=IIIIBBB", raw)
     audit = frozenset(d for d in Direction if bits & 1 << d)
-    return EndpointEntry(identity, subject, ifindex, b"", b"", MeshMode(mode), audit)
+    return EndpointEntry(identity, subject, ifindex, MeshMode(mode), bool(flags & ENDPOINT_ELSEWHERE), audit)
+
+
+def bridge_port(raw: bytes) -> PortEntry:
+    home, bridge, subject, mac, bridge_mac, flags = struct.unpack_from("=III6s6sB", raw)
+    direct = tuple(version for version, bit in PORT_DIRECT.items() if flags & bit)
+    return PortEntry(home, subject, mac, bridge, bridge_mac, direct)
 
 
 def ipcache_key(raw: bytes) -> Network:
@@ -116,7 +124,8 @@ class Connection:
 
 def connection(key: bytes, value: bytes) -> Connection:
     a, b, port_a, port_b, protocol = _CT_KEY.unpack(key)
-    seen, epoch, _, _, initiator, verdict, proxy_port = _CT_VALUE.unpack_from(value)
+    seen, epoch, _, _, bits, verdict, proxy_port = _CT_VALUE.unpack_from(value)
+    initiator = bits & 1
     ends = [(address_of(a), port(port_a)), (address_of(b), port(port_b))]
     (source, source_port), (destination, destination_port) = ends if not initiator else reversed(ends)
     return Connection(

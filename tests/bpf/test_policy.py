@@ -8,7 +8,8 @@ from ipaddress import ip_address
 
 import policy_cases as cases
 from bpf_kernel import OK, REDIRECT, SHOT, Kernel
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from packets import ICMP, UDP, frame, icmp, ip, tcp_frame, udp
 from policy_cases import (
     HOST,

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from penstock import lab
-from penstock.lab import LabError, LabSpec, lab as labs, netns
+from penstock.lab import LabError, LabSpec, netns
+from penstock.lab import lab as labs
 
 LabFactory = Callable[[Mapping[str, Any]], LabSpec]
 PENSTOCK = [sys.executable, "-m", "penstock.cli"]

@@ -6,7 +6,8 @@ from ipaddress import ip_address
 
 import policy_cases as cases
 import yaml
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from policy_cases import HOST, ICMP_TYPES, OTHERS, POLICIES, PROTOCOL_NUMBERS, WORLD, Party, Policy, parties
 from worlds import make
 

@@ -6,7 +6,8 @@ import json
 import time
 
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from penstock.manifests.tree import MAX_TEXT, Broken, RawDocument, parse
 

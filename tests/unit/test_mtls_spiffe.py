@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 
 from penstock.mtls.errors import SpiffeIdError
 from penstock.mtls.spiffe import SpiffeId, check_trust_domain, for_workload, parse

@@ -7,7 +7,8 @@ from ipaddress import ip_address
 
 import policy_cases as cases
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from policy_cases import HOST, OTHERS, POLICIES, PROTOCOL_NUMBERS, Party, Policy, parties
 from worlds import identity_of, make, policy, read, workload
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from worlds import identities, identity_of, make, policy, settle, workload
 
 from penstock.allocate import PREFIXES

@@ -6,7 +6,8 @@ import re
 from ipaddress import ip_address
 
 import policy_cases as cases
-from hypothesis import given, strategies as st
+from hypothesis import given
+from hypothesis import strategies as st
 from policy_cases import (
     HOST,
     ICMP_TYPES,
