@@ -259,7 +259,21 @@ def packet(policies: list[Policy], source: Party, target: Party, protocol: str, 
         # Only TCP to a workload of another node can be proven: a tunnel begins here. What comes from there in
         # plain text is not proven.
         return "proxy" if source.local and target.workload and protocol == "TCP" else "deny"
+    if source.local and target.workload and not target.local and protocol == "TCP":
+        # Who demands it of anybody is spoken to over mesh TLS by all of the other nodes.
+        return "proxy" if "proxy" in answers or _demands(policies, target) else "allow"
     return "proxy" if "proxy" in answers else "allow"
+
+
+def _demands(policies: list[Policy], subject: Party) -> bool:
+    """Whether any ingress rule about a workload demands authentication."""
+    return any(
+        rule.get("authentication", {}).get("mode") == "required" and len(rule) > 1
+        for policy in policies
+        if policy.kind != "NetworkPolicy" and policy.namespace in ("", subject.namespace)
+        if _selected(subject, policy.spec["endpointSelector"])
+        for rule in policy.spec.get("ingress") or []
+    )
 
 
 def _demanded(policies: list[Policy], source: Party, target: Party, protocol: str, number: int) -> bool:

@@ -9,7 +9,7 @@ from ipaddress import ip_address
 import policy_cases as cases
 import policy_words as words_of
 from bpf_kernel import OK, REDIRECT, SHOT, Kernel
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from packets import ICMP, UDP, frame, icmp, ip, tcp_frame, udp
 from policy_cases import POLICIES, Policy
@@ -17,8 +17,9 @@ from policy_parties import HOST, OTHERS, PORT_NUMBERS, PROTOCOL_NUMBERS, Party, 
 from worlds import identity_of, make
 
 from penstock.observe.reasons import Reason
-from penstock.plan import Direction, KernelTables, Verdict
+from penstock.plan import Direction, KernelTables, MeshMode, Verdict
 from penstock.policy.lookup import demands_proof, look_up
+from penstock.world import host_network
 
 EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 60
 SCTP = 132
@@ -67,6 +68,10 @@ def _by_lookup(
             found.append(Verdict.REDIRECT if target.workload and protocol == 6 else Verdict.DENY)
         elif target.local and not source.local:
             found.append(Verdict.DENY)
+    there = tables.ipcache.get(host_network(ip_address(target.address)))
+    strict = there is not None and there.mesh and there.mode is MeshMode.STRICT
+    if source.local and protocol == 6 and strict:
+        found.append(Verdict.REDIRECT)
     return {Verdict.ALLOW: "allow", Verdict.REDIRECT: "proxy", Verdict.DENY: "deny"}[max(found)]
 
 
@@ -103,6 +108,17 @@ def compare(kernel: Kernel, everyone: list[Party], policies: list[Policy], ports
 _PORTS = st.lists(PORT_NUMBERS, min_size=2, max_size=2, unique=True)
 
 
+_PLAIN = [Party(f"w{n}", f"10.{2 if n == 3 else 1}.0.{n + 1}", {}, "default", local=n < 3) for n in range(4)]
+_PROVEN_BY_NOBODY = Policy(
+    "default",
+    {
+        "endpointSelector": {},
+        "ingress": [{"fromEndpoints": [], "authentication": {"mode": "required"}, "icmps": []}],
+    },
+)
+
+
+@example(_PLAIN, [Policy("default", {"endpointSelector": {}, "ingress": []}), _PROVEN_BY_NOBODY], [79, 80])
 @given(parties(), POLICIES, _PORTS)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_words_look_up_and_kernel_agree(
