@@ -190,7 +190,7 @@ class Applier:
             self.tables.policy(),
             self.tables.listeners(),
             self.tables.http_services(),
-            self.tables.identities(),
+            self.tables.ipcache(),
         )
         changed = self.tables.apply(before_proxy(wanted, now))
         # Before the proxy's connections are looked at, which takes its time.
