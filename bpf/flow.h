@@ -9,6 +9,7 @@
 #include "conntrack.h"
 #include "icmp.h"
 #include "judge.h"
+#include "nat_forward.h"
 
 /* net.ipv4.ip_local_port_range begins here by default. */
 #define FIRST_EPHEMERAL_PORT 32768
@@ -50,25 +51,62 @@ static __always_inline int client_speaks(const struct packet *p)
 	return bpf_ntohs(p->t.sport) >= FIRST_EPHEMERAL_PORT && bpf_ntohs(p->t.dport) < FIRST_EPHEMERAL_PORT;
 }
 
-/* The whole way of a packet at an ingress hook. `here` is 0 on the node's devices: no local workload speaks there. */
-static __always_inline int ingress_hook(struct __sk_buff *skb, const struct packet *p, const struct config *c, __u8 hook)
+/* Part of what a packet needs, apart from the 512 bytes of stack that are shared with all that is called. */
+struct flow_room {
+	struct ct_key key;
+	struct ct_value fresh;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct flow_room);
+	__uint(max_entries, 1);
+} flow_rooms SEC(".maps");
+
+/*
+ * The whole way of a packet at an ingress hook. `here` is 0 on the node's devices: no local workload speaks there;
+ * `nat` says what became of a packet to a Service there (nat.h).
+ */
+static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p, const struct config *c, __u8 hook,
+					int nat)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
-	struct ct_value *ct, fresh = {};
+	struct ct_value *ct;
 	int known, midstream, one_way = 0, answer = 0;
 	struct judgement j;
-	struct ct_key key;
+	struct flow_room *r;
 	struct tuple first;
+	__u32 zero = 0;
 	__be16 port = p->policy_port;
 	__u32 here = hook == HOOK_FROM_WORKLOAD ? skb->ifindex : 0;
-	__u8 side = ct_make_key(&key, &p->t);
+	__u8 side;
 
-	ct = bpf_map_lookup_elem(&conntrack, &key);
+	r = bpf_map_lookup_elem(&flow_rooms, &zero);
+	if (!r)
+		return TC_ACT_SHOT;
+	side = ct_make_key(&r->key, &p->t);
+	ct = bpf_map_lookup_elem(&conntrack, &r->key);
 	known = ct && continues(ct, p, side, now) && ct->ifindex[side & 1] == here;
+	if (!known && hook == HOOK_FROM_WORKLOAD) {
+		nat = nat_forward(skb, p, c, 1);
+		if (nat == NAT_REFUSED)
+			return reject(skb, p, NO_BACKEND, hook);
+		if (nat == NAT_SELF || (nat == NAT_NONE && nat_answers_itself(skb, p)))
+			return forward(skb, p, here);
+		if (nat == NAT_DONE) {
+			side = ct_make_key(&r->key, &p->t);
+			ct = bpf_map_lookup_elem(&conntrack, &r->key);
+			known = ct && continues(ct, p, side, now) && ct->ifindex[side & 1] == here;
+			port = p->policy_port;
+		}
+	}
 	midstream = !ct && p->t.protocol == IPPROTO_TCP && !begins(p);
 	if (known && ct->epoch == c->epoch) {
 		if (ct->verdict == VERDICT_ALLOW) {
 			ct_touch(ct, now);
+			if (ct->flags & CT_NAT)
+				nat_answer(skb, p);
 			return forward(skb, p, ct->ifindex[!side]);
 		}
 		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
@@ -154,21 +192,32 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 
 	if (!known)
 		tell(p, &j.d, hook);
-	fresh.seen = now;
-	fresh.epoch = c->epoch;
-	fresh.initiator = answer ? !side : side;
-	fresh.verdict = j.d.verdict;
-	fresh.proxy_port = j.d.proxy_port;
-	if (fresh.initiator) {
-		fresh.ifindex[1] = j.src_ifindex;
-		fresh.ifindex[0] = j.dst_ifindex;
+	r->fresh.seen = now;
+	r->fresh.flags = 0;
+	r->fresh.pad = 0;
+	r->fresh.epoch = c->epoch;
+	r->fresh.initiator = answer ? !side : side;
+	r->fresh.verdict = j.d.verdict;
+	r->fresh.proxy_port = j.d.proxy_port;
+	if (nat == NAT_DONE || (known && ct->flags & CT_NAT))
+		r->fresh.flags = CT_NAT;
+	else if (midstream && nat_in_use())
+		/* What answered a Service's client before its entry was evicted goes on to do so. */
+		r->fresh.flags = nat_answer(skb, p) ? CT_NAT : 0;
+	else if (!known)
+		nat_forget(&p->t);
+	if (r->fresh.initiator) {
+		r->fresh.ifindex[1] = j.src_ifindex;
+		r->fresh.ifindex[0] = j.dst_ifindex;
 	} else {
-		fresh.ifindex[0] = j.src_ifindex;
-		fresh.ifindex[1] = j.dst_ifindex;
+		r->fresh.ifindex[0] = j.src_ifindex;
+		r->fresh.ifindex[1] = j.dst_ifindex;
 	}
-	bpf_map_update_elem(&conntrack, &key, &fresh, BPF_ANY);
+	bpf_map_update_elem(&conntrack, &r->key, &r->fresh, BPF_ANY);
 	if (j.d.verdict == VERDICT_REDIRECT)
 		return to_proxy(skb, p, &j.d, hook);
+	if (known && r->fresh.flags & CT_NAT)
+		nat_answer(skb, p);
 	return forward(skb, p, answer ? j.src_ifindex : j.dst_ifindex);
 }
 

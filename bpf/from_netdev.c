@@ -8,16 +8,28 @@ int from_netdev(struct __sk_buff *skb)
 	struct config *c;
 	struct packet p;
 	__u32 zero = 0;
-	int parsed = parse(skb, &p);
+	int nat = NAT_NONE, parsed = parse(skb, &p);
 
 	if (parsed == PARSED_NOT_IP || parsed == PARSED_LINK)
 		return TC_ACT_OK;
-	/* What is not for a local workload is the node's own business. */
-	if (!bpf_map_lookup_elem(&endpoints, &p.t.dst))
-		return TC_ACT_OK;
+	c = bpf_map_lookup_elem(&config, &zero);
+	if (!bpf_map_lookup_elem(&endpoints, &p.t.dst)) {
+		if (parsed || !c)
+			return TC_ACT_OK;
+		nat = nat_forward(skb, &p, c, 0);
+		if (nat == NAT_REFUSED)
+			return reject(skb, &p, NO_BACKEND, HOOK_FROM_NETDEV);
+		if (nat == NAT_NOT_OUTSIDE) {
+			struct decision d = {};
+
+			return drop(&p, &d, UNTRANSLATED_SERVICE, HOOK_FROM_NETDEV);
+		}
+		/* What is not for a local workload is the node's own business. */
+		if (nat == NAT_NONE || !bpf_map_lookup_elem(&endpoints, &p.t.dst))
+			return TC_ACT_OK;
+	}
 	if (parsed)
 		return unparsed(&p, parsed, HOOK_FROM_NETDEV);
-	c = bpf_map_lookup_elem(&config, &zero);
 	if (!c)
 		return TC_ACT_SHOT;
 
@@ -26,7 +38,7 @@ int from_netdev(struct __sk_buff *skb)
 		count(PROXY_RETURN, p.length);
 		return TC_ACT_OK;
 	}
-	return ingress_hook(skb, &p, c, HOOK_FROM_NETDEV);
+	return ingress_hook(skb, &p, c, HOOK_FROM_NETDEV, nat);
 }
 
 char _license[] SEC("license") = "GPL";

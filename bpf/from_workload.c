@@ -28,7 +28,7 @@ int from_workload(struct __sk_buff *skb)
 			return TC_ACT_OK;
 		}
 	}
-	return ingress_hook(skb, &p, c, HOOK_FROM_WORKLOAD);
+	return ingress_hook(skb, &p, c, HOOK_FROM_WORKLOAD, NAT_NONE);
 }
 
 char _license[] SEC("license") = "GPL";

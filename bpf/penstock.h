@@ -74,6 +74,7 @@ enum reason {
 	UNTRANSLATED_SERVICE = 41,
 	NO_BACKEND = 42,
 	POLICY_CHANGED = 43,
+	BLOCKLISTED = 44,
 	REASON_MAX = 64,
 };
 
@@ -149,11 +150,21 @@ struct service_key {
 };
 
 #define SERVICE_HTTP 1
+/* The address is not the Service's own: a node's (NodePort), a load balancer's, an external one. */
+#define SERVICE_EXTERNAL 2
+#define SERVICE_MAGLEV 4
 
+/* Three sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served
+ * to them), and, while a route applies to an external address, the Service's own address for workloads. */
 struct service_value {
 	__u32 id;
 	__u32 backends;
 	__u32 flags;
+	/* Seconds that a client stays with its backend; 0: no session affinity. */
+	__u32 affinity;
+	__u32 outside;
+	__u32 outside_backends;
+	__u32 alias;
 };
 
 struct backend_key {
@@ -165,6 +176,64 @@ struct backend_value {
 	union addr addr;
 	__be16 port;
 	__u8 pad[2];
+};
+
+/* Maglev's table of a set: hash modulo `size`, a prime, gives a slot. */
+#define MAGLEV_SLOTS 16382
+
+struct maglev_value {
+	__u32 size;
+	__u16 slot[MAGLEV_SLOTS];
+};
+
+/* Who stands behind a set. Connections live as long as their backend is here; new ones get the ready. */
+struct standing_key {
+	__u32 service;
+	union addr addr;
+	__be16 port;
+	__u8 pad[2];
+};
+
+#define STANDING_READY 1
+#define STANDING_ENDING 2
+
+/* The backend that a client of a set was given last. Of a socket the client is its network namespace. */
+struct affinity_key {
+	__u32 service;
+	union addr client;
+};
+
+struct affinity_value {
+	__u64 seen;
+	struct backend_value to;
+	__u8 pad[4];
+};
+
+/* A flow that is translated packet by packet: which backend, and back, which Service address. */
+struct nat_key {
+	union addr client;
+	union addr peer;
+	__be16 client_port;
+	__be16 peer_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct nat_value {
+	struct backend_value to;
+	__u32 service;
+	__u32 epoch;
+};
+
+#define NAT_HAIRPIN 1
+
+struct nat_back_value {
+	union addr addr;
+	__be16 port;
+	__u8 flags;
+	__u8 pad;
+	/* Of a hairpin: who called itself. */
+	union addr client;
 };
 
 /* Which socket spoke to which backend instead of which service: for getpeername and recvmsg. */
@@ -202,7 +271,12 @@ struct ct_value {
 	__u8 initiator;
 	__u8 verdict;
 	__be16 proxy_port;
+	__u32 flags;
+	__u32 pad;
 };
+
+/* Its packets are translated: answers get the Service's address back. */
+#define CT_NAT 1
 
 /* The ports of a datagram whose first fragment was seen; of ICMP the identifier (both ports) and the type. */
 struct fragment_key {

@@ -5,8 +5,10 @@
  */
 #include "flow.h"
 
-static __always_inline int pass(struct ct_value *ct, const struct packet *p, __u64 now)
+static __always_inline int pass(struct __sk_buff *skb, struct ct_value *ct, struct packet *p, __u64 now)
 {
+	if (ct->flags & CT_NAT)
+		nat_answer(skb, p);
 	ct_touch(ct, now);
 	count(FORWARDED_STACK, p->length);
 	return TC_ACT_OK;
@@ -29,6 +31,9 @@ int to_workload(struct __sk_buff *skb)
 	int parsed, known, answer;
 
 	if (mark == MARK_PROXY_DOWNSTREAM || mark == MARK_PROXY_UPSTREAM) {
+		/* The client may have asked for a Service. */
+		if (mark == MARK_PROXY_DOWNSTREAM && nat_in_use() && !parse(skb, &p))
+			nat_answer(skb, &p);
 		count(FROM_PROXY, skb->len);
 		return TC_ACT_OK;
 	}
@@ -46,7 +51,7 @@ int to_workload(struct __sk_buff *skb)
 	ct = bpf_map_lookup_elem(&conntrack, &key);
 	known = ct && continues(ct, &p, side, now) && ct->verdict == VERDICT_ALLOW;
 	if (known && ct->epoch == c->epoch)
-		return pass(ct, &p, now);
+		return pass(skb, ct, &p, now);
 	if (p.icmp_error)
 		return icmp_error(skb, &p, c, HOOK_TO_WORKLOAD);
 
@@ -65,7 +70,7 @@ int to_workload(struct __sk_buff *skb)
 			return drop(&p, &j.d, POLICY_CHANGED, HOOK_TO_WORKLOAD);
 		}
 		ct->epoch = c->epoch;
-		return pass(ct, &p, now);
+		return pass(skb, ct, &p, now);
 	}
 	if (j.dst_ifindex != skb->ifindex)
 		return drop(&p, &j.d, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);

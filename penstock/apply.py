@@ -211,10 +211,11 @@ class Applier:
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
-        place = (wanted.attach, wanted.routes)
+        place = (wanted.attach, wanted.routes, wanted.served_addresses, wanted.reserved_ports)
         if place == self._place:
             return []
         netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
+        problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
         self._datapath.attach(wanted.attach, netdevs)
         self._place = place if not problems else None
         return list(problems)

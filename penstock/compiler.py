@@ -28,7 +28,7 @@ from penstock.policy.netpol import POLICY_KINDS
 from penstock.policy.prefixes import prefixes
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
-from penstock.routing.services import served_names, wanted_vips
+from penstock.routing.services import served_names, wanted_balancers, wanted_node_ports, wanted_vips
 from penstock.world import Address, World, parse_address
 
 
@@ -40,6 +40,8 @@ class Names:
     vips: dict[str, Address | None]
     services: tuple[str, ...]
     prefixes: tuple[str, ...]
+    balancers: dict[str, Address | None]
+    node_ports: dict[str, int | None]
 
 
 def names(world: World) -> Names:
@@ -50,6 +52,10 @@ def names(world: World) -> Names:
         vips=vips,
         services=served_names(world),
         prefixes=tuple(map(str, prefixes(world))),
+        balancers={
+            name: parse_address(text) if text else None for name, text in wanted_balancers(world).items()
+        },
+        node_ports=dict(wanted_node_ports(world)),
     )
 
 
@@ -119,20 +125,6 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
     for document in facts.world.of_kinds(*POLICY_KINDS):
         found[document.key] = _VALID
-    found.update(_shared_vips(facts))
+    found.update({key: ObjectStatus(pending=why) for key, why in facts.frontends.conflicts.items()})
     found.update(facts.mesh.statuses)
-    return found
-
-
-def _shared_vips(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
-    """Services whose clusterIP another Service, earlier by name, has already."""
-    owners: dict[Address, ObjectKey] = {}
-    found = {}
-    for served in facts.served:
-        if (
-            served.vip is not None
-            and owners.setdefault(served.vip, served.document.key) != served.document.key
-        ):
-            why = f"clusterIP {served.vip} belongs to {owners[served.vip]}"
-            found[served.document.key] = ObjectStatus(pending=why)
     return found

@@ -46,6 +46,8 @@ def numbered(world: World, listeners: tuple[str, ...]) -> World:
         listener_names=listeners,
         service_names=wanted.services,
         prefixes=wanted.prefixes,
+        balancers=wanted.balancers,
+        node_ports=wanted.node_ports,
         settings=world.settings,
     )
     # What a World knows of its documents by kind is worth keeping.

@@ -71,6 +71,13 @@ class Settings:
         IPv4Network("10.96.0.0/16"),
         IPv6Network("fd00:10:96::/112"),
     )
+    balancer_ranges: tuple[Network, ...] = (
+        IPv4Network("10.97.0.0/16"),
+        IPv6Network("fd00:10:97::/112"),
+    )
+    """Where Services of type LoadBalancer get their addresses from, if the manifest gives none."""
+    node_ports: tuple[int, int] = (30000, 32767)
+    """Where node ports come from, and must be."""
     proxy_listen_ports: tuple[int, int] = (15001, 19999)
     """Listeners of Envoy. Disjoint from every range that sockets pick from by themselves."""
     proxy_source_ports: tuple[int, int] = (20000, 31999)
@@ -89,6 +96,10 @@ class Allocations:
     """Name of an Envoy listener → its port."""
     service_ids: Mapping[str, int] = field(default_factory=dict)
     """``namespace/name:port/family/protocol`` → number in the kernel's service table."""
+    balancers: Mapping[str, str] = field(default_factory=dict)
+    """``namespace/name/family`` of a Service of type LoadBalancer → its address for clients from outside."""
+    node_ports: Mapping[str, int] = field(default_factory=dict)
+    """``namespace/name:port/protocol`` of a Service port → its port on every node."""
     prefixes: Mapping[str, int] = field(default_factory=dict)
     """A network that a policy names → its identity, above all others."""
 

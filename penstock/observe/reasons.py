@@ -41,6 +41,7 @@ class Reason(IntEnum):
     UNTRANSLATED_SERVICE = 41, "sent to a Service address that was not translated when the socket connected"
     NO_BACKEND = 42, "the Service has no endpoint"
     POLICY_CHANGED = 43, "a rule changed while the connection was open"
+    BLOCKLISTED = 44, "the source address is on the blocklist"
 
     @property
     def is_drop(self) -> bool:

@@ -6,10 +6,9 @@ from ipaddress import ip_network
 
 from penstock.facts import Facts
 from penstock.manifests.kinds import Node
-from penstock.plan import EndpointEntry, KernelTables, ListenerKey, ServiceEntry, ServiceKey
+from penstock.plan import EndpointEntry, KernelTables, ListenerKey
 from penstock.policy.labels import HOST
 from penstock.routing.model import ProxyListener
-from penstock.routing.services import service_name
 from penstock.world import Address, Network, parse_address
 
 
@@ -17,6 +16,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
     """Endpoints, identities, policy, Services and listeners of this node."""
     endpoints: dict[Address, EndpointEntry] = {}
     netns: dict[int, int] = {}
+    namespaces: dict[int, str] = {}
     attach: dict[int, tuple[str, str]] = {}
     for member in facts.members.local():
         at = member.attachment
@@ -27,6 +27,8 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
                 member.identity, member.subject, at.ifindex, at.mac, at.host_mac, facts.modes.of(member)
             )
         netns[at.cookie] = member.identity
+        if member.netns:
+            namespaces[at.cookie] = member.netns
         attach[at.ifindex] = name
     if facts.world.node_cookie:
         netns[facts.world.node_cookie] = HOST
@@ -35,7 +37,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         endpoints=endpoints,
         ipcache=facts.ipcache,
         policy=policy,
-        services=_services(facts),
+        services=facts.frontends.entries,
         listeners={
             ListenerKey(listener.source_class, listener.kind, listener.destination): listener.port
             for listener in listeners
@@ -43,25 +45,10 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         netns=netns,
         attach=attach,
         routes=_routes(facts),
+        namespaces=namespaces,
+        served_addresses=facts.frontends.addresses,
+        reserved_ports=facts.frontends.reserved_ports,
     )
-
-
-def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
-    routed = {t.served.name for t in facts.mesh.tables if not t.plain}
-    found: dict[ServiceKey, ServiceEntry] = {}
-    for served in facts.served:
-        number = facts.world.allocations.service_ids.get(service_name(served))
-        if served.vip is None or number is None:
-            continue
-        entry = ServiceEntry(
-            number,
-            served.name,
-            tuple((b.address, b.port) for b in served.backends),
-            http=served.name in routed and served.port.protocol == "TCP",
-        )
-        # Two manifests may fix one address: the first by name has it (and the other's status says so).
-        found.setdefault(ServiceKey(served.vip, served.port.port, served.protocol), entry)
-    return found
 
 
 def _routes(facts: Facts) -> dict[Network, Address]:

@@ -19,7 +19,7 @@ from penstock.redirect.libbpf import AttachType, BpfError, BpfObject
 
 OBJECTS = Path(__file__).parent / "objects"
 WORKLOAD_PROGRAMS = {"from_workload": AttachType.TCX_INGRESS, "to_workload": AttachType.TCX_EGRESS}
-NETDEV_PROGRAMS = {"from_netdev": AttachType.TCX_INGRESS}
+NETDEV_PROGRAMS = {"from_netdev": AttachType.TCX_INGRESS, "to_netdev": AttachType.TCX_EGRESS}
 CGROUP_PROGRAMS = {
     "connect4": AttachType.CGROUP_INET4_CONNECT,
     "connect6": AttachType.CGROUP_INET6_CONNECT,
@@ -81,7 +81,7 @@ class Datapath:
         self._links.mkdir(exist_ok=True)
         self._objects = [
             BpfObject(OBJECTS / f"{name}.o", pins)
-            for name in ("from_workload", "to_workload", "from_netdev", "connect")
+            for name in ("from_workload", "to_workload", "from_netdev", "to_netdev", "connect")
         ]
         self._programs = {name: fd for o in self._objects for name, fd in o.programs().items()}
         self._held: dict[str, int] = {}

@@ -20,9 +20,9 @@ from penstock.world import Address, is_host
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services")
-PUT = ("policy", "ipcache", "backends", "services", "listeners", "endpoints", "netns")
+PUT = ("policy", "ipcache", "standing", "backends", "maglev", "services", "listeners", "endpoints", "netns")
 # An address is nobody in particular before what was said of its identity goes.
-DELETE_LAST = ("ipcache", "policy", "backends")
+DELETE_LAST = ("ipcache", "policy", "backends", "maglev", "standing")
 
 
 class TableOverflowError(BpfError):
@@ -130,7 +130,7 @@ class Tables:
         return frozenset(
             decode.service_key(raw)
             for raw, value in self._now["services"].items()
-            if decode.service_value(value)[2]
+            if decode.service_value(value).http
         )
 
     def counters(self) -> dict[int, tuple[int, int]]:
