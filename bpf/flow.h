@@ -19,8 +19,11 @@
  * mark of ours: if somebody's rule sends it on to a local workload after all (DNAT of a published port), it meets
  * to_workload as what it is by then.
  */
-static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, __u32 ifindex)
+static __always_inline int forward(struct __sk_buff *skb, struct packet *p, __u32 ifindex, __u32 ct_flags)
 {
+	/* What leaves the node is given the Service's address by to_netdev: the stack would not route it from there. */
+	if (ct_flags & CT_NAT && ifindex)
+		nat_answer(skb, p);
 	if (ifindex) {
 		count(FORWARDED_LOCAL, p->length);
 		return bpf_redirect_peer(ifindex, 0);
@@ -88,13 +91,16 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	side = ct_make_key(&r->key, &p->t);
 	ct = bpf_map_lookup_elem(&conntrack, &r->key);
 	known = ct && continues(ct, p, side, now) && ct->ifindex[side & 1] == here;
-	if (!known && hook == HOOK_FROM_WORKLOAD) {
+	/* Also where a Service has come to an address that was spoken to before; not what the proxy carries. */
+	if (hook == HOOK_FROM_WORKLOAD && (!known || (ct->epoch != c->epoch && ct->verdict != VERDICT_REDIRECT))) {
 		nat = nat_forward(skb, p, c, 1);
 		if (nat == NAT_REFUSED)
 			return reject(skb, p, NO_BACKEND, hook);
-		if (nat == NAT_SELF || (nat == NAT_NONE && nat_answers_itself(skb, p)))
-			return forward(skb, p, here);
+		if (nat == NAT_SELF || (nat == NAT_NONE && !known && nat_answers_itself(skb, p)))
+			return forward(skb, p, here, 0);
 		if (nat == NAT_DONE) {
+			if (ct)
+				bpf_map_delete_elem(&conntrack, &r->key);
 			side = ct_make_key(&r->key, &p->t);
 			ct = bpf_map_lookup_elem(&conntrack, &r->key);
 			known = ct && continues(ct, p, side, now) && ct->ifindex[side & 1] == here;
@@ -105,9 +111,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	if (known && ct->epoch == c->epoch) {
 		if (ct->verdict == VERDICT_ALLOW) {
 			ct_touch(ct, now);
-			if (ct->flags & CT_NAT)
-				nat_answer(skb, p);
-			return forward(skb, p, ct->ifindex[!side]);
+			return forward(skb, p, ct->ifindex[!side], ct->flags);
 		}
 		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
@@ -201,9 +205,9 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	r->fresh.proxy_port = j.d.proxy_port;
 	if (nat == NAT_DONE || (known && ct->flags & CT_NAT))
 		r->fresh.flags = CT_NAT;
-	else if (midstream && nat_in_use())
+	else if (midstream && nat_in_use() && nat_answers(p))
 		/* What answered a Service's client before its entry was evicted goes on to do so. */
-		r->fresh.flags = nat_answer(skb, p) ? CT_NAT : 0;
+		r->fresh.flags = CT_NAT;
 	else if (!known)
 		nat_forget(&p->t);
 	if (r->fresh.initiator) {
@@ -216,9 +220,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	bpf_map_update_elem(&conntrack, &r->key, &r->fresh, BPF_ANY);
 	if (j.d.verdict == VERDICT_REDIRECT)
 		return to_proxy(skb, p, &j.d, hook);
-	if (known && r->fresh.flags & CT_NAT)
-		nat_answer(skb, p);
-	return forward(skb, p, answer ? j.src_ifindex : j.dst_ifindex);
+	return forward(skb, p, answer ? j.src_ifindex : j.dst_ifindex, r->fresh.flags);
 }
 
 #endif

@@ -131,6 +131,17 @@ static __noinline int nat_answer(struct __sk_buff *skb, struct packet *p)
 	return 1;
 }
 
+/* 1 if this would be answered by `nat_answer`. */
+static __always_inline int nat_answers(const struct packet *p)
+{
+	struct nat_room *r = nat_room();
+
+	if (!r)
+		return 0;
+	nat_make_key(&r->back, &p->t.dst, p->t.dport, &p->t.src, p->t.sport, p->t.protocol);
+	return bpf_map_lookup_elem(&nat_back, &r->back) != NULL;
+}
+
 /* 1 if this is what a workload answers itself, by way of a Service. */
 static __always_inline int nat_answers_itself(struct __sk_buff *skb, struct packet *p)
 {

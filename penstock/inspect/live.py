@@ -60,7 +60,7 @@ class LiveKernel:
             outside=BackendSet(value.outside[0], self._backends(value.outside)) if value.outside[0] else None,
             alias=BackendSet(value.alias, self._backends((value.alias, 1))) if value.alias else None,
             affinity=value.affinity,
-            maglev=planned.maglev if planned is not None else 0,
+            maglev=planned.maglev if planned is not None else int(bool(value.flags & layout.SERVICE_MAGLEV)),
         )
 
     def _backends(self, told: tuple[int, int]) -> tuple[tuple[Address, int], ...]:

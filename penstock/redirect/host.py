@@ -134,8 +134,8 @@ class HostSettings:
     def answer(self, addresses: Collection[Address], ports: Collection[int]) -> list[str]:
         """Take what is sent to these addresses of Services as our own, and keep sockets off these ports.
 
-        A local route makes the stack answer for an address that no device has (ARP too; there is no such thing
-        for IPv6 neighbours: there the address must be routed here). Problems are returned.
+        A local route makes the stack answer for an address that no device has, ARP too. For IPv6 neighbours
+        there is no such thing: there the address must be routed here. Problems are returned.
         """
         problems = []
         wanted = [str(a) for a in addresses]

@@ -87,7 +87,7 @@ class Kernel:
         return action, after, int(struct.unpack_from("=I", out, 8)[0])
 
     def run(self, program: str, packet: bytes, device: str, *, mark: int = 0, rewritten: bool = False) -> Ran:
-        """Run `program` once on a frame that comes in (or goes out) at `device`; it rewrites it or it does not."""
+        """Run `program` once on a frame that comes in (or goes out) at `device`, `rewritten` or not."""
         self._samples.clear()
         # A test sends packets faster than people read: each run has a budget of its own.
         self.event_budgets.put(bytes(4), bytes(self.event_budgets.value_size))

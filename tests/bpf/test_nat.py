@@ -243,7 +243,7 @@ def test_a_node_port(kernel: Kernel, at: dict[int, str], make: type) -> None:
     assert out.events[0].source_identity == WORLD
     # The answer leaves as it is, and becomes the node's on the device.
     answer = whole(make(at[B], at[WORLD], 8080, 40000, *(["SA"] if make is tcp_frame else [])))
-    assert kernel.run("from_workload", answer, "wb", rewritten=True).action == OK
+    assert kernel.run("from_workload", answer, "wb").action == OK
     ran = kernel.run("to_netdev", answer, "eth", rewritten=True)
     back = seen(ran.packet)
     assert (ran.action, back.ends, back.sums) == (OK, (at[HOST], NODE_PORT, at[WORLD], 40000), True)
