@@ -36,6 +36,9 @@ PINNED_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragmen
 PINNED_MAP(netns, BPF_MAP_TYPE_HASH, __u64, struct netns_value, MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
 PINNED_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, REASON_MAX, 0);
 
+#define MAX_BLOCKED 65536
+PINNED_MAP(blocklist, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_key, struct block_value, MAX_BLOCKED, BPF_F_NO_PREALLOC);
+
 /* Services (service.h, nat.h). */
 #define MAX_MAGLEV 4096
 #define MAX_NAT 65536

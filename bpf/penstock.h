@@ -278,6 +278,15 @@ struct ct_value {
 /* Its packets are translated: answers get the Service's address back. */
 #define CT_NAT 1
 
+/* What is blocked at XDP, by source (ipcache_key). `until` is CLOCK_BOOTTIME in ns, 0 for good; `bits` the key's. */
+struct block_value {
+	__u64 until;
+	__u64 packets;
+	__u64 bytes;
+	__u32 bits;
+	__u32 pad;
+};
+
 /* The ports of a datagram whose first fragment was seen; of ICMP the identifier (both ports) and the type. */
 struct fragment_key {
 	union addr src;

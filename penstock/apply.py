@@ -34,6 +34,7 @@ from penstock.redirect.host import HostSettings
 from penstock.redirect.sockets import proxied, reset, reset_proxied
 from penstock.redirect.stage import InKernel, Steering, after_proxy, before_proxy, changing_hands, steering
 from penstock.redirect.tables import Tables
+from penstock.redirect.terminated import end_datagrams, lost_sockets
 from penstock.routing.model import ListenerKind
 from penstock.world import Carried, Settings
 from penstock.xds.order import Rollout
@@ -186,6 +187,8 @@ class Applier:
             self.tables.identities(),
         )
         changed = self.tables.apply(before_proxy(wanted, now))
+        if self.tables.lost_backends:
+            await self._blocking(self._end_datagrams, wanted)
         if leaving := changing_hands(wanted, now):
             await self._blocking(reset_proxied, leaving)
         # What the proxy carries is looked at when it may have lost its way there, and while something has.
@@ -193,6 +196,12 @@ class Applier:
             self._looked = True
             self._carried = await self._blocking(self._sort_out, wanted)
         return changed, self._carried
+
+    def _end_datagrams(self, tables: KernelTables) -> None:
+        cookies = lost_sockets(self._datapath.pins, tables)
+        if cookies:
+            ended = end_datagrams(cookies, tuple(tables.namespaces.values()))
+            log.info("datagram sockets lost their backend", extra={"sockets": ended})
 
     def _sort_out(self, tables: KernelTables) -> frozenset[Carried]:
         """Reset the proxy's connections that are forbidden now; return what goes on without being steered.

@@ -118,6 +118,7 @@ class Daemon:
                 "explain": self._explain,
                 **{call: partial(self._look, call) for call in CALLS},
                 **node.certificates.calls,
+                **node.blocks.calls,
             },
             {"observe": self._observe},
         )

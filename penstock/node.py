@@ -20,6 +20,7 @@ import grpc
 
 from penstock import state
 from penstock.apply import Applier
+from penstock.blocks import Blocks
 from penstock.certs import Certificates
 from penstock.control import socket_path
 from penstock.envoy.bootstrap import xds_socket
@@ -28,6 +29,7 @@ from penstock.errors import HostError
 from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.issuer import LIFETIME, Issuer
 from penstock.mtls.reports import Reporter
+from penstock.redirect.blocklist import Blocklist
 from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
 from penstock.redirect.libbpf import RingBuffer, open_pin
@@ -68,6 +70,7 @@ class Node:
     lock: int
     host: HostSettings
     datapath: Datapath
+    blocks: Blocks
     tables: Tables
     server: XdsServer
     envoy: EnvoyProcess
@@ -84,6 +87,7 @@ class Node:
         await self.server.stop()
         self.events.close()
         self.tables.close()
+        self.blocks.close()
         self.datapath.close()
         await blocking(self.host.close)
         self.reporter.close()
@@ -115,6 +119,7 @@ async def open_node(
     host: HostSettings = await blocking(HostSettings, _host_record(options.run_dir))
     await blocking(host.up, settings.proxy_source_ports)
     datapath = Datapath(_pins(options.run_dir))
+    blocks = Blocks(Blocklist(options.state_dir, datapath.pins), datapath)
     tables = Tables(datapath.pins, settings.proxy_source_ports, host_access=settings.host_access)
     datapath.attach_cgroup()
     socket = xds_socket(options.run_dir)
@@ -148,6 +153,7 @@ async def open_node(
         lock=lock,
         host=host,
         datapath=datapath,
+        blocks=blocks,
         tables=tables,
         server=server,
         envoy=envoy,

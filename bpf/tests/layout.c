@@ -17,6 +17,7 @@ KEEP(service_key);
 KEEP(service_value);
 KEEP(backend_key);
 KEEP(backend_value);
+KEEP(block_value);
 KEEP(maglev_value);
 KEEP(standing_key);
 KEEP(translated_key);

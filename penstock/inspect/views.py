@@ -267,7 +267,7 @@ class Views:
                 "valueBytes": shape.value,
             }
             for name, shape in SHAPES.items()
-            if name not in ("counters", "config")
+            if name not in ("counters", "config", "blocklist")
         ]
 
     def conntrack(self, limit: int) -> list[Json]:

@@ -20,6 +20,7 @@ from penstock.redirect.libbpf import AttachType, BpfError, BpfObject
 OBJECTS = Path(__file__).parent / "objects"
 WORKLOAD_PROGRAMS = {"from_workload": AttachType.TCX_INGRESS, "to_workload": AttachType.TCX_EGRESS}
 NETDEV_PROGRAMS = {"from_netdev": AttachType.TCX_INGRESS, "to_netdev": AttachType.TCX_EGRESS}
+XDP_PROGRAM = "block_xdp"
 CGROUP_PROGRAMS = {
     "connect4": AttachType.CGROUP_INET4_CONNECT,
     "connect6": AttachType.CGROUP_INET6_CONNECT,
@@ -81,10 +82,12 @@ class Datapath:
         self._links.mkdir(exist_ok=True)
         self._objects = [
             BpfObject(OBJECTS / f"{name}.o", pins)
-            for name in ("from_workload", "to_workload", "from_netdev", "to_netdev", "connect")
+            for name in ("from_workload", "to_workload", "from_netdev", "to_netdev", "connect", "block_xdp")
         ]
         self._programs = {name: fd for o in self._objects for name, fd in o.programs().items()}
         self._held: dict[str, int] = {}
+        self._netdevs: tuple[int, ...] | None = None
+        self._guarded = False
         for pin in sorted(self._links.iterdir()):
             self._adopt(pin)
 
@@ -104,7 +107,10 @@ class Datapath:
         if name in self._held:
             return
         try:
-            link = libbpf.create_link(self._programs[program], target, attach)
+            if attach is AttachType.XDP:
+                link = libbpf.create_xdp_link(self._programs[program], target)
+            else:
+                link = libbpf.create_link(self._programs[program], target, attach)
         except BpfError as e:
             # The interface went between being seen and now; its going is an event of its own.
             if isinstance(e.__cause__, OSError) and e.__cause__.errno == errno.ENODEV:
@@ -129,15 +135,32 @@ class Datapath:
 
     def attach(self, workloads: Iterable[int], netdevs: Iterable[int]) -> None:
         """Programs on exactly these interfaces (by index): workloads' host sides, and the node's devices."""
+        self._netdevs = devices = tuple(netdevs)
         wanted: dict[str, tuple[str, int, AttachType]] = {}
-        for programs, interfaces in ((WORKLOAD_PROGRAMS, workloads), (NETDEV_PROGRAMS, netdevs)):
+        for programs, interfaces in ((WORKLOAD_PROGRAMS, workloads), (NETDEV_PROGRAMS, devices)):
             for index in interfaces:
                 for program, attach in programs.items():
                     wanted[f"{program}-{index}"] = (program, index, attach)
-        for name in [n for n in self._held if "-" in n and n not in wanted]:
+        self._settle_guard()
+        for name in [n for n in self._held if "-" in n and n not in wanted and not n.startswith(XDP_PROGRAM)]:
             self._detach(name)
         for name, (program, index, attach) in wanted.items():
             self._attach(program, index, attach, name)
+
+    def guard(self, wanted: bool) -> None:
+        """Whether the node's devices carry the blocklist's program. Raises BpfError."""
+        self._guarded = wanted
+        self._settle_guard()
+
+    def _settle_guard(self) -> None:
+        # Before the devices are known, what a daemon before has attached stays.
+        if self._netdevs is None:
+            return
+        wanted = {f"{XDP_PROGRAM}-{i}": i for i in self._netdevs if self._guarded}
+        for name in [n for n in self._held if n.startswith(XDP_PROGRAM) and n not in wanted]:
+            self._detach(name)
+        for name, index in wanted.items():
+            self._attach(XDP_PROGRAM, index, AttachType.XDP, name)
 
     def close(self) -> None:
         """Let go of the descriptors; what is pinned stays in force."""

@@ -55,6 +55,7 @@ SHAPES: Mapping[str, MapShape] = {
     "backends": MapShape(8, 20, 262144),
     "maglev": MapShape(4, 4 + 2 * maglev.SLOTS, 4096),
     "standing": MapShape(24, 4, 262144),
+    "blocklist": MapShape(20, 32, 65536),
     "netns": MapShape(8, 8, 16384),
     "conntrack": MapShape(40, 32, 262144),
     "counters": MapShape(4, 16, 64),

@@ -34,6 +34,7 @@ class AttachType(IntEnum):
     CGROUP_UDP6_RECVMSG = 20
     CGROUP_INET4_GETPEERNAME = 29
     CGROUP_INET6_GETPEERNAME = 30
+    XDP = 37
     TCX_INGRESS = 46
     TCX_EGRESS = 47
 
@@ -47,6 +48,16 @@ class _OpenOpts(ctypes.Structure):
         ("relaxed_maps", ctypes.c_bool),
         ("pin_root_path", ctypes.c_char_p),
     )
+
+
+class _LinkOpts(ctypes.Structure):
+    """The head of struct bpf_link_create_opts, and zeros for the rest of it."""
+
+    _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("rest", ctypes.c_uint8 * 36))
+
+
+XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE = 2, 4
+"""include/uapi/linux/if_link.h: before each packet has a buffer of the stack, or as the driver gets it."""
 
 
 class _TestRunOpts(ctypes.Structure):
@@ -177,6 +188,17 @@ def open_pin(path: Path) -> int:
 def create_link(program: int, target: int, attach: AttachType) -> int:
     """Attach `program` to an interface index (tcx) or a cgroup's file descriptor; the link's descriptor."""
     return _check(_lib().bpf_link_create(program, target, attach, None), f"attach {attach.name} to {target}")
+
+
+def create_xdp_link(program: int, interface: int) -> int:
+    """Attach an XDP program, in the driver if it can, else in front of the stack; the link's descriptor."""
+    native = _LinkOpts(sz=ctypes.sizeof(_LinkOpts), flags=XDP_FLAGS_DRV_MODE)
+    link = int(_lib().bpf_link_create(program, interface, AttachType.XDP, ctypes.byref(native)))
+    if link >= 0:
+        return link
+    generic = _LinkOpts(sz=ctypes.sizeof(_LinkOpts), flags=XDP_FLAGS_SKB_MODE)
+    found = _lib().bpf_link_create(program, interface, AttachType.XDP, ctypes.byref(generic))
+    return _check(found, f"attach XDP to {interface}")
 
 
 def update_link(link: int, program: int) -> None:

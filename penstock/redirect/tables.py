@@ -22,7 +22,7 @@ from penstock.world import Address, is_host
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services")
 PUT = ("policy", "ipcache", "standing", "backends", "maglev", "services", "listeners", "endpoints", "netns")
 # An address is nobody in particular before what was said of its identity goes.
-DELETE_LAST = ("ipcache", "policy", "backends", "maglev", "standing")
+DELETE_LAST = ("ipcache", "policy", "backends", "maglev")
 
 
 class TableOverflowError(BpfError):
@@ -38,13 +38,15 @@ class Tables:
         self._maps = {
             name: BpfMap(pins / name, shape.key, shape.value)
             for name, shape in SHAPES.items()
-            if name != "counters"
+            if name not in ("counters", "blocklist")
         }
         self._counters = BpfMap(pins / "counters", 4, 16 * possible_cpus())
         self._encoder = layout.TableEncoder()
         # What was applied last, as it was said; None while only the bytes of a daemon before are known.
         self._said: KernelTables | None = None
         self._now: dict[str, Table] = {name: self._maps[name].items() for name in PUT}
+        self.lost_backends = False
+        """Whether the last `apply` took a backend from a Service."""
         stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
         self._epoch = int(struct.unpack_from("=I", stood)[0])
 
@@ -60,7 +62,9 @@ class Tables:
         self._said = None
         changed = sum(self._delete(name, tables[name]) for name in DELETE_FIRST)
         changed += sum(self._put(name, tables[name]) for name in PUT)
-        changed += sum(self._delete(name, tables[name]) for name in DELETE_LAST)
+        lost = self._delete("standing", tables["standing"])
+        self.lost_backends = lost > 0
+        changed += lost + sum(self._delete(name, tables[name]) for name in DELETE_LAST)
         if changed or not self._epoch:
             self._epoch = self._epoch % 0xFFFFFFFF + 1
             self._maps["config"].put(

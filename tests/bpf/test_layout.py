@@ -41,6 +41,7 @@ STRUCTS = {
     "services": ("service_key", "service_value"),
     "backends": ("backend_key", "backend_value"),
     "maglev": ("", "maglev_value"),
+    "blocklist": ("ipcache_key", "block_value"),
     "standing": ("standing_key", ""),
     "netns": ("", "netns_value"),
     "conntrack": ("ct_key", "ct_value"),

@@ -321,3 +321,70 @@ def test_only_this_nodes_endpoints_where_the_policy_is_local(mesh: Mesh) -> None
     vip = mesh.vip("api")
     assert echoes(mesh["client"], vip, 7, timeout=3)
     assert refused(mesh["away"], vip, 7)
+
+
+# --- endpoints that go -----------------------------------------------------------------------------
+
+
+def slice_of(mesh: Mesh, *endpoints: tuple[str, dict[str, bool]]) -> dict[str, Any]:
+    """An EndpointSlice of Service `by-hand`: workloads with their conditions."""
+    return {
+        "apiVersion": "discovery.k8s.io/v1",
+        "kind": "EndpointSlice",
+        "metadata": {"name": "by-hand", "labels": {"kubernetes.io/service-name": "by-hand"}},
+        "addressType": "IPv4",
+        "ports": [
+            {"name": "echo", "port": 9090},
+            {"name": "dgram", "port": 9091, "protocol": "UDP"},
+        ],
+        "endpoints": [
+            {"addresses": [str(mesh[name].address(4))], "conditions": conditions}
+            for name, conditions in endpoints
+        ],
+    }
+
+
+BY_HAND = service(
+    "by-hand", {**ECHO, "nodePort": None}, {**DGRAM, "nodePort": None, "targetPort": 9091}, clusterIP=OWN
+)
+READY = {"ready": True}
+ENDING = {"ready": False, "serving": True, "terminating": True}
+GONE = {"ready": False, "serving": False, "terminating": True}
+
+
+def test_datagram_sockets_end_with_their_backend_and_tcp_lives(mesh: Mesh) -> None:
+    mesh.apply(BY_HAND, slice_of(mesh, ("api", READY)))
+    client = mesh["client"]
+    with (
+        make_socket(client.netns, socket.SOCK_DGRAM) as datagrams,
+        make_socket(client.netns, socket.SOCK_DGRAM) as direct,
+        connect(client, OWN, 7) as stream,
+    ):
+        for sock, address in ((datagrams, (OWN, 7)), (direct, (str(mesh["api"].address(4)), 9091))):
+            sock.settimeout(3)
+            sock.connect(address)
+            sock.send(b"1")
+            assert sock.recv(9) == b"1"
+        # Terminating but serving: nothing ends, and new ones go elsewhere.
+        mesh.apply(BY_HAND, slice_of(mesh, ("api", ENDING), ("far", READY)))
+        datagrams.send(b"2")
+        assert datagrams.recv(9) == b"2"
+        mesh.apply(BY_HAND, slice_of(mesh, ("api", GONE), ("far", READY)))
+        with pytest.raises(ConnectionAbortedError):
+            datagrams.recv(9)
+        # It connects anew, and gets who is there.
+        datagrams.connect((OWN, 7))
+        datagrams.send(b"3")
+        assert datagrams.recv(9) == b"3"
+        # Who named the workload itself, and TCP, are left alone.
+        direct.send(b"4")
+        assert direct.recv(9) == b"4"
+        stream.sendall(b"5")
+        assert stream.recv(9) == b"5"
+
+
+def test_where_all_are_terminating_they_still_serve(mesh: Mesh) -> None:
+    mesh.apply(BY_HAND, slice_of(mesh, ("api", ENDING)))
+    assert echoes(mesh["client"], OWN, 7, timeout=3)
+    mesh.apply(BY_HAND, slice_of(mesh, ("api", GONE)))
+    assert refused(mesh["client"], OWN, 7)
