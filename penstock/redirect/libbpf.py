@@ -276,8 +276,13 @@ class RingBuffer:
             self._handle = None
 
 
-def test_run(program: int, packet: bytes, context: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Run a program once (BPF_PROG_TEST_RUN): its return value, the packet and the context after."""
+def test_run(
+    program: int, packet: bytes, context: bytes = b"", *, repeat: int = 1, duration: list[int] | None = None
+) -> tuple[int, bytes, bytes]:
+    """Run a program (BPF_PROG_TEST_RUN): its return value, the packet and the context after.
+
+    With `repeat` it runs so often on the same packet; `duration` gets the mean of its runs in ns.
+    """
     out = ctypes.create_string_buffer(len(packet) + 256)
     data = ctypes.create_string_buffer(packet, len(packet))
     ctx_in = ctypes.create_string_buffer(context, len(context)) if context else None
@@ -292,7 +297,9 @@ def test_run(program: int, packet: bytes, context: bytes = b"") -> tuple[int, by
         ctx_out=ctypes.cast(ctx_out, ctypes.c_void_p) if ctx_out else None,
         ctx_size_in=len(context),
         ctx_size_out=len(context),
-        repeat=1,
+        repeat=repeat,
     )
     _check(_lib().bpf_prog_test_run_opts(program, ctypes.byref(opts)), "run a program on a packet")
+    if duration is not None:
+        duration.append(int(opts.duration))
     return opts.retval, out.raw[: opts.data_size_out], ctx_out.raw if ctx_out else b""
