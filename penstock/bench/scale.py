@@ -5,9 +5,9 @@ Labs of one node and two workloads stand side by side and take turns. In some a 
 policy controllers write them: one -A for each, what is meant in the middle, established connections first. In
 one there is nothing at all (`none`), for the price of a new connection.
 
-Kept-alive connections go to the workload's own address, new ones there and to a Service's address; `self` is
-the smallest of ours again: how far two measurements of the same thing lie apart here. `verdict_ns` is what the
-first packet of a connection costs in from_workload alone (BPF_PROG_TEST_RUN).
+Kept-alive connections go to the workload's own address, new ones there and to a Service's address; `self`
+is the smallest of ours again: how far two measurements of the same thing lie apart here. `verdict_ns` is what
+the first packet of a connection costs in from_workload alone (BPF_PROG_TEST_RUN).
 """
 
 from __future__ import annotations
@@ -238,8 +238,8 @@ def _result(
     bars.append(Bar(largest, ratios[largest], NEW_BAR, above=True, noise=_noise(ratios, "new")))
     return Result(
         bench="scale",
-        method="1 KB answers (wrk, nginx) over kept-alive connections to a workload, over new ones to it and to a "
-        "Service's address, with few and many rules and Services, in our maps and in iptables; medians",
+        method="1 KB answers (wrk, nginx) over kept-alive connections to a workload, over new ones to it and to "
+        "a Service's address, with few and many rules and Services, in our maps and in iptables; medians",
         settings={
             "rounds": rounds,
             "seconds": seconds,

@@ -1,4 +1,4 @@
-"""What one verdict costs: from_workload by itself, on the first packet of a connection and a daemon's maps."""
+"""What one verdict costs: from_workload by itself, on a connection's first packet and a daemon's maps."""
 
 from __future__ import annotations
 
