@@ -18,6 +18,9 @@ BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I/usr/include/$(shell u
 OBJECTS := $(patsubst bpf/%.c,penstock/redirect/objects/%.o,$(wildcard bpf/*.c))
 TEST_OBJECTS := $(patsubst bpf/tests/%.c,build/bpf/%.o,$(wildcard bpf/tests/*.c))
 
+# Node scenarios that run side by side.
+NODE_WORKERS ?= 4
+
 # The node scenario that `quick` runs.
 QUICK_NODE ?= tests/node/test_spine_redirect.py
 
@@ -53,7 +56,7 @@ build/bpf/%.o: bpf/tests/%.c $(wildcard bpf/*.h bpf/*.c bpf/tests/*.h) Makefile 
 
 # --- tests, from the quickest to the slowest ------------------------------------------------------
 
-.PHONY: lint unit bpf-test node-test quick test
+.PHONY: lint unit bpf-test node-test test-compose quick test
 lint: setup ## ruff, mypy, import-linter
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
@@ -61,18 +64,25 @@ lint: setup ## ruff, mypy, import-linter
 	@$(BIN)/lint-imports
 
 unit: setup ## Tests that need neither root nor Envoy
-	$(PYTEST) -q tests/unit
+	$(PYTEST) -q -n 2 tests/unit
 
 bpf-test: setup $(TEST_OBJECTS) ## The BPF programs under BPF_PROG_TEST_RUN (root)
 	$(PYTEST) -q tests/bpf
 
+# A scenario mostly waits (for Envoy, for a lease, for a drain), so more of them than cores run side by side, each in
+# namespaces of its own. Those that measure run alone, afterwards.
 node-test: setup ## Namespaces, the kernel and Envoy (root)
-	$(PYTEST) -q tests/node
+	$(PYTEST) -q -n $(NODE_WORKERS) --dist loadfile -m "not alone" tests/node
+	$(PYTEST) -q -m alone tests/node
+
+test-compose: setup ## Containers of a Docker Engine of its own (root)
+	@.ci/docker
+	$(PYTEST) -q tests/compose
 
 quick: lint unit bpf-test ## lint, unit, BPF and one node scenario, in under three minutes
 	$(PYTEST) -q $(QUICK_NODE)
 
-test: lint unit bpf-test node-test ## All of it
+test: lint unit bpf-test node-test test-compose ## All of it
 
 # --- what there is to see -------------------------------------------------------------------------
 

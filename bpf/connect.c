@@ -22,7 +22,7 @@ static __always_inline int translate(__u64 cookie, __u32 random, const struct se
 	if (!ns)
 		return 0;
 	s = bpf_map_lookup_elem(&services, service);
-	if (!s)
+	if (!s || s->flags & SERVICE_GATEWAY)
 		return 0;
 	of.service = s->id;
 	of.backends = s->backends;

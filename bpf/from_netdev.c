@@ -2,6 +2,14 @@
 /* tcx ingress of the node's own devices: what other nodes and the world send to local workloads. */
 #include "flow.h"
 
+static __always_inline int to_gateway(const struct tuple *t)
+{
+	struct service_key key = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
+	struct service_value *s = bpf_map_lookup_elem(&services, &key);
+
+	return s && s->flags & SERVICE_GATEWAY;
+}
+
 SEC("tc")
 int from_netdev(struct __sk_buff *skb)
 {
@@ -13,6 +21,7 @@ int from_netdev(struct __sk_buff *skb)
 	if (parsed == PARSED_NOT_IP || parsed == PARSED_LINK)
 		return TC_ACT_OK;
 	c = bpf_map_lookup_elem(&config, &zero);
+	/* What is neither for a local workload, a Service nor a Gateway is the node's own business. */
 	if (!bpf_map_lookup_elem(&endpoints, &p.t.dst)) {
 		if (parsed || !c)
 			return TC_ACT_OK;
@@ -24,8 +33,7 @@ int from_netdev(struct __sk_buff *skb)
 
 			return drop(&p, &d, UNTRANSLATED_SERVICE, HOOK_FROM_NETDEV);
 		}
-		/* What is not for a local workload is the node's own business. */
-		if (nat == NAT_NONE || !bpf_map_lookup_elem(&endpoints, &p.t.dst))
+		if (nat == NAT_NONE ? !to_gateway(&p.t) : !bpf_map_lookup_elem(&endpoints, &p.t.dst))
 			return TC_ACT_OK;
 	}
 	if (parsed)

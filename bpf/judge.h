@@ -75,7 +75,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 	} else {
 		struct service_value *s = bpf_map_lookup_elem(&services, &service);
 
-		if (s) {
+		if (s && !(s->flags & SERVICE_GATEWAY)) {
 			j->d.dst_identity = 0;
 			if (src_is_local && s->flags & SERVICE_HTTP)
 				steer(&j->d, source_class, LISTENER_HTTP_SERVICE, 0);
@@ -83,8 +83,12 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 				deny(&j->d, UNTRANSLATED_SERVICE);
 			return;
 		}
-		who = identify(&t->dst);
-		if (who) {
+		who = s ? 0 : identify(&t->dst);
+		if (s) {
+			dst_is_local = 1;
+			dst_subject = INGRESS_SUBJECT;
+			j->d.dst_identity = IDENTITY_INGRESS;
+		} else if (who) {
 			j->d.dst_identity = who->identity;
 			dst_mesh = who->flags & IPCACHE_MESH;
 			dst_mode = who->mode;

@@ -109,7 +109,7 @@ static __noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const
 	n->service.port = p->t.dport;
 	n->service.protocol = p->t.protocol;
 	s = bpf_map_lookup_elem(&services, &n->service);
-	if (!s)
+	if (!s || s->flags & SERVICE_GATEWAY)
 		return NAT_NONE;
 	result = nat_choice(n, s, inside);
 	if (result != NAT_DONE)

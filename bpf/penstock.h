@@ -21,6 +21,9 @@
 /* Reserved identities, with Cilium's meaning. */
 #define IDENTITY_HOST 1
 #define IDENTITY_WORLD 2
+#define IDENTITY_INGRESS 8
+/* Names the policy entries of Gateways (penstock/policy/identities.py). */
+#define INGRESS_SUBJECT (IDENTITY_INGRESS * 256)
 
 /* Values are shared with penstock.plan.Verdict: at equal rank the higher wins. */
 enum verdict {
@@ -150,9 +153,11 @@ struct service_key {
 };
 
 #define SERVICE_HTTP 1
+/* The proxy listens there itself, for a Gateway: judged as ingress, neither translated nor steered. */
+#define SERVICE_GATEWAY 2
 /* The address is not the Service's own: a node's (NodePort), a load balancer's, an external one. */
-#define SERVICE_EXTERNAL 2
-#define SERVICE_MAGLEV 4
+#define SERVICE_EXTERNAL 4
+#define SERVICE_MAGLEV 8
 
 /* Three sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served
  * to them), and, while a route applies to an external address, the Service's own address for workloads. */

@@ -41,6 +41,7 @@ def allocate(
     listener_names: Iterable[str],
     service_names: Iterable[str],
     prefixes: Iterable[str],
+    gateways: Iterable[str] = (),
     settings: Settings,
     balancers: Mapping[str, Address | None] | None = None,
     node_ports: Mapping[str, int | None] | None = None,
@@ -64,6 +65,9 @@ def allocate(
         balancers=_addresses(previous.balancers, balancers or {}, settings.balancer_ranges),
         node_ports=_node_ports(previous.node_ports, node_ports or {}, settings.node_ports),
         prefixes=_numbers(previous.prefixes, prefixes, PREFIXES, "networks in policies"),
+        gateways=_addresses(
+            previous.gateways, dict.fromkeys(gateways), settings.gateway_ranges, "the Gateway", "gateway"
+        ),
     )
 
 
@@ -92,11 +96,17 @@ def _numbers(
 
 
 def _addresses(
-    previous: Mapping[str, str], wanted: Mapping[str, Address | None], ranges: tuple[Network, ...]
+    previous: Mapping[str, str],
+    wanted: Mapping[str, Address | None],
+    ranges: tuple[Network, ...],
+    whose: str = "the Service",
+    what: str = "service",
 ) -> dict[str, str]:
     given = {name: str(address) for name, address in wanted.items() if address is not None}
     used = set(given.values())
-    pools = {version: _Pool(tuple(r for r in ranges if r.version == version)) for version in (4, 6)}
+    pools = {
+        version: _Pool(tuple(r for r in ranges if r.version == version), whose, what) for version in (4, 6)
+    }
     unplaced = []
     for name in sorted(wanted.keys() - given.keys()):
         before = ip_address(previous[name]) if name in previous else None
@@ -147,6 +157,8 @@ class _Pool:
     """The usable addresses of some ranges of one family, numbered from 0 through all of them."""
 
     ranges: tuple[Network, ...]
+    whose: str
+    what: str
 
     def __contains__(self, address: Address) -> bool:
         for network in self.ranges:
@@ -165,8 +177,9 @@ class _Pool:
                     return address
         where = ", ".join(map(str, self.ranges)) or "there is none"
         raise AllocationError(
-            f"no address is left for the Service {name} in the service ranges of its family ({where})",
-            hint="widen the service ranges, or set spec.clusterIP",
+            f"no address is left for {self.whose} {name} in the {self.what} ranges of its family ({where})",
+            hint=f"widen the {self.what} ranges, or set "
+            + ("spec.clusterIP" if self.what == "service" else "spec.addresses"),
         )
 
     def _address(self, index: int) -> Address:

@@ -35,7 +35,7 @@ from penstock.redirect.sockets import proxied, reset, reset_proxied
 from penstock.redirect.stage import InKernel, Steering, after_proxy, before_proxy, changing_hands, steering
 from penstock.redirect.tables import Tables
 from penstock.redirect.terminated import end_datagrams, lost_sockets
-from penstock.routing.model import ListenerKind
+from penstock.routing.model import HttpChain, ListenerKind
 from penstock.world import Carried, Settings
 from penstock.xds.order import Rollout
 from penstock.xds.server import XdsServer
@@ -55,6 +55,8 @@ class Applied:
     waiting_for: str = ""
     seconds: Mapping[str, float] = field(default_factory=dict)
     changed_entries: int = 0
+    edge: Mapping[str, str] = field(default_factory=dict)
+    """Listener of a Gateway → what it waits for; '' if it serves what the Plan says."""
 
     @property
     def settled(self) -> bool:
@@ -124,6 +126,7 @@ class Applier:
             errors += await self._attach(plan.kernel)
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
+        errors = [e if e.startswith("kernel") else f"kernel: {e}" for e in errors]
         return Closed(changed, carried, tuple(errors), time.perf_counter() - started)
 
     async def apply(self, plan: Plan, closed: Closed) -> Applied:
@@ -175,7 +178,8 @@ class Applier:
                     break
         errors += [f"Envoy refused {kind} {name}: {why}" for (kind, name), why in self._refusals().items()]
         lap("done")
-        return Applied(tuple(dict.fromkeys(errors)), waiting, took, changed)
+        edge = self._edge(plan, waiting, next((e for e in errors if e.startswith("kernel")), ""))
+        return Applied(tuple(dict.fromkeys(errors)), waiting, took, changed, edge)
 
     # --- the kernel ------------------------------------------------------------------------------------
 
@@ -220,10 +224,17 @@ class Applier:
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
-        place = (wanted.attach, wanted.routes, wanted.served_addresses, wanted.reserved_ports)
+        place = (
+            wanted.attach,
+            wanted.routes,
+            wanted.addresses,
+            wanted.served_addresses,
+            wanted.reserved_ports,
+        )
         if place == self._place:
             return []
         netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
+        problems += await self._blocking(self._host.addresses, wanted.addresses)
         problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
         self._datapath.attach(wanted.attach, netdevs)
         self._place = place if not problems else None
@@ -282,17 +293,26 @@ class Applier:
             else:
                 kept[name] = (svid, resource(name, workload_secret(name, svid)))
         self._secrets = kept
-        types[TypeUrl.SDS] = {name: item for name, (_, item) in kept.items()}
+        given = types.get(TypeUrl.SDS, {})
+        types[TypeUrl.SDS] = {**given, **{name: item for name, (_, item) in kept.items()}}
         types[TypeUrl.SDS][self._bundle_resource.name] = self._bundle_resource
         return Snapshot(types)
 
     def _refusals(self) -> dict[tuple[str, str], str]:
+        return {(r.type_url.rpartition(".")[2], r.name): r.message for r in self._server.refusals()}
+
+    def _edge(self, plan: Plan, waiting: str, fault: str) -> Mapping[str, str]:
         found = {}
-        for client in self._server.state():
-            for kind, resources in client.types.items():
-                for status in resources:
-                    if status.error:
-                        found[(kind.rpartition(".")[2], status.name)] = status.error
+        refusals = self._refusals()
+        for listener in plan.proxy.edge:
+            name = listener.name
+            tables = [chain.table for chain in listener.chains if isinstance(chain, HttpChain)]
+            refused = [refusals.get(("Listener", name))]
+            refused += [refusals.get(("RouteConfiguration", table)) for table in tables]
+            why = next((f"Envoy refused it: {each}" for each in refused if each), fault or waiting)
+            if not why and name not in self._active:
+                why = "its listener is not active in Envoy"
+            found[name] = why
         return found
 
     async def _all_active(self, snapshot: Snapshot, deadline: float) -> bool:

@@ -22,10 +22,12 @@ from penstock.facts import Facts
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
-from penstock.policy.identities import identity_text
+from penstock.policy.identities import Member, identity_text
+from penstock.policy.ingress import wanted_addresses
 from penstock.policy.kernel import kernel_tables
 from penstock.policy.netpol import POLICY_KINDS
 from penstock.policy.prefixes import prefixes
+from penstock.routing.gateways import gateway_names, joined
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
 from penstock.routing.services import served_names, wanted_balancers, wanted_node_ports, wanted_vips
@@ -42,6 +44,7 @@ class Names:
     prefixes: tuple[str, ...]
     balancers: dict[str, Address | None]
     node_ports: dict[str, int | None]
+    gateways: tuple[str, ...]
 
 
 def names(world: World) -> Names:
@@ -50,12 +53,13 @@ def names(world: World) -> Names:
     return Names(
         identities=tuple(identity_text(d, w) for d, w in world.of_kind(Workload)),
         vips=vips,
-        services=served_names(world),
+        services=(*served_names(world), *gateway_names(world)),
         prefixes=tuple(map(str, prefixes(world))),
         balancers={
             name: parse_address(text) if text else None for name, text in wanted_balancers(world).items()
         },
         node_ports=dict(wanted_node_ports(world)),
+        gateways=wanted_addresses(world),
     )
 
 
@@ -98,7 +102,7 @@ def _plan(facts: Facts) -> Plan:
         proxy=proxy_model(facts, demand.listeners),
         secrets=tuple(
             SecretWanted(str(address), facts.spiffe_id(m), (m.namespace, m.document.key.name))
-            for m in facts.members.local()
+            for m in (*facts.members.local(), *facts.members.ingress[:1])
             for address in m.addresses
         ),
         statuses=_statuses(facts),
@@ -112,19 +116,26 @@ _VALID = ObjectStatus((Condition("Valid", True, "Accepted"),))
 
 def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     found = dict.fromkeys(facts.world.documents, ObjectStatus())
-    for document, workload in facts.world.of_kind(Workload):
-        if workload.spec.container:
-            why = "containers are not followed by this version: name the network namespace"
-            found[document.key] = ObjectStatus((Condition("Ready", False, "NotServed", why),), pending=why)
     for member in facts.members.all:
         key = member.document.key
         if member.local and member.attachment is None:
-            why = f"network namespace {member.netns} is absent"
-            found[key] = ObjectStatus((Condition("Ready", False, "NamespaceAbsent", why),), pending=why)
+            why, reason = _absent(member)
+            found[key] = ObjectStatus((Condition("Ready", False, reason, why),), pending=why)
         elif member.local:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
     for document in facts.world.of_kinds(*POLICY_KINDS):
         found[document.key] = _VALID
     found.update({key: ObjectStatus(pending=why) for key, why in facts.frontends.conflicts.items()})
     found.update(facts.mesh.statuses)
+    for key, status in facts.edge.statuses.items():
+        found[key] = joined(facts.mesh.statuses.get(key), status)
     return found
+
+
+def _absent(member: Member) -> tuple[str, str]:
+    """What a local workload that is not attached waits for, and the word for it."""
+    workload = member.document.value
+    assert isinstance(workload, Workload)
+    if workload.spec.container is None:
+        return f"network namespace {member.netns} is absent", "NamespaceAbsent"
+    return f"container {workload.spec.container} does not run here", "ContainerAbsent"

@@ -42,7 +42,9 @@ class ControlServer:
             handlers[name] = grpc.unary_stream_rpc_method_handler(
                 self._streaming(stream), request_deserializer=_decode, response_serializer=_encode
             )
-        self._server = grpc.aio.server(options=[("grpc.max_send_message_length", -1)])
+        self._server = grpc.aio.server(
+            options=[("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
+        )
         self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE, handlers),))
 
     def _unary(self, call: Call) -> Any:

@@ -24,7 +24,9 @@ from typing import Any
 from penstock import state
 from penstock.apply import Applied
 from penstock.control import ControlServer, socket_path
+from penstock.envoy.proxyless import Proxyless
 from penstock.errors import PenstockError
+from penstock.facts import Facts
 from penstock.inspect import CALLS, Inspector
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
@@ -37,9 +39,11 @@ from penstock.plan import Plan
 from penstock.planner import Planner
 from penstock.redirect.layout import decode_event
 from penstock.report import Report, directory
+from penstock.sources.docker import DockerSource, combined
 from penstock.sources.files import FileSource
 from penstock.sources.netns import Found, NamespaceEvents, Wanted, attachments
 from penstock.world import Address, World
+from penstock.xds.snapshot import Resource, Snapshot, resource
 
 log = logging.getLogger(__name__)
 
@@ -63,7 +67,9 @@ class Daemon:
         self._inspector = Inspector(node.tables, lambda: node.server.connected > 0)
         self._store = Store()
         self._planner = Planner()
-        self._documents: Mapping[ObjectKey, Document] = {}
+        self._proxyless: Proxyless[Resource] = Proxyless(resource)
+        self._docker = DockerSource(options.docker) if options.docker else None
+        self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
         self._attached: dict[Wanted, Found] = {}
@@ -116,6 +122,7 @@ class Daemon:
                 "get": self._get,
                 "wait": self._wait,
                 "explain": self._explain,
+                "diff": self._diff,
                 **{call: partial(self._look, call) for call in CALLS},
                 **node.certificates.calls,
                 **node.blocks.calls,
@@ -124,6 +131,7 @@ class Daemon:
         )
         self._take(self._files.scan())
         await node.server.start()
+        await node.clients.start()
         await control.start()
         tasks = [
             asyncio.create_task(work)
@@ -132,6 +140,7 @@ class Daemon:
                 node.envoy.keep(self._on_envoy),
                 self._follow_files(),
                 self._follow_namespaces(),
+                self._follow_containers(),
                 self._reconcile_forever(),
                 node.certificates.run(self._wake),
             )
@@ -165,8 +174,16 @@ class Daemon:
         for problem in result.problems:
             if problem not in self._problems:
                 log.warning("%s", problem, extra={"code": problem.code})
-        self._documents, self._problems = result.documents, result.problems
+        self._from_files, self._problems = result.documents, result.problems
         self._wake()
+
+    @property
+    def _documents(self) -> Mapping[ObjectKey, Document]:
+        return combined(self._from_files, self._docker.documents) if self._docker else self._from_files
+
+    @property
+    def _all_problems(self) -> tuple[Problem, ...]:
+        return (*self._problems, *self._docker.problems) if self._docker else self._problems
 
     async def _follow_files(self) -> None:
         async for changes in self._files.changes():
@@ -174,6 +191,15 @@ class Daemon:
 
     async def _follow_namespaces(self) -> None:
         async for _ in self._namespaces.changes():
+            self._look_at_namespaces = True
+            self._unsettled_pause = UNSETTLED_RETRY[0]
+            self._wake()
+
+    async def _follow_containers(self) -> None:
+        if self._docker is None:
+            await asyncio.Event().wait()
+            return
+        async for _ in self._docker.changes():
             self._look_at_namespaces = True
             self._unsettled_pause = UNSETTLED_RETRY[0]
             self._wake()
@@ -211,6 +237,10 @@ class Daemon:
                 self._applied.notify_all()
 
     async def _reconcile(self) -> None:
+        if self._docker is not None and not self._docker.known:
+            # To go on without its containers would take them out of force.
+            self._report.failed(f"the Docker Engine at {self.options.docker} has not answered yet")
+            return
         documents = self._documents
         wanted = self._wanted(documents)
         addresses: tuple[Address, ...] = self._world.node_addresses
@@ -245,9 +275,10 @@ class Daemon:
         self._world = world
         applied: Applied = await self._node.applier.apply(plan, closed)
         self._flows.look_up(partial(directory, world, plan))
-        self._report.update(world, plan, applied, self._problems)
+        self._report.update(world, plan, applied, self._all_problems)
         if self._planner.facts is not None:
             self._inspector.update(self._planner.facts, plan)
+            self._node.clients.offer(partial(self._for_grpc, self._planner.facts))
         log.info(
             "applied",
             extra={
@@ -266,6 +297,9 @@ class Daemon:
             self._frozen = True
             gc.collect()
             gc.freeze()
+
+    def _for_grpc(self, facts: Facts) -> Snapshot:
+        return Snapshot.of_resources(self._proxyless.build(facts.served, facts.mesh.tables))
 
     def _plan_ahead(self, wanted: list[Wanted], applied: Applied) -> None:
         """What will set the loop going without an event: certificates, and namespaces not yet whole."""
@@ -289,16 +323,21 @@ class Daemon:
                 self._wake_in(0.2, namespaces=False)
                 return
 
-    @staticmethod
-    def _local_netns(workload: Workload, node: str) -> str | None:
-        return workload.spec.netns if workload.spec.node in (None, node) else None
+    def _local_netns(self, workload: Workload) -> str | None:
+        spec = workload.spec
+        if spec.node not in (None, self.options.node):
+            return None
+        if spec.container and self._docker is not None:
+            pid = self._docker.pid(spec.container)
+            return f"/proc/{pid}/ns/net" if pid else None
+        return spec.netns
 
     def _wanted(self, documents: Mapping[ObjectKey, Document]) -> list[Wanted]:
         found = []
         for key, document in documents.items():
             value = document.value
             if isinstance(value, Workload):
-                netns = self._local_netns(value, self.options.node)
+                netns = self._local_netns(value)
                 if netns:
                     found.append(Wanted((key.namespace, key.name), netns, value.spec.interface))
         return found
@@ -321,6 +360,9 @@ class Daemon:
     async def _explain(self, request: dict[str, Any]) -> Any:
         # Here, not in a thread: it fills the same memory of rights as the next compilation reads.
         return self._inspector.explain(request)
+
+    async def _diff(self, request: dict[str, Any]) -> Any:
+        return await asyncio.to_thread(self._inspector.diff, request)
 
     async def _look(self, call: str, request: dict[str, Any]) -> Any:
         return await asyncio.to_thread(self._inspector.look, call, request)

@@ -31,6 +31,7 @@ from penstock.policy.prefixes import prefixes
 from penstock.policy.rights import Destination, SourceRights, Stances, rights
 from penstock.policy.rules import PolicySpec
 from penstock.routing.frontends import Frontends, frontends
+from penstock.routing.gateways import EDGE_KINDS, Edge, compile_edge
 from penstock.routing.mesh import MeshRoutes, mesh_routes
 from penstock.routing.model import Rights
 from penstock.routing.services import ServedPort, served_ports
@@ -69,7 +70,8 @@ class Facts:
         ):
             return members(world)
         if (
-            self._same_documents(Workload, Node)
+            self._same_documents(Workload, Node, *EDGE_KINDS)
+            and world.allocations.gateways == before.world.allocations.gateways
             and world.attachments == before.world.attachments
             and world.allocations.prefixes == before.world.allocations.prefixes
             and prefixes(world) == before.members.index.prefixes.identities.keys()
@@ -92,12 +94,16 @@ class Facts:
             before is not None
             and self._same_documents(PeerAuthentication, Node)
             and self.world.node_addresses == before.world.node_addresses
+            and self.edge.addresses == before.edge.addresses
+            and self.members.ingress == before.members.ingress
             and self.members.index.prefixes.identities == before.members.index.prefixes.identities
         ):
-            changed = followed(self.world, before.ipcache, before.members, self.members, self.modes)
+            changed = followed(
+                self.world, before.ipcache, before.members, self.members, self.modes, self.edge.addresses
+            )
             if changed is not None:
                 return changed
-        return ipcache(self.world, self.members, self.modes)
+        return ipcache(self.world, self.members, self.modes, self.edge.addresses)
 
     @cached_property
     def whois(self) -> Whois:
@@ -113,7 +119,7 @@ class Facts:
     @cached_property
     def by_identity(self) -> dict[int, list[Member]]:
         found: dict[int, list[Member]] = {}
-        for member in self.members.all:
+        for member in (*self.members.all, *self.members.ingress):
             found.setdefault(member.identity, []).append(member)
         return found
 
@@ -143,7 +149,8 @@ class Facts:
     def entries(self) -> dict[tuple[int, Direction], dict[PolicyKey, PolicyEntry]]:
         """Entries of the local subjects: the only ones that this node's kernel judges."""
         found = {}
-        for member in {m.subject: m for m in self.members.local()}.values():
+        judged = (*self.members.local(), *self.members.ingress[:1])
+        for member in {m.subject: m for m in judged}.values():
             for direction in Direction:
                 what = self.stances.of(direction)[member.subject]
                 place = (member.subject, direction)
@@ -168,6 +175,18 @@ class Facts:
         ):
             return before.served
         return served_ports(self.world, self.members)
+
+    @cached_property
+    def edge(self) -> Edge:
+        before, world = self._before, self.world
+        if (
+            before is not None
+            and self.served is before.served
+            and self._same_documents(*EDGE_KINDS, HTTPRoute, GRPCRoute, ReferenceGrant, Namespace, Node)
+            and world.allocations.gateways == before.world.allocations.gateways
+        ):
+            return before.edge
+        return compile_edge(world, self.served)
 
     @cached_property
     def mesh(self) -> MeshRoutes:

@@ -23,7 +23,7 @@ from penstock.apply import Applier
 from penstock.blocks import Blocks
 from penstock.certs import Certificates
 from penstock.control import socket_path
-from penstock.envoy.bootstrap import xds_socket
+from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import HostError
 from penstock.mtls.ca import CertificateAuthority
@@ -43,7 +43,8 @@ Blocking = Callable[..., Awaitable[Any]]
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What `penstock run` was asked for. `ca_dir` None keeps the CA in the state directory."""
+    """What `penstock run` was asked for. `ca_dir` None keeps the CA in the state directory, `docker` is the
+    socket of an engine to follow."""
 
     config: Path
     run_dir: Path
@@ -53,6 +54,7 @@ class Options:
     settings: Settings = field(default_factory=Settings)
     concurrency: int | None = None
     cert_lifetime: timedelta = LIFETIME
+    docker: str | None = None
 
 
 def _pins(run_dir: Path) -> Path:
@@ -73,6 +75,7 @@ class Node:
     blocks: Blocks
     tables: Tables
     server: XdsServer
+    clients: XdsServer
     envoy: EnvoyProcess
     ca: CertificateAuthority
     issuer: Issuer
@@ -85,6 +88,7 @@ class Node:
 
     async def close(self, blocking: Blocking) -> None:
         await self.server.stop()
+        await self.clients.stop()
         self.events.close()
         self.tables.close()
         self.blocks.close()
@@ -124,7 +128,10 @@ async def open_node(
     datapath.attach_cgroup()
     socket = xds_socket(options.run_dir)
     socket.unlink(missing_ok=True)
-    server = XdsServer(socket, services=services, group=UID)
+    users = frozenset({0, os.getuid(), UID})
+    server = XdsServer(socket, services=services, group=UID, users=users, awaits=options.node)
+    clients = XdsServer(clients_socket(options.run_dir))
+    clients_socket(options.run_dir).unlink(missing_ok=True)
     envoy = EnvoyProcess(options.run_dir, node=options.node, concurrency=options.concurrency)
     issuer = Issuer(ca, lifetime=options.cert_lifetime, directory=options.state_dir / "svids")
     applier = Applier(
@@ -156,6 +163,7 @@ async def open_node(
         blocks=blocks,
         tables=tables,
         server=server,
+        clients=clients,
         envoy=envoy,
         ca=ca,
         issuer=issuer,
@@ -195,7 +203,7 @@ def tear_down(run_dir: Path) -> None:
         host = HostSettings(_host_record(run_dir))
         host.down()
         host.close()
-        for left in (socket_path(run_dir), xds_socket(run_dir)):
+        for left in (socket_path(run_dir), xds_socket(run_dir), clients_socket(run_dir)):
             left.unlink(missing_ok=True)
         shutil.rmtree(run_dir / "envoy", ignore_errors=True)
     finally:

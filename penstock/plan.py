@@ -109,6 +109,8 @@ class ServiceEntry:
     alias: BackendSet | None = None
     affinity: int = 0
     maglev: int = 0
+    gateway: bool = False
+    """The proxy itself listens there for a Gateway: judged as ingress, neither translated nor steered."""
 
     @property
     def sets(self) -> tuple[BackendSet, ...]:
@@ -137,6 +139,8 @@ class KernelTables:
     """Host-side interface index → workload."""
     routes: Mapping[Network, Address] = field(default_factory=dict)
     """Ranges of other nodes → the node's address."""
+    addresses: tuple[Address, ...] = ()
+    """What this node must have for its Gateways, besides its own."""
     namespaces: Mapping[int, str] = field(default_factory=dict)
     """Network namespace cookie of a local workload → its path."""
     served_addresses: tuple[Address, ...] = ()

@@ -46,6 +46,7 @@ def numbered(world: World, listeners: tuple[str, ...]) -> World:
         listener_names=listeners,
         service_names=wanted.services,
         prefixes=wanted.prefixes,
+        gateways=wanted.gateways,
         balancers=wanted.balancers,
         node_ports=wanted.node_ports,
         settings=world.settings,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import __version__, status
 from penstock.errors import PenstockError, UsageError
+from penstock.gateway_status import built_in
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
 from penstock.manifests.registry import served_kind
@@ -133,7 +134,7 @@ class Report:
                 "pid": self._node.envoy.pid,
                 "connected": self._node.server.connected > 0,
                 "listeners": len(self._plan.proxy.listeners),
-                "nacks": sum(client.nacks for client in self._node.server.state()),
+                "nacks": self._node.server.nacks,
                 "resources": self._resources(),
             },
             "limits": {
@@ -189,9 +190,20 @@ class Report:
             for key, document in self._world.documents.items()
             if key.kind == served.name and (all_namespaces or key.namespace in ("", namespace))
         }
+        default = built_in()
+        if served.name == default.key.kind and default.key not in shown:
+            shown = {default.key: default, **shown}
         now = time.time()
         views = [
-            status.view(self._world, self._plan, document, self._transitions, now, in_force=self.settled)
+            status.view(
+                self._world,
+                self._plan,
+                document,
+                self._transitions,
+                now,
+                in_force=self.settled,
+                edge=self._applied.edge if self._applied else {},
+            )
             for key, document in shown.items()
             if object_name in (None, key.name)
         ]

@@ -82,7 +82,7 @@ def _decode(data: bytes) -> Allocations:
     for name, port in found.node_ports.items():
         if not 1 <= port <= 65535:
             raise ValueError(f"node_ports: {name} has {port}")
-    for address in (*found.vips.values(), *found.balancers.values()):
+    for address in (*found.vips.values(), *found.balancers.values(), *found.gateways.values()):
         ip_address(address)
     return found
 

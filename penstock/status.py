@@ -8,17 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 import msgspec
 
+from penstock import gateway_status
 from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.gateway_kinds import Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.kinds import Namespace, Service, Workload
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
 from penstock.manifests.problem import Problem
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus, Plan
 from penstock.policy.identities import identity_text
-from penstock.routing.mesh import CONTROLLER
+from penstock.policy.ingress import CONTROLLER
 from penstock.routing.services import families, has_node_ports, node_port_name
 from penstock.world import World
 
@@ -132,9 +136,19 @@ def _without_nulls(value: Any) -> Any:
 
 
 def view(
-    world: World, plan: Plan, document: Document, transitions: Transitions, now: float, *, in_force: bool
+    world: World,
+    plan: Plan,
+    document: Document,
+    transitions: Transitions,
+    now: float,
+    *,
+    in_force: bool,
+    edge: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The object as `get` shows it: what the manifest says with its defaults, and the status we found."""
+    """The object as `get` shows it: what the manifest says with its defaults, and the status we found.
+
+    `edge` tells of the proxy's listeners for Gateways what each waits for.
+    """
     shown: dict[str, Any] = _without_nulls(msgspec.to_builtins(document.value))
     shown["metadata"] = {
         k: v
@@ -144,9 +158,16 @@ def view(
     shown["metadata"]["generation"] = document.generation
     status = plan.statuses.get(document.key, ObjectStatus())
     value = document.value
-    if isinstance(value, HTTPRoute | GRPCRoute):
+    if isinstance(value, HTTPRoute | GRPCRoute | TLSRoute | TCPRoute):
         shown["status"] = _route_status(document, status, transitions, now, in_force=in_force)
         return shown
+    if isinstance(value, Gateway | ListenerSet | GatewayClass):
+        status = gateway_status.programmed(status, lambda name: (edge or {}).get(name, "not applied yet"))
+        gateway_status.fill(shown, document, status, partial(_condition, transitions=transitions, now=now))
+        return shown
+    if isinstance(value, Secret):
+        for field in ("data", "stringData"):
+            shown[field] = dict.fromkeys(shown.get(field, {}), "(not shown)")
     listed = [_condition(document, "", c, transitions, now) for c in status.conditions]
     if isinstance(value, Service):
         vips = [

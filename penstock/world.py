@@ -71,9 +71,14 @@ class Settings:
         IPv4Network("10.96.0.0/16"),
         IPv6Network("fd00:10:96::/112"),
     )
-    balancer_ranges: tuple[Network, ...] = (
+    gateway_ranges: tuple[Network, ...] = (
         IPv4Network("10.97.0.0/16"),
         IPv6Network("fd00:10:97::/112"),
+    )
+    """Addresses of Gateways that name none; the daemon adds them to the node."""
+    balancer_ranges: tuple[Network, ...] = (
+        IPv4Network("10.98.0.0/16"),
+        IPv6Network("fd00:10:98::/112"),
     )
     """Where Services of type LoadBalancer get their addresses from, if the manifest gives none."""
     node_ports: tuple[int, int] = (30000, 32767)
@@ -102,6 +107,8 @@ class Allocations:
     """``namespace/name:port/protocol`` of a Service port → its port on every node."""
     prefixes: Mapping[str, int] = field(default_factory=dict)
     """A network that a policy names → its identity, above all others."""
+    gateways: Mapping[str, str] = field(default_factory=dict)
+    """``namespace/name/index/family`` of a Gateway, or ``ingress/family`` → address (policy/ingress.py)."""
 
 
 @dataclass(frozen=True, slots=True)

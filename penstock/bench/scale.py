@@ -238,8 +238,8 @@ def _result(
     bars.append(Bar(largest, ratios[largest], NEW_BAR, above=True, noise=_noise(ratios, "new")))
     return Result(
         bench="scale",
-        method="1 KB answers (wrk, nginx) over kept-alive connections to a workload, over new ones to it and to "
-        "a Service's address, with few and many rules and Services, in our maps and in iptables; medians",
+        method="1 KB answers (wrk, nginx) over kept-alive connections to a workload, over new ones to it and "
+        "to a Service's address, with few and many rules and Services, in our maps and in iptables; medians",
         settings={
             "rounds": rounds,
             "seconds": seconds,

@@ -24,6 +24,7 @@ COMMANDS = {
     "cert": "Certificates of this node's workloads.",
     "check": "Look whether this machine can run Penstock, and say what to mend.",
     "demo": "Bring up a lab of two nodes and show what Penstock does.",
+    "diff": "What a change of manifests would do to kernel and Envoy.",
     "down": "Remove everything that a daemon put on this node.",
     "endpoint": "Local workloads, as the kernel knows them.",
     "explain": "Why something is allowed or denied, and which line decides.",
@@ -36,6 +37,7 @@ COMMANDS = {
     "service": "Services that the kernel translates or steers, with their backends.",
     "status": "What is in force, and what is not yet.",
     "validate": "Check manifests without a daemon.",
+    "xds": "Who speaks xDS with the daemon, and what each has acknowledged.",
 }
 """Command → its line in --help. The module penstock.cli.COMMAND has a click command of that name."""
 

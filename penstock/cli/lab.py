@@ -109,22 +109,53 @@ def down(lab_or_file: str | None, everything: bool) -> None:
 @click.option("--namespace", default="default", show_default=True)
 @click.option("--service", default="", help="Service that it is a backend of.")
 @click.option(
-    "--http", "http_ports", type=int, multiple=True, metavar="PORT", help="Answer HTTP/1.1 with JSON."
+    "--http",
+    "http_ports",
+    type=int,
+    multiple=True,
+    metavar="PORT",
+    help="Answer HTTP/1.1, WebSocket and HTTP/2 (prior knowledge) with JSON.",
 )
+@click.option("--https", "https_ports", type=int, multiple=True, metavar="PORT", help="The same in TLS.")
 @click.option("--tcp", "tcp_ports", type=int, multiple=True, metavar="PORT", help="Send back what comes.")
+@click.option("--tls", "tls_ports", type=int, multiple=True, metavar="PORT", help="The same in TLS.")
 @click.option("--grpc", "grpc_ports", type=int, multiple=True, metavar="PORT", help="Answer any unary call.")
 @click.option("--udp", "udp_ports", type=int, multiple=True, metavar="PORT", help="Send back each datagram.")
-def echo(name: str, namespace: str, service: str, **ports: tuple[int, ...]) -> None:
+@click.option("--hostname", "hostnames", multiple=True, help="Of its own certificate.  [default: localhost]")
+@click.option("--certificate", default="", metavar="FILE", help="PEM, in place of one of its own.")
+@click.option("--key", default="", metavar="FILE", help="PEM, if not in the certificate's file.")
+@click.option("--client-ca", default="", metavar="FILE", help="PEM: clients must show a certificate of it.")
+def echo(
+    name: str,
+    namespace: str,
+    service: str,
+    hostnames: tuple[str, ...],
+    certificate: str,
+    key: str,
+    client_ca: str,
+    **ports: tuple[int, ...],
+) -> None:
     """A backend that tells what it received. Prints `ready` when it listens; ends on SIGTERM.
 
-    Over HTTP, ?status=503 chooses the answer's status and ?delay=200 its delay in milliseconds.
+    Over HTTP, ?status=503 chooses the answer's status and ?delay=200 its delay in milliseconds. Over TCP and
+    UDP, `who?` is answered with who it is.
     """
     from penstock.lab.echo import Backend, serve
 
     if not any(ports.values()):
-        raise UsageError("nothing to serve", hint="give --http, --grpc, --tcp or --udp")
-    served = (ports[f"{kind}_ports"] for kind in ("http", "tcp", "udp", "grpc"))
-    serve(Backend(name, namespace, service, *served))
+        raise UsageError("nothing to serve", hint="give --http, --https, --grpc, --tcp, --tls or --udp")
+    serve(
+        Backend(
+            name,
+            namespace,
+            service,
+            hostnames=hostnames or ("localhost",),
+            certificate=certificate,
+            key=key,
+            client_ca=client_ca,
+            **{kind.removesuffix("_ports"): numbers for kind, numbers in ports.items()},
+        )
+    )
 
 
 def _member(text: str) -> Path:

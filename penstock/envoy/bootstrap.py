@@ -37,6 +37,11 @@ def xds_socket(run_dir: Path) -> Path:
     return run_dir / "xds.sock"
 
 
+def clients_socket(run_dir: Path) -> Path:
+    """Where gRPC programs of the node find Services (`xds:///`); they see nothing of Envoy's."""
+    return run_dir / "clients.sock"
+
+
 def stream_cluster(name: str, socket: Path) -> dict[str, Any]:
     """The gRPC server behind a Unix socket."""
     return {
@@ -78,6 +83,15 @@ def bootstrap(run_dir: Path, *, node: str, open_files: int) -> str:
             "cds_config": {"ads": {}, "resource_api_version": "V3"},
             "lds_config": {"ads": {}, "resource_api_version": "V3"},
         },
+        "bootstrap_extensions": [
+            {
+                "name": "envoy.bootstrap.internal_listener",
+                "typed_config": {
+                    "@type": "type.googleapis.com/envoy.extensions.bootstrap.internal_listener.v3."
+                    "InternalListener"
+                },
+            }
+        ],
         "static_resources": {
             "clusters": [stream_cluster(ADS_CLUSTER, socket), stream_cluster(ALS_CLUSTER, socket)]
         },

@@ -19,13 +19,16 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy import names, rbac, tls
+from penstock.envoy import edge_tls, marks, names, rbac, tls
 from penstock.envoy.protos import ADS, pack, seconds, socket_option
-from penstock.routing.model import ProxyEndpoint
+from penstock.routing.model import ProxyEndpoint, UpstreamTls
+from penstock.world import Address
 
 _IPPROTO_IP = 0
 _IP_LOCAL_PORT_RANGE = 51
 """include/uapi/linux/in.h; the low half of the value is the first port, the high half the last."""
+
+_SOL_SOCKET, _SO_MARK = 1, 36
 
 _CONNECT_TIMEOUT = 5.0
 
@@ -33,6 +36,8 @@ _UNLIMITED = 0xFFFFFFFF
 """The kernel has no such limits for direct connections; Envoy's own (1,024) are met by one busy client."""
 
 _Cluster = cluster_pb2.Cluster
+
+HTTP_OPTIONS = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
 
 
 class Protocol(Enum):
@@ -43,7 +48,7 @@ class Protocol(Enum):
     AS_CLIENT = "what the client speaks"
 
 
-def _circuit_breakers() -> circuit_breaker_pb2.CircuitBreakers:
+def unlimited() -> circuit_breaker_pb2.CircuitBreakers:
     most = wrappers_pb2.UInt32Value(value=_UNLIMITED)
     threshold = circuit_breaker_pb2.CircuitBreakers.Thresholds(
         max_connections=most, max_pending_requests=most, max_requests=most
@@ -51,11 +56,24 @@ def _circuit_breakers() -> circuit_breaker_pb2.CircuitBreakers:
     return circuit_breaker_pb2.CircuitBreakers(thresholds=[threshold])
 
 
-def _bind(source_ports: tuple[int, int]) -> address_pb2.BindConfig:
+def _bind(
+    source_ports: tuple[int, int], source: Address | None = None, *, judged: bool = True
+) -> address_pb2.BindConfig:
+    """From `source` the socket bears our mark by itself; else the listener borrows the client's address.
+
+    The mark tells the kernel that what is sent has been `judged` here.
+    """
     low, high = source_ports
     value = low | high << 16
-    option = socket_option(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE, value, "IP_LOCAL_PORT_RANGE")
-    return address_pb2.BindConfig(socket_options=[option])
+    options = [socket_option(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE, value, "IP_LOCAL_PORT_RANGE")]
+    if source is None:
+        return address_pb2.BindConfig(socket_options=options)
+    if judged:
+        options.append(socket_option(_SOL_SOCKET, _SO_MARK, marks.UPSTREAM, "SO_MARK"))
+    address = address_pb2.SocketAddress(address=str(source), port_value=0)
+    return address_pb2.BindConfig(
+        socket_options=options, source_address=address, freebind=wrappers_pb2.BoolValue(value=True)
+    )
 
 
 def _raw_buffer() -> base_pb2.TransportSocket:
@@ -91,12 +109,21 @@ def _http_options(protocol: Protocol) -> http_protocol_options_pb2.HttpProtocolO
     return options
 
 
+def http2_without_filters() -> http_protocol_options_pb2.HttpProtocolOptions:
+    """HTTP/2 to a part of this Envoy itself, where what is sent is judged."""
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    options.explicit_http_config.http2_protocol_options.CopyFrom(protocol_pb2.Http2ProtocolOptions())
+    return options
+
+
 def servers(endpoints: Iterable[ProxyEndpoint]) -> tuple[str, ...]:
     """The server identities that a cluster with these endpoints must be able to demand."""
     return tuple(sorted({item.server_id for item in endpoints if item.server_id is not None}))
 
 
-def _transport_matches(servers: tuple[str, ...]) -> list[cluster_pb2.Cluster.TransportSocketMatch]:
+def _transport_matches(
+    servers: tuple[str, ...], plain: base_pb2.TransportSocket
+) -> list[cluster_pb2.Cluster.TransportSocketMatch]:
     """One TLS context per server identity, told by endpoint metadata; what carries none is plain text."""
     matches = []
     for server_id in servers:
@@ -106,26 +133,63 @@ def _transport_matches(servers: tuple[str, ...]) -> list[cluster_pb2.Cluster.Tra
         match.match.update({names.METADATA_PEER: server_id})
         matches.append(match)
     if matches:
-        matches.append(_Cluster.TransportSocketMatch(name="plain", match={}, transport_socket=_raw_buffer()))
+        matches.append(_Cluster.TransportSocketMatch(name="plain", match={}, transport_socket=plain))
     return matches
 
 
 def service(
-    name: str, protocol: Protocol, servers: tuple[str, ...], source_ports: tuple[int, int]
+    name: str,
+    protocol: Protocol,
+    servers: tuple[str, ...],
+    source_ports: tuple[int, int],
+    source: Address | None = None,
+    backend_tls: UpstreamTls | None = None,
 ) -> cluster_pb2.Cluster:
-    """An EDS cluster. It changes with the set of `servers`, not with endpoints that come and go."""
+    """An EDS cluster. It changes with the set of `servers`, not with endpoints that come and go.
+
+    With `backend_tls` each endpoint is spoken to over that TLS, also one of another node.
+    """
+    plain = _raw_buffer()
+    if backend_tls is not None:
+        servers, plain = (
+            (),
+            edge_tls.upstream(backend_tls, ("h2",) if protocol is Protocol.HTTP2 else ("http/1.1",)),
+        )
     return _Cluster(
         name=name,
         type=_Cluster.DiscoveryType.EDS,
         eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
-        circuit_breakers=_circuit_breakers(),
-        upstream_bind_config=_bind(source_ports),
-        transport_socket_matches=_transport_matches(servers),
-        typed_extension_protocol_options={
-            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": pack(_http_options(protocol))
-        },
+        circuit_breakers=unlimited(),
+        upstream_bind_config=_bind(source_ports, source),
+        transport_socket=plain if backend_tls is not None else None,
+        transport_socket_matches=_transport_matches(servers, plain),
+        typed_extension_protocol_options={HTTP_OPTIONS: pack(_http_options(protocol))},
+    )
+
+
+def stream(
+    name: str,
+    servers: tuple[str, ...],
+    source_ports: tuple[int, int],
+    source: Address | None,
+    backend_tls: UpstreamTls | None,
+) -> cluster_pb2.Cluster:
+    """An EDS cluster for bytes. Its sockets bear no mark, so that the kernel judges what they send."""
+    plain = _raw_buffer()
+    if backend_tls is not None:
+        servers, plain = (), edge_tls.upstream(backend_tls, ())
+    return _Cluster(
+        name=name,
+        type=_Cluster.DiscoveryType.EDS,
+        eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
+        connect_timeout=seconds(_CONNECT_TIMEOUT),
+        lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
+        circuit_breakers=unlimited(),
+        upstream_bind_config=_bind(source_ports, source, judged=False),
+        transport_socket=plain if backend_tls is not None else None,
+        transport_socket_matches=_transport_matches(servers, plain),
     )
 
 
@@ -157,7 +221,7 @@ def original_dst(
         type=_Cluster.DiscoveryType.ORIGINAL_DST,
         lb_policy=_Cluster.LbPolicy.CLUSTER_PROVIDED,
         connect_timeout=seconds(_CONNECT_TIMEOUT),
-        circuit_breakers=_circuit_breakers(),
+        circuit_breakers=unlimited(),
         upstream_bind_config=_bind(source_ports),
         transport_socket=None if server_id is None else tls.upstream(server_id, sni_of_endpoint=False),
     )

@@ -35,7 +35,7 @@ _Hcm = hcm_pb2.HttpConnectionManager
 DENIED = "Access denied\r\n"
 
 
-def _filter(name: str, config: Message) -> hcm_pb2.HttpFilter:
+def http_filter(name: str, config: Message) -> hcm_pb2.HttpFilter:
     return hcm_pb2.HttpFilter(name=name, typed_config=pack(config))
 
 
@@ -102,7 +102,7 @@ def base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
 
 
 def router() -> hcm_pb2.HttpFilter:
-    return _filter(
+    return http_filter(
         "envoy.filters.http.router", router_pb2.Router(suppress_envoy_headers=True, dynamic_stats=_FALSE)
     )
 
@@ -122,7 +122,7 @@ def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnect
             scoped_rds=hcm_pb2.ScopedRds(scoped_rds_config_source=ADS),
         )
     )
-    manager.http_filters.extend([_filter(names.CORS_FILTER, cors_pb2.Cors()), router()])
+    manager.http_filters.extend([http_filter(names.CORS_FILTER, cors_pb2.Cors()), router()])
     return manager
 
 
@@ -142,6 +142,6 @@ def by_workload(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnec
         ),
     )
     manager.http_filters.extend(
-        [_filter("envoy.filters.http.header_to_metadata", config(request_rules=[rule])), router()]
+        [http_filter("envoy.filters.http.header_to_metadata", config(request_rules=[rule])), router()]
     )
     return manager

@@ -7,11 +7,9 @@ loopback destination and meets a filter chain without filters, which Envoy close
 
 from __future__ import annotations
 
-from envoy.config.core.v3 import address_pb2, substitution_format_string_pb2
-from envoy.config.core.v3 import base_pb2 as core_pb2
+from envoy.config.core.v3 import address_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as components
 from envoy.config.listener.v3 import listener_pb2
-from envoy.extensions.filters.common.set_filter_state.v3 import value_pb2
 from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.original_src.v3 import original_src_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
@@ -20,7 +18,7 @@ from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
-from penstock.envoy import accesslog, http, marks, names, rbac, tls
+from penstock.envoy import accesslog, http, marks, names, rbac, states, tls
 from penstock.envoy.protos import pack, seconds, socket_address, socket_option
 from penstock.routing.model import ListenerKind, ProxyListener
 
@@ -31,42 +29,21 @@ _HANDSHAKE_TIMEOUT = 10.0
 _EARLY_DATA = 1 << 16
 _TLS_KINDS = (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)
 
-_State = value_pb2.FilterStateValue
-
 DIRECT_CHAIN = "direct"
 """The filter chain that closes."""
 
 
-def _state(key: str, factory: str, text: str) -> value_pb2.FilterStateValue:
-    return _State(
-        object_key=key,
-        factory_key=factory,
-        format_string=substitution_format_string_pb2.SubstitutionFormatString(
-            text_format_source=core_pb2.DataSource(inline_string=text)
-        ),
-        shared_with_upstream=_State.SharedWithUpstream.ONCE,
-    )
-
-
 def _states(listener: ProxyListener) -> set_filter_state_pb2.Config:
-    """What a connection says about itself: its class, and the name of its client certificate.
-
-    The certificate's name is a hashable string: only then does it keep upstream connections of different
-    clients apart.
-    """
+    """What a connection says about itself: its class, and the name of its client certificate."""
     values = [
-        _state(names.SOURCE_CLASS_STATE, "envoy.string", str(listener.source_class)),
-        _state(
-            names.CLIENT_SECRET_STATE,
-            "envoy.hashable_string",
-            "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
-        ),
+        states.source_class(str(listener.source_class)),
+        states.client_secret("%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%"),
     ]
     if listener.kind is ListenerKind.HTTP_SERVICE:
-        values.append(_state(names.SOURCE_NAMESPACE_STATE, "envoy.string", listener.namespace))
+        values.append(states.state(names.SOURCE_NAMESPACE_STATE, "envoy.string", listener.namespace))
     if listener.kind is ListenerKind.TCP_MTLS:
         values.append(
-            _state(
+            states.state(
                 names.UPSTREAM_SNI_STATE, names.UPSTREAM_SNI_STATE, "%DOWNSTREAM_LOCAL_ADDRESS_WITHOUT_PORT%"
             )
         )

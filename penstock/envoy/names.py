@@ -17,6 +17,14 @@ ORIGINAL_DST = "original-dst"
 NO_BACKEND = "no-backend"
 """A cluster that never exists: requests whose backend reference cannot be used go there and get 500."""
 
+MIRRORS = "mirrors"
+"""The way of copies of requests to where they are judged: a cluster, a listener and a route table."""
+
+MIRROR_CLUSTER_HEADER = "x-penstock-mirror-cluster"
+MIRROR_CLASS_HEADER = "x-penstock-mirror-class"
+MIRROR_CLIENT_HEADER = "x-penstock-mirror-client"
+"""What a copy says of itself on that way; whatever a client sends under these names is overwritten."""
+
 ADS_CLUSTER = "ads"
 ALS_CLUSTER = "als"
 

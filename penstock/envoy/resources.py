@@ -12,9 +12,10 @@ from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_pb2, scoped_route_pb2
+from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.message import Message
 
-from penstock.envoy import clusters, listeners, names, routes
+from penstock.envoy import clusters, edge, edge_tls, listeners, mirrors, names, routes
 from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel
 from penstock.world import Settings
 
@@ -31,6 +32,7 @@ CLUSTER = type_url(cluster_pb2.Cluster)
 ENDPOINT = type_url(endpoint_pb2.ClusterLoadAssignment)
 LISTENER = type_url(listener_pb2.Listener)
 ROUTE = type_url(route_pb2.RouteConfiguration)
+SECRET = type_url(secret_pb2.Secret)
 SCOPED_ROUTE = type_url(scoped_route_pb2.ScopedRouteConfiguration)
 
 
@@ -57,7 +59,9 @@ class Builder(Generic[T]):
         def add(kind: str, name: str, make: Callable[..., Message], *args: Hashable) -> None:
             key = (make, *args)
             made = last.get(key)
-            result[kind][name] = now[key] = self._seal(name, make(*args)) if made is None else made
+            result.setdefault(kind, {})[name] = now[key] = (
+                self._seal(name, make(*args)) if made is None else made
+            )
 
         def add_eds(name: str, endpoints: tuple[ProxyEndpoint, ...]) -> None:
             add(ENDPOINT, name, clusters.assignment, name, endpoints)
@@ -68,7 +72,15 @@ class Builder(Generic[T]):
         for cluster in model.clusters:
             servers = clusters.servers(cluster.endpoints)
             protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
-            add(CLUSTER, cluster.name, clusters.service, cluster.name, protocol, servers, ports)
+            if cluster.stream:
+                parts = (cluster.name, servers, ports, cluster.source, cluster.tls)
+                add(CLUSTER, cluster.name, clusters.stream, *parts)
+                add_eds(cluster.name, cluster.endpoints)
+                continue
+            how = (cluster.name, protocol, servers, ports)
+            if cluster.source is not None:
+                how = (*how, cluster.source, cluster.tls)  # type: ignore[assignment]
+            add(CLUSTER, cluster.name, clusters.service, *how)
             add_eds(cluster.name, cluster.endpoints)
         add(CLUSTER, names.ORIGINAL_DST, clusters.original_dst, names.ORIGINAL_DST, ports)
         for server_id in sorted({item.server_id for item in model.listeners if item.server_id}):
@@ -79,11 +91,23 @@ class Builder(Generic[T]):
         for table in model.services:
             add(SCOPED_ROUTE, table.name, routes.scope, table.name, table.address, table.port)
             add(ROUTE, table.name, routes.service, table)
+        if model.mirrored:
+            add(CLUSTER, names.MIRRORS, mirrors.cluster)
+            add(LISTENER, names.MIRRORS, mirrors.listener)
+            add(ROUTE, names.MIRRORS, mirrors.table, model.mirror_rights)
         for source in sorted({item.source_class for item in model.listeners if item.kind in _TO_WORKLOADS}):
             rights = tuple(
                 item for item in model.workload_rights if item.sources is None or source in item.sources
             )
             add(ROUTE, names.workloads_table(source), routes.workloads, source, rights)
+        for each in model.edge:
+            add(LISTENER, each.name, edge.listener, each, model.edge_secret)
+        for hosts in model.tables:
+            add(ROUTE, hosts.name, edge.table, hosts)
+        for certificate in model.certificates:
+            add(SECRET, certificate.name, edge_tls.certificate, certificate)
+        for authority in model.authorities:
+            add(SECRET, authority.name, edge_tls.authorities, authority)
         self._last = now
         return result
 

@@ -14,7 +14,7 @@ from envoy.config.route.v3 import route_components_pb2 as components
 from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
-from google.protobuf import wrappers_pb2
+from google.protobuf import any_pb2, wrappers_pb2
 
 from penstock.envoy import actions, names, rbac
 from penstock.envoy.protos import pack, seconds
@@ -98,17 +98,20 @@ def _action(route: Route) -> components.RouteAction:
     return action
 
 
-def _table(
-    name: str, routes: Iterable[components.Route], rights: tuple[Rights, ...]
+def table(
+    name: str, routes: Iterable[components.Route], allowed: tuple[Rights, ...]
 ) -> route_pb2.RouteConfiguration:
     return route_pb2.RouteConfiguration(
         name=name,
         virtual_hosts=[components.VirtualHost(name=name, domains=["*"], routes=routes)],
         request_headers_to_remove=[names.DESTINATION_HEADER],
-        typed_per_filter_config={
-            names.RIGHTS_FILTER: pack(rbac_pb2.RBACPerRoute(rbac=rbac.rules(rights))),
-        },
+        typed_per_filter_config={names.RIGHTS_FILTER: rights(allowed)},
     )
+
+
+def rights(allowed: tuple[Rights, ...]) -> any_pb2.Any:
+    """What a table configures the rights filter with."""
+    return pack(rbac_pb2.RBACPerRoute(rbac=rbac.rules(allowed)))
 
 
 def _redirects(route: Route, redirect: Redirect) -> Iterator[components.Route]:
@@ -124,7 +127,8 @@ def _redirects(route: Route, redirect: Redirect) -> Iterator[components.Route]:
     yield components.Route(name=route.name, match=_match(route.match), redirect=action)
 
 
-def _routes(route: Route) -> Iterator[components.Route]:
+def compiled(route: Route) -> Iterator[components.Route]:
+    """Envoy's routes for one of the model."""
     if route.actions.missing:
         refusal = components.DirectResponseAction(status=404)
         yield components.Route(name=route.name, match=_match(route.match), direct_response=refusal)
@@ -141,8 +145,8 @@ def _routes(route: Route) -> Iterator[components.Route]:
         yield each
 
 
-def service(table: ServiceTable) -> route_pb2.RouteConfiguration:
-    return _table(table.name, chain.from_iterable(map(_routes, table.routes)), table.rights)
+def service(routes: ServiceTable) -> route_pb2.RouteConfiguration:
+    return table(routes.name, chain.from_iterable(map(compiled, routes.routes)), routes.rights)
 
 
 def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRouteConfiguration:
@@ -155,14 +159,14 @@ def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRout
     return scoped_route_pb2.ScopedRouteConfiguration(name=name, route_configuration_name=name, key=key)
 
 
-def workloads(source_class: int, rights: tuple[Rights, ...]) -> route_pb2.RouteConfiguration:
+def workloads(source_class: int, allowed: tuple[Rights, ...]) -> route_pb2.RouteConfiguration:
     """The table for requests of a source class to a workload's own address: no routing, only rights."""
     route = components.Route(
         name=names.WORKLOADS,
         match=components.RouteMatch(prefix="/"),
         route=_Action(cluster=names.WORKLOADS, timeout=seconds(0)),
     )
-    return _table(names.workloads_table(source_class), [route], rights)
+    return table(names.workloads_table(source_class), [route], allowed)
 
 
 def destination_header() -> base_pb2.HeaderValueOption:

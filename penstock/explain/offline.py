@@ -22,6 +22,8 @@ _UNKNOWN = int(IPv4Address("198.18.0.1"))
 def node_of(documents: Mapping[ObjectKey, Document], *parties: str) -> str:
     """The node of the first of `parties` that is a workload, by name or address; else the first node."""
     nodes = sorted(key.name for key, document in documents.items() if isinstance(document.value, Node))
+    values = (document.value for document in documents.values())
+    nodes += sorted({w.spec.node for w in values if isinstance(w, Workload) and w.spec.node})
     for party in parties:
         for key, document in documents.items():
             workload = document.value

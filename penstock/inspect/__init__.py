@@ -11,11 +11,13 @@ from typing import Any
 
 import msgspec
 
+from penstock.diff import Side, differences, planned
 from penstock.errors import PenstockError
 from penstock.explain import Question, explain, plain
 from penstock.facts import Facts
 from penstock.inspect.live import LiveKernel
 from penstock.inspect.views import Views
+from penstock.manifests.store import Store
 from penstock.plan import Plan
 from penstock.redirect.tables import Tables
 
@@ -54,6 +56,13 @@ class Inspector:
         facts, plan = self._now()
         question = msgspec.convert(request["question"], Question)
         return plain(explain(question, facts, plan, LiveKernel(self._tables, plan, serving=self._serving())))
+
+    def diff(self, request: dict[str, Any]) -> Any:
+        """What the manifests of `request` (file → text) would change. Raises AllocationError."""
+        before = Side(*self._now())
+        result = Store().apply(request["texts"], request["since"])
+        after = planned(result.documents, before.world.node, before)
+        return differences(before, after, result.problems)
 
     def look(self, call: str, request: dict[str, Any]) -> Any:
         """The view of that name. Raises UnknownPartyError."""

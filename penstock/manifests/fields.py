@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.manifests import kinds, route_kinds
+from penstock.manifests import gateway_kinds, kinds, route_kinds
 
 NOT_YET = "is not supported by this version of Penstock"
 
@@ -44,15 +44,16 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
     route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
-    route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth requestMirror"),
+    route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth"),
     kinds.PeerAuthenticationSpec: _not_yet("portLevelMtls"),
+    gateway_kinds.GatewaySpec: _not_yet("defaultScope"),
 }
 """Wire name of a field → why it is refused."""
 
 UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] = {
     (kinds.ServiceSpec, "type"): ("ExternalName",),
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
-    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth", "RequestMirror"),
+    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth"),
     (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
     (kinds.IngressRule, "fromEntities"): ("kube-apiserver",),
     (kinds.IngressDenyRule, "fromEntities"): ("kube-apiserver",),

@@ -18,6 +18,7 @@ from penstock.manifests.route_kinds import (
     HTTPCORSFilter,
     HTTPHeaderFilter,
     HTTPPathModifier,
+    HTTPRequestMirrorFilter,
     HTTPRequestRedirectFilter,
     HTTPRouteFilter,
     HTTPRouteRetry,
@@ -31,10 +32,12 @@ _FIELDS = {
     "RequestRedirect": "request_redirect",
     "URLRewrite": "url_rewrite",
     "CORS": "cors",
+    "RequestMirror": "request_mirror",
 }
 _OF_BACKENDS = ("RequestHeaderModifier", "ResponseHeaderModifier", "URLRewrite")
 
-_OF_GRPC = ("RequestHeaderModifier", "ResponseHeaderModifier")
+_OF_GRPC = ("RequestHeaderModifier", "ResponseHeaderModifier", "RequestMirror")
+_REPEATED = ("RequestMirror",)
 
 _FRAMING = frozenset(
     [
@@ -101,7 +104,7 @@ def _filters(filters: Sequence[HTTPRouteFilter], rule: HTTPRouteRule, path: Path
     if len(filters) > MAX_FILTERS:
         yield Finding(path, f"holds {len(filters)} entries, at most {MAX_FILTERS} are allowed")
     for kind, count in Counter(f.type for f in filters).items():
-        if count > 1:
+        if count > 1 and kind not in _REPEATED:
             yield Finding(path, f'holds "{kind}" {count} times, which is allowed once', code="duplicate")
     for i, item in enumerate(filters):
         yield from _filter(item, rule, (*path, i))
@@ -127,6 +130,8 @@ def _filter(item: HTTPRouteFilter, rule: HTTPRouteRule, path: Path) -> Iterator[
         yield from _modifier(item.url_rewrite.path, rule, (*here, "path"))
     if item.cors is not None:
         yield from _cors(item.cors, (*path, "cors"))
+    if item.request_mirror is not None:
+        yield from _mirror(item.request_mirror, (*path, "requestMirror"))
 
 
 def _wire(field: str) -> str:
@@ -214,6 +219,24 @@ def _cors(cors: HTTPCORSFilter, path: Path) -> Iterator[Finding]:
             yield Finding((*path, name), 'holds "*" and more')
     if cors.max_age < 1:
         yield Finding((*path, "maxAge"), f"{cors.max_age} is less than 1")
+
+
+def _mirror(mirror: HTTPRequestMirrorFilter, path: Path) -> Iterator[Finding]:
+    ref = mirror.backend_ref
+    here = (*path, "backendRef")
+    if (ref.group, ref.kind) == ("", "Service") and ref.port is None:
+        yield Finding((*here, "port"), "is missing: a Service backend needs a port")
+    if mirror.percent is not None and mirror.fraction is not None:
+        yield Finding(path, "holds both percent and fraction, of which it can have one")
+    if mirror.percent is not None and not 0 <= mirror.percent <= 100:
+        yield Finding((*path, "percent"), f"{mirror.percent} is not between 0 and 100")
+    if mirror.fraction is not None:
+        numerator, denominator = mirror.fraction.numerator, mirror.fraction.denominator
+        if denominator < 1:
+            yield Finding((*path, "fraction", "denominator"), f"{denominator} is less than 1")
+        elif not 0 <= numerator <= denominator:
+            message = f"{numerator} is not between 0 and the denominator"
+            yield Finding((*path, "fraction", "numerator"), message)
 
 
 def _duration(text: str | None, path: Path) -> Iterator[Finding]:

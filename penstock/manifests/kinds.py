@@ -17,6 +17,8 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
+from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 from penstock.manifests.service_kinds import SessionAffinityConfig
 
@@ -53,6 +55,8 @@ class WorkloadSpec(Kind, frozen=True):
     interface: str | None = None
     addresses: list[str] = []
     ports: list[ContainerPort] = []
+    ready: bool = True
+    """False: it is a backend of no Service (its health check fails, or it is about to end)."""
 
 
 class Workload(Kind, frozen=True):
@@ -380,4 +384,11 @@ AnyKind = (
     | GRPCRoute
     | ReferenceGrant
     | PeerAuthentication
+    | GatewayClass
+    | Gateway
+    | ListenerSet
+    | Secret
+    | ConfigMap
+    | TLSRoute
+    | TCPRoute
 )

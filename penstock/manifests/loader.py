@@ -48,6 +48,13 @@ def load(text: str, file: str, *, since: float = 0.0) -> LoadResult:
     return LoadResult(tuple(documents), tuple(problems))
 
 
+def load_object(value: dict[str, Any], file: str, *, since: float = 0.0) -> LoadResult:
+    """The document that `value` says, as if it stood in a file `file`: it obeys the same rules."""
+    reader = _Reader(RawDocument(value, 1), file, since)
+    document = reader.read()
+    return LoadResult((document,) if document is not None else (), tuple(reader.problems))
+
+
 def _expand(raw: RawDocument) -> Iterator[RawDocument]:
     """The items of a List, as if each stood alone."""
     value = raw.value

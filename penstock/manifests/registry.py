@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.kinds import (
     AnyKind,
     CiliumClusterwideNetworkPolicy,
@@ -21,6 +22,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
@@ -63,7 +65,12 @@ SERVED: Mapping[str, ServedKind] = {
         ),
         ServedKind(NetworkPolicy, "networking.k8s.io/v1", "networkpolicies", ("netpol",), custom=False),
         ServedKind(Namespace, "v1", "namespaces", ("ns",), namespaced=False, custom=False),
-        ServedKind(HTTPRoute, "gateway.networking.k8s.io/v1", "httproutes"),
+        ServedKind(
+            HTTPRoute,
+            "gateway.networking.k8s.io/v1",
+            "httproutes",
+            older=("gateway.networking.k8s.io/v1beta1",),
+        ),
         ServedKind(GRPCRoute, "gateway.networking.k8s.io/v1", "grpcroutes"),
         ServedKind(
             ReferenceGrant,
@@ -73,21 +80,42 @@ SERVED: Mapping[str, ServedKind] = {
             older=("gateway.networking.k8s.io/v1beta1",),
         ),
         ServedKind(PeerAuthentication, "security.istio.io/v1", "peerauthentications", ("pa",)),
+        ServedKind(
+            GatewayClass,
+            "gateway.networking.k8s.io/v1",
+            "gatewayclasses",
+            ("gc",),
+            namespaced=False,
+            older=("gateway.networking.k8s.io/v1beta1",),
+        ),
+        ServedKind(
+            Gateway,
+            "gateway.networking.k8s.io/v1",
+            "gateways",
+            ("gtw",),
+            older=("gateway.networking.k8s.io/v1beta1",),
+        ),
+        ServedKind(ListenerSet, "gateway.networking.k8s.io/v1", "listenersets", ("lset",)),
+        ServedKind(
+            TLSRoute,
+            "gateway.networking.k8s.io/v1",
+            "tlsroutes",
+            older=("gateway.networking.k8s.io/v1alpha3", "gateway.networking.k8s.io/v1alpha2"),
+        ),
+        ServedKind(
+            TCPRoute,
+            "gateway.networking.k8s.io/v1",
+            "tcproutes",
+            older=("gateway.networking.k8s.io/v1alpha2",),
+        ),
+        ServedKind(Secret, "v1", "secrets", custom=False),
+        ServedKind(ConfigMap, "v1", "configmaps", ("cm",), custom=False),
     )
 }
 
 NOT_SERVED: Mapping[str, tuple[str, ...]] = {
-    "Gateway": ("gateway.networking.k8s.io/v1",),
-    "GatewayClass": ("gateway.networking.k8s.io/v1",),
-    "TLSRoute": (
-        "gateway.networking.k8s.io/v1",
-        "gateway.networking.k8s.io/v1alpha3",
-        "gateway.networking.k8s.io/v1alpha2",
-    ),
-    "TCPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
     "UDPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
     "BackendTLSPolicy": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"),
-    "ListenerSet": ("gateway.networking.k8s.io/v1",),
     "Ingress": ("networking.k8s.io/v1",),
     "IngressClass": ("networking.k8s.io/v1",),
 }
@@ -96,7 +124,6 @@ NOT_SERVED: Mapping[str, tuple[str, ...]] = {
 PASSED_OVER: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
-            "ConfigMap",
             "Endpoints",
             "Event",
             "LimitRange",
@@ -106,7 +133,6 @@ PASSED_OVER: Mapping[str, tuple[str, ...]] = {
             "PodTemplate",
             "ReplicationController",
             "ResourceQuota",
-            "Secret",
             "ServiceAccount",
         ),
         ("v1",),

@@ -259,6 +259,8 @@ def _route(document: Document, inventory: _Inventory) -> Iterator[Finding]:
     assert isinstance(route, HTTPRoute | GRPCRoute)
     own = document.key.namespace
     for i, parent in enumerate(route.spec.parent_refs):
+        if parent.kind != "Service":
+            continue
         service = (parent.namespace or own, parent.name)
         yield from _service_port(inventory, service, parent.port, ("spec", "parentRefs", i))
     rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules

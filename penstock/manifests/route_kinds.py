@@ -89,6 +89,27 @@ class HTTPCORSFilter(Kind, frozen=True):
     max_age: int = 5
 
 
+class Fraction(Kind, frozen=True):
+    numerator: int
+    denominator: int = 100
+
+
+class BackendObjectReference(Kind, frozen=True):
+    name: str
+    group: str = ""
+    kind: str = "Service"
+    namespace: str | None = None
+    port: int | None = None
+
+
+class HTTPRequestMirrorFilter(Kind, frozen=True):
+    """A copy of each request, or of a share of them, by percent or by fraction."""
+
+    backend_ref: BackendObjectReference
+    percent: int | None = None
+    fraction: Fraction | None = None
+
+
 class HTTPRouteFilter(Kind, frozen=True):
     """One filter: the field that carries its parameters is named after its type."""
 
@@ -98,12 +119,14 @@ class HTTPRouteFilter(Kind, frozen=True):
         "RequestRedirect",
         "URLRewrite",
         "CORS",
+        "RequestMirror",
     ]
     request_header_modifier: HTTPHeaderFilter | None = None
     response_header_modifier: HTTPHeaderFilter | None = None
     request_redirect: HTTPRequestRedirectFilter | None = None
     url_rewrite: HTTPURLRewriteFilter | None = None
     cors: HTTPCORSFilter | None = None
+    request_mirror: HTTPRequestMirrorFilter | None = None
 
 
 class HTTPRouteTimeouts(Kind, frozen=True):

@@ -168,12 +168,16 @@ def _record(
     tls = common.tls_properties
     ended = common.time_to_last_downstream_tx_byte
     duration = common.duration if common.HasField("duration") else ended
+    # A copy of a request (a mirror) comes by Envoy's user space: whose it is, its header has said.
+    inside = common.downstream_direct_remote_address.HasField("envoy_internal_address")
     return RequestRecord(
         time=common.start_time.ToNanoseconds() / 1e9,
         log_name=log_name,
         # The direct address: behind x-forwarded-for the other one is what the client claims.
-        source=_address(common.downstream_direct_remote_address),
-        destination=_address(common.downstream_local_address),
+        source=_address(
+            common.downstream_remote_address if inside else common.downstream_direct_remote_address
+        ),
+        destination=_address(common.upstream_remote_address if inside else common.downstream_local_address),
         upstream=_address(common.upstream_remote_address),
         method=method,
         path=path,

@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from penstock.manifests.kinds import Node
 from penstock.plan import IpcacheEntry, MeshMode
 from penstock.policy.identities import Member, Members
-from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
+from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD
 from penstock.policy.mesh_tls import MeshModes
 from penstock.world import Address, Network, World, host_network, parse_address
 
@@ -22,16 +22,17 @@ EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 Entries = dict[Network, IpcacheEntry]
 
 
-def ipcache(world: World, members: Members, modes: MeshModes) -> Entries:
-    """Network → who its addresses are, where no longer network says otherwise."""
-    found = strangers(world, members)
+def ipcache(world: World, members: Members, modes: MeshModes, edge: tuple[Address, ...] = ()) -> Entries:
+    """Network → who its addresses are, where no longer network says otherwise. `edge` are those of
+    Gateways."""
+    found = strangers(world, members, edge)
     for member in members.all:
         for address in _held(member):
             found[host_network(address)] = _entry(member, modes)
     return found
 
 
-def strangers(world: World, members: Members) -> Entries:
+def strangers(world: World, members: Members, edge: tuple[Address, ...] = ()) -> Entries:
     """Who is no workload."""
     found: Entries = dict.fromkeys(EVERYWHERE, IpcacheEntry(WORLD, WORLD))
     for network, identity in members.index.prefixes.identities.items():
@@ -42,13 +43,24 @@ def strangers(world: World, members: Members) -> Entries:
         for item in node.status.addresses:
             if item.type == "InternalIP":
                 found[host_network(parse_address(item.address))] = IpcacheEntry(REMOTE_NODE, REMOTE_NODE)
+    for member in members.ingress[1:]:
+        for address in member.addresses:
+            found[host_network(address)] = IpcacheEntry(INGRESS, INGRESS, mesh=member.mesh)
+    for address in edge:
+        found[host_network(address)] = IpcacheEntry(INGRESS, INGRESS, local=True)
+    # A Gateway may stand at the node's own address, which stays the node's.
     for address in world.node_addresses:
         found[host_network(address)] = IpcacheEntry(HOST, HOST, local=True)
     return found
 
 
 def followed(
-    world: World, entries: Entries, before: Members, after: Members, modes: MeshModes
+    world: World,
+    entries: Entries,
+    before: Members,
+    after: Members,
+    modes: MeshModes,
+    edge: tuple[Address, ...] = (),
 ) -> Entries | None:
     """`entries`, made for the members `before`, as they are for those of `after`, all else being the same.
 
@@ -57,7 +69,7 @@ def followed(
     old, new = set(map(id, before.all)), set(map(id, after.all))
     if old == new:
         return entries
-    if len(strangers(world, before)) + sum(len(_held(m)) for m in before.all) != len(entries):
+    if len(strangers(world, before, edge)) + sum(len(_held(m)) for m in before.all) != len(entries):
         return None
     found = entries.copy()
     for member in before.all:

@@ -13,13 +13,23 @@ from functools import lru_cache
 
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import Namespace, Node, Workload
-from penstock.policy.labels import RESERVED, WORLD_LABELS, LabelIndex, reserved_labels, workload_labels
+from penstock.policy.ingress import ACCOUNT, has_edge, ingress_document, of_node
+from penstock.policy.labels import (
+    INGRESS,
+    RESERVED,
+    WORLD_LABELS,
+    LabelIndex,
+    reserved_labels,
+    workload_labels,
+)
 from penstock.policy.prefixes import PrefixIndex, prefixes
 from penstock.policy.rules import Peers
 from penstock.world import Address, Attachment, World, parse_address
 
 MESH_ANNOTATION = "penstock.dev/mesh"
 MOST_RESOLVED = 16384
+INGRESS_SUBJECT = INGRESS * 256
+"""Names the policy entries of Gateways (bpf/penstock.h)."""
 
 Ports = tuple[tuple[str, int, str], ...]
 """(name, number, protocol) of each, sorted."""
@@ -78,6 +88,8 @@ class Members:
 
     all: tuple[Member, ...]
     index: LabelIndex
+    ingress: tuple[Member, ...] = ()
+    """Who speaks for the Gateways of each node; none while there is no Gateway."""
     _representatives: dict[int, Member] = field(default_factory=dict, repr=False, compare=False)
     _resolved: dict[Peers, frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
 
@@ -98,7 +110,7 @@ class Members:
     def representatives(self) -> Mapping[int, Member]:
         """Subject → one of its workloads: what policy says of one it says of all."""
         if not self._representatives:
-            self._representatives.update({m.subject: m for m in self.all})
+            self._representatives.update({m.subject: m for m in (*self.all, *self.ingress)})
         return self._representatives
 
     def local(self) -> tuple[Member, ...]:
@@ -157,7 +169,8 @@ def members(world: World, before: Members | None = None) -> Members:
                 workload.metadata.labels,
                 namespaces.get(document.key.namespace, {}),
             )
-        local = workload.spec.node in (None, world.node) and workload.spec.netns is not None
+        here = workload.spec.netns is not None or workload.spec.container is not None
+        local = here and workload.spec.node in (None, world.node)
         attachment = world.attachments.get((document.key.namespace, document.key.name)) if local else None
         subject = identity * 256 + port_sets[identity].index(ports) % 256
         mesh = not local and workload.spec.node in meshed
@@ -180,4 +193,28 @@ def members(world: World, before: Members | None = None) -> Members:
                 netns=workload.spec.netns,
             )
         )
-    return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks)))
+    return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks)), ingress_members(world))
+
+
+def ingress_members(world: World) -> tuple[Member, ...]:
+    """One for this node and each other node, this node's first."""
+    if not has_edge(world):
+        return ()
+    meshed = meshed_nodes(world)
+    others = sorted({d.key.name for d, _ in world.of_kind(Node)} - {world.node})
+    return tuple(
+        Member(
+            document=ingress_document(node),
+            identity=INGRESS,
+            subject=INGRESS_SUBJECT,
+            labels=reserved_labels(INGRESS),
+            service_account=ACCOUNT,
+            local=node == world.node,
+            mesh=node != world.node and node in meshed,
+            addresses=of_node(world, node),
+            ports=(),
+            attachment=None,
+            netns=None,
+        )
+        for node in (world.node, *others)
+    )

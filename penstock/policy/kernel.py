@@ -6,8 +6,9 @@ from ipaddress import ip_network
 
 from penstock.facts import Facts
 from penstock.manifests.kinds import Node
-from penstock.plan import EndpointEntry, KernelTables, ListenerKey
+from penstock.plan import EndpointEntry, KernelTables, ListenerKey, ServiceEntry, ServiceKey
 from penstock.policy.labels import HOST
+from penstock.policy.rules import PROTOCOLS
 from penstock.routing.model import ProxyListener
 from penstock.world import Address, Network, parse_address
 
@@ -37,7 +38,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         endpoints=endpoints,
         ipcache=facts.ipcache,
         policy=policy,
-        services=facts.frontends.entries,
+        services=_services(facts),
         listeners={
             ListenerKey(listener.source_class, listener.kind, listener.destination): listener.port
             for listener in listeners
@@ -45,10 +46,24 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         netns=netns,
         attach=attach,
         routes=_routes(facts),
+        addresses=facts.edge.addresses,
         namespaces=namespaces,
         served_addresses=facts.frontends.addresses,
         reserved_ports=facts.frontends.reserved_ports,
     )
+
+
+def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
+    found = dict(facts.frontends.entries)
+    for listener in facts.edge.listeners:
+        number = facts.world.allocations.service_ids.get(listener.name)
+        if number is None:
+            continue
+        protocol = PROTOCOLS[listener.protocol][0]
+        for address in listener.addresses:
+            entry = ServiceEntry(number, listener.name, (), gateway=True)
+            found.setdefault(ServiceKey(address, listener.port, protocol), entry)
+    return found
 
 
 def _routes(facts: Facts) -> dict[Network, Address]:

@@ -44,11 +44,13 @@ LOCAL_TABLE = 255
 
 
 class _Done(msgspec.Struct):
-    """What was changed, for `down`: sysctl → value before, routes to other nodes, addresses answered for."""
+    """What was changed, for `down`: sysctl → value before, routes to other nodes, addresses of Gateways, and
+    addresses of Services that are answered for."""
 
     sysctls: dict[str, str] = {}
     routes: dict[str, str] = {}
     addresses: list[str] = []
+    answered: list[str] = []
 
 
 class HostSettings:
@@ -101,14 +103,55 @@ class HostSettings:
         return tuple(netdevs), self.routes(routes)
 
     def node_addresses(self) -> tuple[Address, ...]:
-        """Global addresses of the node's own interfaces."""
+        """Global addresses of the node's own interfaces, without those that Gateways were given."""
         found = []
+        ours = {ip_address(text) for text in self._done.addresses}
         for message in self.ip.get_addr():
             text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
             address = ip_address(text)
-            if not (address.is_loopback or address.is_link_local):
+            if address not in ours and not (address.is_loopback or address.is_link_local):
                 found.append(address)
         return tuple(sorted(set(found), key=lambda a: (a.version, a)))
+
+    def addresses(self, wanted: Collection[Address]) -> list[str]:
+        """Give the node these addresses, on its loopback device, and take back others that it was given.
+
+        One that it has anyway is left alone, also by `down`; problems are returned.
+        """
+        problems = []
+        texts = [str(a) for a in wanted]
+        gone = [text for text in self._done.addresses if text not in texts]
+        there = {str(a) for a in self.node_addresses()} | set(self._done.addresses)
+        missing = [text for text in texts if text not in there]
+        if not gone and not missing:
+            return []
+        for text in gone:
+            self._address("del", text)
+        for text in missing:
+            try:
+                self._address("add", text)
+            except NetlinkError as e:
+                problems.append(f"address {text}: {e}")
+        kept = [text for text in self._done.addresses if text not in gone]
+        failed = {problem.split()[1].rstrip(":") for problem in problems}
+        self._done.addresses = kept + [text for text in missing if text not in failed]
+        self._save()
+        return problems
+
+    def _address(self, what: str, text: str) -> None:
+        version = ip_address(text).version
+        lo = self.ip.link_lookup(ifname="lo")[0]
+        try:
+            self.ip.addr(
+                what,
+                index=lo,
+                address=text,
+                prefixlen=32 if version == 4 else 128,
+                family=_family(version),
+            )
+        except NetlinkError as e:
+            if e.code != (17 if what == "add" else 99):
+                raise
 
     def routes(self, wanted: Mapping[Network, Address]) -> list[str]:
         """Routes to other nodes' ranges. One that is there and right is left alone; problems are returned."""
@@ -139,7 +182,7 @@ class HostSettings:
         """
         problems = []
         wanted = [str(a) for a in addresses]
-        before = list(self._done.addresses)
+        before = list(self._done.answered)
         lo = self.ip.link_lookup(ifname="lo")[0]
         for text in [a for a in wanted if a not in before]:
             try:
@@ -147,12 +190,12 @@ class HostSettings:
             except NetlinkError as e:
                 problems.append(f"local route for {text}: {e}")
                 continue
-            self._done.addresses.append(text)
+            self._done.answered.append(text)
         for text in [a for a in before if a not in wanted]:
             self._drop_address(text)
         given = self._done.sysctls.get(RESERVED, _read(RESERVED))
         reserved = ",".join(filter(None, (given, *map(str, ports))))
-        changed = self._done.addresses != before
+        changed = self._done.answered != before
         if reserved != given or RESERVED in self._done.sysctls:
             changed = RESERVED not in self._done.sysctls or changed
             self._done.sysctls.setdefault(RESERVED, given)
@@ -162,7 +205,7 @@ class HostSettings:
         return problems
 
     def _drop_address(self, text: str) -> None:
-        self._done.addresses.remove(text)
+        self._done.answered.remove(text)
         with suppress(NetlinkError):
             self.ip.route("del", **_own(text))
 
@@ -199,8 +242,11 @@ class HostSettings:
         """Take back what `up` and `routes` did; twice is fine."""
         for text in list(self._done.routes):
             self._drop_route(text)
-        for text in list(self._done.addresses):
+        for text in list(self._done.answered):
             self._drop_address(text)
+        for text in self._done.addresses:
+            with suppress(NetlinkError):
+                self._address("del", text)
         for family, everything in _FAMILIES.items():
             with suppress(NetlinkError):
                 self.ip.rule(

@@ -28,7 +28,7 @@ from penstock.redirect import maglev
 from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
-SERVICE_HTTP, SERVICE_EXTERNAL, SERVICE_MAGLEV = 1, 2, 4
+SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_EXTERNAL, SERVICE_MAGLEV = 1, 2, 4, 8
 STANDING_READY, STANDING_ENDING = 1, 2
 NETNS_HOST = 1
 CONFIG_HOST_ACCESS = 1
@@ -121,9 +121,8 @@ def service_key(key: ServiceKey) -> bytes:
 
 
 def service_value(entry: ServiceEntry) -> bytes:
-    flags = SERVICE_HTTP if entry.http else 0
-    flags |= SERVICE_EXTERNAL if entry.external else 0
-    flags |= SERVICE_MAGLEV if entry.maglev else 0
+    flags = (SERVICE_HTTP if entry.http else 0) | (SERVICE_GATEWAY if entry.gateway else 0)
+    flags |= (SERVICE_EXTERNAL if entry.external else 0) | (SERVICE_MAGLEV if entry.maglev else 0)
     outside, alias = entry.outside, entry.alias
     return struct.pack(
         "=IIIIIII",

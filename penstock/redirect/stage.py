@@ -17,6 +17,7 @@ from enum import Enum
 
 from penstock.plan import (
     Direction,
+    EndpointEntry,
     KernelTables,
     ListenerKey,
     MeshMode,
@@ -26,7 +27,8 @@ from penstock.plan import (
     Verdict,
 )
 from penstock.policy.addresses import Whois
-from penstock.policy.labels import WORLD
+from penstock.policy.identities import INGRESS_SUBJECT
+from penstock.policy.labels import HOST, INGRESS, WORLD
 from penstock.policy.lookup import look_up
 from penstock.policy.rules import TCP
 from penstock.world import Address, Proxied, is_host
@@ -133,8 +135,10 @@ def _steering(
     source, target = tables.endpoints.get(connection.client), tables.endpoints.get(connection.address)
     if target is None:
         service = tables.services.get(ServiceKey(connection.address, connection.port, TCP))
-        if service is not None:
+        if service is not None and not service.gateway:
             return Steering.TO_PROXY if service.http else Steering.PAST_PROXY
+        if service is not None:
+            return _to_gateway(tables, whois, source, connection)
     from_, to = whois(connection.client), whois(connection.address)
     verdict = Verdict.ALLOW
     if source is not None:
@@ -156,6 +160,21 @@ def _steering(
         return Steering.FORBIDDEN if target.mode is MeshMode.STRICT else Steering.PAST_PROXY
     tls = to is not None and to.mesh and to.mode is MeshMode.STRICT
     return Steering.TO_PROXY if tls else Steering.PAST_PROXY
+
+
+def _to_gateway(
+    tables: KernelTables, whois: Whois, source: EndpointEntry | None, connection: Proxied
+) -> Steering:
+    """A connection to a Gateway's own address, which the proxy takes without being steered."""
+    who = whois(connection.client)
+    identity = source.identity if source else who.identity if who else WORLD
+    if source is None and identity in (HOST, INGRESS):
+        return Steering.TO_PROXY  # within the node: no hook sees it
+    port = connection.port
+    verdict = look_up(tables.policy, INGRESS_SUBJECT, Direction.INGRESS, identity, TCP, port)
+    if source is not None:
+        verdict = max(verdict, look_up(tables.policy, source.subject, Direction.EGRESS, INGRESS, TCP, port))
+    return Steering.FORBIDDEN if verdict is Verdict.DENY else Steering.TO_PROXY
 
 
 def after_proxy(

@@ -78,6 +78,15 @@ class Retry:
 
 
 @dataclass(frozen=True, slots=True)
+class Mirror:
+    """A copy of `numerator` of `denominator` requests goes to `cluster` too, and its answer to nobody."""
+
+    cluster: str
+    numerator: int = 1
+    denominator: int = 1
+
+
+@dataclass(frozen=True, slots=True)
 class Actions:
     """All of one rule. A redirect leaves nothing to be sent anywhere."""
 
@@ -92,6 +101,7 @@ class Actions:
     timeout: int | None = None
     try_timeout: int | None = None
     retry: Retry | None = None
+    mirrors: tuple[Mirror, ...] = ()
 
 
 NO_ACTIONS = Actions()

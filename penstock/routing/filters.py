@@ -6,12 +6,13 @@ Source: Gateway API v1.6, HTTPRouteRule, HTTPRouteFilter; GEP-2257 (durations), 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import TypeVar
 
 from penstock.manifests.route_kinds import (
     GRPCRouteRule,
+    HTTPBackendRef,
     HTTPCORSFilter,
     HTTPHeaderFilter,
     HTTPPathModifier,
@@ -20,7 +21,7 @@ from penstock.manifests.route_kinds import (
     HTTPRouteRetry,
     HTTPRouteRule,
 )
-from penstock.routing.actions import Actions, Cors, HeaderChanges, PathChange, Redirect, Retry
+from penstock.routing.actions import Actions, Cors, HeaderChanges, Mirror, PathChange, Redirect, Retry
 
 T = TypeVar("T")
 
@@ -80,6 +81,30 @@ def _retry(retry: HTTPRouteRetry | None) -> Retry | None:
         return None
     attempts = DEFAULT_ATTEMPTS if retry.attempts is None else retry.attempts
     return Retry(tuple(retry.codes), attempts, milliseconds(retry.backoff))
+
+
+def mirrors(
+    rule: HTTPRouteRule | GRPCRouteRule, resolve: Callable[[HTTPBackendRef], str | None]
+) -> tuple[Mirror, ...]:
+    """Where copies of the requests go. `resolve` gives a reference's cluster, None if it cannot be used."""
+    found = []
+    for mirror in (f.request_mirror for f in rule.filters):
+        if mirror is None:
+            continue
+        ref = mirror.backend_ref
+        cluster = resolve(
+            HTTPBackendRef(
+                name=ref.name, group=ref.group, kind=ref.kind, namespace=ref.namespace, port=ref.port
+            )
+        )
+        share = (1, 1)
+        if mirror.fraction is not None:
+            share = mirror.fraction.numerator, mirror.fraction.denominator
+        elif mirror.percent is not None:
+            share = mirror.percent, 100
+        if cluster is not None and share[0]:
+            found.append(Mirror(cluster, *share))
+    return tuple(found)
 
 
 def _one(found: Iterable[T | None]) -> T | None:

@@ -49,7 +49,7 @@ def _wanted(
 ) -> set[tuple[ListenerKind, int, int]]:
     wanted: set[tuple[ListenerKind, int, int]] = set()
     local = members.local()
-    remote = {m.identity for m in members.all if m.mesh}
+    remote = {m.identity for m in (*members.all, *members.ingress) if m.mesh}
     for member in local:
         if routed:
             wanted.add((ListenerKind.HTTP_SERVICE, member.identity, 0))

@@ -66,13 +66,15 @@ def grpc_match(match: GRPCRouteMatch) -> RouteMatch:
     )
 
 
-def permitted(source: ObjectKey, namespace: str, name: str, grants: Iterable[ReferenceGrant]) -> bool:
-    """Whether `source` may name Service `name` of `namespace`, which has `grants`."""
+def permitted(
+    source: ObjectKey, namespace: str, name: str, grants: Iterable[ReferenceGrant], kind: str = "Service"
+) -> bool:
+    """Whether `source` may name `kind` (of the core group) `name` of `namespace`, which has `grants`."""
     if namespace == source.namespace:
         return True
     wanted = (GROUP, source.kind, source.namespace)
     return any(
         any((f.group, f.kind, f.namespace) == wanted for f in grant.spec.from_)
-        and any((t.group, t.kind) == ("", "Service") and t.name in (None, name) for t in grant.spec.to)
+        and any((t.group, t.kind) == ("", kind) and t.name in (None, name) for t in grant.spec.to)
         for grant in grants
     )

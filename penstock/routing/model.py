@@ -7,7 +7,7 @@ content, so that an edit changes a resource in place.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
 
@@ -135,6 +135,100 @@ class ServiceTable:
 
 
 @dataclass(frozen=True, slots=True)
+class Certificate:
+    """A chain and its key (PEM) that a manifest brings; `name` is what others ask SDS for."""
+
+    name: str
+    chain: bytes = field(repr=False)
+    key: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Authorities:
+    """Certificates (PEM) that others' certificates are checked against."""
+
+    name: str
+    pem: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class ServerTls:
+    """How a Gateway's listener speaks TLS: with which certificates, and what it asks of clients.
+
+    Of several certificates the one is shown that fits the client's SNI. With `authorities` a client must show
+    a certificate that they vouch for; with `lenient` it may as well show none, or another one.
+    """
+
+    certificates: tuple[str, ...]
+    authorities: str | None = None
+    lenient: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamTls:
+    """TLS to a backend: the SNI; whose word counts (None: the system's authorities); the names of which the
+    backend's certificate must have one (none: the SNI); and the certificate that is shown."""
+
+    sni: str
+    authorities: str | None = None
+    names: tuple[tuple[Literal["dns", "uri"], str], ...] = ()
+    certificate: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class HostRoutes:
+    """The routes of one host name ('' every host, ``*.x`` one or more labels before x), in their order.
+
+    `misdirected` answers 421: the name belongs to another listener than the connection's.
+    """
+
+    host: str
+    routes: tuple[Route, ...] = ()
+    misdirected: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class HostTable:
+    """What a Gateway's listener serves, by host name. Other hosts, and requests that no route matches:
+    404."""
+
+    name: str
+    hosts: tuple[HostRoutes, ...]
+    rights: tuple[Rights, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class HttpChain:
+    """HTTP by the table of that name; over TLS only for clients whose SNI is `sni` ('' any, ``*.x``)."""
+
+    table: str
+    sni: str = ""
+    tls: ServerTls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TcpChain:
+    """A stream to one of `backends`, by weight. Of TLS connections those with `sni`, which are ended here if
+    there is `tls` and else passed on as they are; `name` is what its log is called after."""
+
+    name: str
+    backends: tuple[RouteBackend, ...]
+    sni: str | None = None
+    tls: ServerTls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeListener:
+    """One port of a Gateway or Ingress at its addresses. Envoy itself listens there: nothing is steered."""
+
+    name: str
+    addresses: tuple[Address, ...]
+    port: int
+    chains: tuple[HttpChain | TcpChain, ...]
+    protocol: Literal["TCP", "UDP"] = "TCP"
+
+
+@dataclass(frozen=True, slots=True)
 class ProxyEndpoint:
     """A backend. `server_id` is the SPIFFE id to demand over mesh TLS; None is plain text."""
 
@@ -153,6 +247,11 @@ class ProxyCluster:
     family: Literal[4, 6]
     endpoints: tuple[ProxyEndpoint, ...]
     http2: bool = False
+    source: Address | None = None
+    """Where connections leave from; None keeps the client's address."""
+    tls: UpstreamTls | None = None
+    stream: bool = False
+    """Bytes that nobody can judge here: the kernel judges what leaves from `source`, packet by packet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,3 +267,12 @@ class ProxyModel:
     clusters: tuple[ProxyCluster, ...] = ()
     workloads: tuple[ProxyEndpoint, ...] = ()
     workload_rights: tuple[Rights, ...] = ()
+    edge: tuple[EdgeListener, ...] = ()
+    tables: tuple[HostTable, ...] = ()
+    edge_secret: str = ""
+    """The certificate with which Gateways speak mesh TLS to other nodes."""
+    certificates: tuple[Certificate, ...] = ()
+    authorities: tuple[Authorities, ...] = ()
+    mirrored: tuple[str, ...] = ()
+    mirror_rights: tuple[Rights, ...] = ()
+    """The clusters that copies of requests go to, and who may send what to their endpoints."""

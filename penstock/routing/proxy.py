@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import chain
 
 from penstock.facts import Facts
@@ -9,15 +10,26 @@ from penstock.manifests.document import ObjectKey
 from penstock.plan import Direction, MeshMode, Verdict
 from penstock.policy.entries import redirected_ports
 from penstock.policy.identities import Member
+from penstock.policy.labels import INGRESS
 from penstock.policy.rights import Destination
+from penstock.routing.gateways import EdgeCluster, EdgeTable
 from penstock.routing.mesh import RouteTable
-from penstock.routing.model import ProxyCluster, ProxyEndpoint, ProxyListener, ProxyModel, ServiceTable
+from penstock.routing.model import (
+    HostTable,
+    ProxyCluster,
+    ProxyEndpoint,
+    ProxyListener,
+    ProxyModel,
+    ServiceTable,
+)
 from penstock.routing.services import Backend
 
 
 def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyModel:
     """The clusters that routes name, the routes, the workloads that are guarded, and the rights at each."""
     clusters = {s.name: s for t in facts.mesh.tables for s in t.clusters}
+    reached = clusters | {each.name: each.served for each in facts.edge.clusters}
+    mirrored = _mirrored(facts)
     guarded = _guarded(facts)
     workloads = (
         _endpoint(facts, Backend(address, port, member))
@@ -27,13 +39,64 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
     return ProxyModel(
         listeners=listeners,
         services=tuple(_table(facts, t) for t in facts.mesh.tables),
-        clusters=tuple(
-            ProxyCluster(name, s.family, tuple(_endpoint(facts, b) for b in s.backends), s.http2)
-            for name, s in sorted(clusters.items())
+        clusters=(
+            *(
+                ProxyCluster(name, s.family, _endpoints(facts, s.backends), s.http2)
+                for name, s in sorted(clusters.items())
+            ),
+            *(_edge_cluster(facts, each) for each in facts.edge.clusters),
         ),
         workloads=tuple(workloads),
+        mirrored=mirrored,
+        mirror_rights=facts.rights(
+            _destination(facts, b) for name in mirrored for b in reached[name].backends
+        ),
         workload_rights=facts.rights(Destination(m.identity, m, port) for m, port in guarded),
+        edge=facts.edge.listeners,
+        tables=tuple(_edge_table(facts, t) for t in facts.edge.tables),
+        edge_secret=next((str(a) for m in facts.members.ingress[:1] for a in m.addresses), ""),
+        certificates=facts.edge.certificates,
+        authorities=facts.edge.authorities,
     )
+
+
+def _endpoints(facts: Facts, backends: tuple[Backend, ...]) -> tuple[ProxyEndpoint, ...]:
+    """Without what the proxy itself listens on: no hook would see it speak to itself (no way around it)."""
+    return tuple(_endpoint(facts, b) for b in backends if b.address not in facts.edge.addresses)
+
+
+def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
+    served = each.served
+    sources = [a for m in facts.members.ingress[:1] for a in m.addresses if a.version == served.family]
+    endpoints = _endpoints(facts, served.backends) if sources else ()
+    source = sources[0] if sources else None
+    if served.stream:
+        open_ = {e for b, e in zip(served.backends, endpoints, strict=False) if _open_to_edge(facts, b)}
+        endpoints = tuple(e for e in endpoints if e in open_)
+    return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls, served.stream)
+
+
+def _open_to_edge(facts: Facts, backend: Backend) -> bool:
+    """Whether Gateways may send an endpoint anything: what only some requests may do, a stream may not."""
+    return any(
+        r.requests == () and (r.sources is None or INGRESS in r.sources)
+        for r in facts.rights([_destination(facts, backend)])
+    )
+
+
+def _edge_table(facts: Facts, each: EdgeTable) -> HostTable:
+    """With the rights of Gateways alone: no other class comes by it."""
+    rights = facts.rights(_destination(facts, b) for s in each.clusters for b in s.backends)
+    mine = tuple(replace(r, sources=(INGRESS,)) for r in rights if r.sources is None or INGRESS in r.sources)
+    return replace(each.table, rights=tuple(dict.fromkeys(mine)))
+
+
+def _mirrored(facts: Facts) -> tuple[str, ...]:
+    routes = chain(
+        chain.from_iterable(table.routes for table in facts.mesh.tables),
+        chain.from_iterable(host.routes for each in facts.edge.tables for host in each.table.hosts),
+    )
+    return tuple(sorted({mirror.cluster for route in routes for mirror in route.actions.mirrors}))
 
 
 def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:

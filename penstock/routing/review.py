@@ -136,7 +136,10 @@ def _tables(routes: Iterable[Document]) -> Iterator[list[_Place]]:
         for parent in document.value.spec.parent_refs:
             namespace = parent.namespace or own
             clients = None if namespace == own else own
-            key = (parent.kind, namespace, parent.name, parent.port, parent.section_name, clients)
+            hosts = tuple(sorted(document.value.spec.hostnames)) if parent.kind != "Service" else ()
+            if hosts or parent.kind != "Service":
+                clients = None
+            key = (parent.kind, namespace, parent.name, parent.port, parent.section_name, clients, hosts)
             tables[key] += places
     for places in tables.values():
         yield sorted(places, key=lambda place: place.order)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.manifests.document import Document
-from penstock.manifests.kinds import EndpointSlice, Service, ServicePort
+from penstock.manifests.kinds import EndpointSlice, Service, ServicePort, Workload
 from penstock.policy.identities import Member, Members
 from penstock.policy.rules import PROTOCOLS
 from penstock.world import Address, World, parse_address
@@ -51,12 +51,18 @@ class ServedPort:
     """Terminating, but still serving: who has one keeps it, nobody gets one."""
     grpc: bool = False
     """As the backend of a GRPCRoute: HTTP/2 is spoken to it whatever the port says."""
+    edge: bool = False
+    """As a backend of Gateways: requests leave from the node's own ingress address."""
+    stream: bool = False
+    """As a backend of bytes or datagrams, which nobody can judge one by one."""
 
     @property
     def name(self) -> str:
         """``namespace/service:port/family``: what clusters and route tables are called after."""
         plain = f"{self.document.key.namespace}/{self.document.key.name}:{self.port.port}/{self.family}"
-        return f"{plain}/grpc" if self.grpc else plain
+        plain = f"{plain}/grpc" if self.grpc else plain
+        plain = f"{plain}/edge" if self.edge else plain
+        return f"{plain}/{self.port.protocol.lower()}" if self.stream else plain
 
     @property
     def protocol(self) -> int:
@@ -122,6 +128,12 @@ def _target(port: ServicePort, member: Member) -> int | None:
         return port.port
     text = str(port.target_port)
     return int(text) if text.isdigit() else member.port_named(text, port.protocol)
+
+
+def _ready(member: Member, service: Service) -> bool:
+    workload = member.document.value
+    assert isinstance(workload, Workload)
+    return workload.spec.ready or service.spec.publish_not_ready_addresses
 
 
 def _from_selector(port: ServicePort, family: Family, chosen: list[Member]) -> Iterator[Backend]:
@@ -225,7 +237,7 @@ def wanted_node_ports(world: World) -> Mapping[str, int | None]:
     }
 
 
-def _ready(backends: Iterator[Backend]) -> Iterator[tuple[Backend, bool]]:
+def _each_ready(backends: Iterator[Backend]) -> Iterator[tuple[Backend, bool]]:
     return ((backend, True) for backend in backends)
 
 
@@ -257,14 +269,15 @@ def served_ports(world: World, members: Members) -> tuple[ServedPort, ...]:
 
     result = []
     for document, service in world.of_kind(Service):
-        chosen = selection.of(document.key.namespace, service.spec.selector)
+        selected = selection.of(document.key.namespace, service.spec.selector)
+        chosen = [member for member in selected if _ready(member, service)]
         owned = slices.get((document.key.namespace, document.key.name), [])
         for family in families(service):
             text = world.allocations.vips.get(f"{document.key.namespace}/{document.key.name}/{family}")
             vip = parse_address(text) if text and not headless(service) else None
             for port in service.spec.ports:
                 if service.spec.selector:
-                    found = _ready(_from_selector(port, family, chosen))
+                    found = _each_ready(_from_selector(port, family, chosen))
                 else:
                     found = _from_slices(document, port, family, owned, by_address, world.node)
                 backends, ending = _sorted_out(found)

@@ -38,7 +38,7 @@ from penstock.xds.server import Outcome, XdsServer
 from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
 
 Address = IPv4Address | IPv6Address
-PREFIX = "ptenvoy-"
+PREFIX = f"ptenvoy{os.getpid()}-"
 STEER = Path(__file__).with_name("envoy_steer.c")
 Handler = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 SETTLE = 10.0

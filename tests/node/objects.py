@@ -57,3 +57,39 @@ def peer_authentication(name: str, mode: str, **labels: str) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": spec,
     }
+
+
+GATEWAY_API = "gateway.networking.k8s.io/v1"
+
+
+def listener(name: str = "http", port: int = 80, protocol: str = "HTTP", **more: Any) -> dict[str, Any]:
+    return {"name": name, "port": port, "protocol": protocol, **more}
+
+
+def gateway(name: str, *listeners: dict[str, Any], namespace: str = "default", **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": GATEWAY_API,
+        "kind": "Gateway",
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {"gatewayClassName": "penstock", "listeners": list(listeners) or [listener()], **spec},
+    }
+
+
+def http_route(
+    name: str,
+    parent: str | dict[str, Any],
+    *rules: dict[str, Any],
+    hostnames: list[str] | None = None,
+    namespace: str = "default",
+    kind: str = "HTTPRoute",
+) -> dict[str, Any]:
+    """A route on a Gateway; the parent is its name or the whole reference."""
+    spec: dict[str, Any] = {"parentRefs": [{"name": parent} if isinstance(parent, str) else parent]}
+    if hostnames:
+        spec["hostnames"] = hostnames
+    return {
+        "apiVersion": GATEWAY_API,
+        "kind": kind,
+        "metadata": {"name": name, "namespace": namespace},
+        "spec": {**spec, "rules": list(rules)},
+    }

@@ -17,6 +17,8 @@ class Scripted:
 
     def __init__(self, where: LabWorkload, port: int, answer: Callable[[int], int] = lambda _: 200) -> None:
         self.heads: list[str] = []
+        self.peers: list[str] = []
+        self._clients: list[socket.socket] = []
         self.arrived = threading.Condition()
         self._answer = answer
         self._sock = make_socket(where.netns)
@@ -30,6 +32,7 @@ class Scripted:
         with suppress(OSError):
             while True:
                 client, _ = self._sock.accept()
+                self._clients.append(client)
                 threading.Thread(target=self._serve, args=(client,), daemon=True).start()
 
     def _serve(self, client: socket.socket) -> None:
@@ -38,6 +41,7 @@ class Scripted:
             while head := self._read(client):
                 with self.arrived:
                     self.heads.append(head)
+                    self.peers.append(client.getpeername()[0])
                     number = len(self.heads) - 1
                     self.arrived.notify_all()
                 status = self._answer(number)
@@ -67,3 +71,7 @@ class Scripted:
             self._sock.shutdown(socket.SHUT_RDWR)
         self._sock.close()
         self._thread.join()
+        # Pooled connections would go on with this one while the next test's stands beside it.
+        for client in self._clients:
+            with suppress(OSError):
+                client.shutdown(socket.SHUT_RDWR)

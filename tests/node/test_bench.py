@@ -15,6 +15,8 @@ import pytest
 from penstock.bench import latency
 from penstock.bench.ways import ARMS
 
+pytestmark = pytest.mark.alone
+
 PENSTOCK = (sys.executable, "-m", "penstock.cli")
 
 

@@ -12,7 +12,7 @@ from ipaddress import IPv4Address, IPv6Address
 
 import pytest
 import pytest_asyncio
-from envoy_rig import GATEWAY, Node, Steer, Workload, nodes, run
+from envoy_rig import GATEWAY, PREFIX, Node, Steer, Workload, nodes, run
 
 from penstock.envoy import marks
 from penstock.envoy.resources import LISTENER, ROUTE
@@ -415,7 +415,7 @@ async def test_http2_with_prior_knowledge(mesh: Mesh) -> None:
     await mesh.node.apply(mesh.model(route("all", EVERYTHING, ("one", 1))))
     command = [
         "nsenter",
-        f"--net=/run/netns/ptenvoy-{mesh.a.namespace}",
+        f"--net=/run/netns/{PREFIX}{mesh.a.namespace}",
         "curl",
         "-s",
         "--http2-prior-knowledge",

@@ -18,7 +18,7 @@ import pytest
 import pytest_asyncio
 from cryptography.hazmat.primitives import serialization
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
-from envoy_rig import Address, Authority, Node, Steer, Workload, inside, link, nodes
+from envoy_rig import PREFIX, Address, Authority, Node, Steer, Workload, inside, link, nodes
 
 from penstock.routing.model import (
     ListenerKind,
@@ -190,7 +190,7 @@ async def test_grpc_stays_grpc_all_the_way(mesh: Mesh) -> None:
         server.add_insecure_port(f"{mesh.s.v4}:{GRPC_PORT}")
     await server.start()
     asked = await asyncio.create_subprocess_exec(
-        "nsenter", f"--net=/run/netns/ptenvoy-{mesh.a.namespace}", "curl", "-si", "--http2-prior-knowledge",
+        "nsenter", f"--net=/run/netns/{PREFIX}{mesh.a.namespace}", "curl", "-si", "--http2-prior-knowledge",
         "-H", "content-type: application/grpc", "-H", "te: trailers", "--data-binary", "@-",
         f"http://{mesh.s.v4}:{GRPC_PORT}/test.Echo/Shout", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
     )  # fmt: skip
@@ -245,7 +245,7 @@ def _probe(mesh: Mesh, tmp_path: Path, *, sni: Address, owner: str = "a", certif
     own = ["-cert", str(tmp_path / "crt"), "-key", str(tmp_path / "key")] if certificate else []
     request = "GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
     done = subprocess.run(
-        ["nsenter", f"--net=/run/netns/ptenvoy-{mesh.a.namespace}", "openssl", "s_client", "-quiet",
+        ["nsenter", f"--net=/run/netns/{PREFIX}{mesh.a.namespace}", "openssl", "s_client", "-quiet",
          "-connect", f"{mesh.s.v4}:{PROBE_PORT}", "-servername", str(sni),
          "-CAfile", str(tmp_path / "ca"), *own],
         input=request, capture_output=True, text=True, timeout=10, check=False,

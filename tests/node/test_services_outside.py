@@ -24,7 +24,7 @@ DUAL = {"ipFamilyPolicy": "RequireDualStack"}
 HTTP = {"name": "web", "port": 80, "targetPort": "http", "nodePort": 30080}
 ECHO = {"name": "echo", "port": 7, "targetPort": 9090, "nodePort": 30007}
 DGRAM = {"name": "dgram", "port": 7, "targetPort": "dgram", "protocol": "UDP", "nodePort": 30007}
-BALANCED = {4: "10.97.0.9", 6: "fd00:10:97::9"}
+BALANCED = {4: "10.98.0.9", 6: "fd00:10:98::9"}
 EXTERNAL = {4: "198.51.100.7", 6: "2001:db8:7::7"}
 
 

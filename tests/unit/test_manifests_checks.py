@@ -14,6 +14,11 @@ KINDS = {
     "Node": "v1",
     "EndpointSlice": "discovery.k8s.io/v1",
     "PeerAuthentication": "security.istio.io/v1",
+    "TLSRoute": "gateway.networking.k8s.io/v1",
+    "TCPRoute": "gateway.networking.k8s.io/v1",
+    "UDPRoute": "gateway.networking.k8s.io/v1",
+    "BackendTLSPolicy": "gateway.networking.k8s.io/v1",
+    "Ingress": "networking.k8s.io/v1",
 }
 
 
@@ -165,8 +170,8 @@ def test_good_routes(body: str) -> None:
     ("body", "start"),
     [
         (
-            "spec: {parentRefs: [{name: gw}]}",
-            'spec.parentRefs[0].kind: a parent of kind "Gateway" is not supported',
+            "spec: {parentRefs: [{name: gw, kind: Mesh}]}",
+            'spec.parentRefs[0].kind: a parent of kind "Mesh" is not supported',
         ),
         (
             "spec: {parentRefs: [{kind: Service, name: a}]}",

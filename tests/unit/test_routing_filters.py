@@ -12,6 +12,7 @@ from penstock.routing.actions import (
     Actions,
     Cors,
     HeaderChanges,
+    Mirror,
     PathChange,
     Redirect,
     Retry,
@@ -90,6 +91,30 @@ def test_the_filters_of_a_backend_are_its_own() -> None:
     assert (second.request, second.hostname) == (HeaderChanges((("x", "y"),)), "v2.x")
 
 
+def test_mirrors_are_named_by_cluster_and_share() -> None:
+    item = "{{type: RequestMirror, requestMirror: {{backendRef: {{name: {}, port: {}}}, {}}}}}"
+    listed = (
+        item.format("v2", 80, ""),
+        item.format("v1", 81, "percent: 20"),
+        item.format("v1", 80, "fraction: {numerator: 1, denominator: 3}"),
+        item.format("v1", 80, "percent: 0"),
+        item.format("nobody", 80, ""),
+    )
+    _, plan = make(
+        PEOPLE + route(f"[{{filters: [{', '.join(listed)}], backendRefs: [{{name: v1, port: 80}}]}}]")
+    )
+    assert _table(plan).routes[0].actions.mirrors == (
+        Mirror("default/v2:80/4"),
+        Mirror("default/v1:81/4", 20, 100),
+        Mirror("default/v1:80/4", 1, 3),
+    )
+    assert {"default/v1:80/4", "default/v1:81/4", "default/v2:80/4"} <= set(plan.proxy.mirrored)
+    # Rights at endpoints that only copies go to are judged too.
+    assert {d for r in plan.proxy.mirror_rights for d in r.destinations} >= {
+        e.policy_class for c in plan.proxy.clusters if c.name == "default/v2:80/4" for e in c.endpoints
+    }
+
+
 def test_later_changes_of_headers_hold() -> None:
     rule = HeaderChanges((("a", "1"), ("b", "1")), (("c", "1"),), ("d",))
     share = HeaderChanges((("a", "2"),), (("c", "2"),), ("b",))
@@ -112,11 +137,25 @@ def redirect(inside: str, more: str = "") -> str:
     return filters(f"{{type: RequestRedirect, requestRedirect: {{{inside}}}}}", more=more)
 
 
+def mirror(ref: str, share: str = "") -> str:
+    return filters(f"{{type: RequestMirror, requestMirror: {{backendRef: {{{ref}}}, {share}}}}}")
+
+
 @pytest.mark.parametrize(
     ("body", "start"),
     [
         (filters("{type: ExtensionRef}"), "spec.rules[0].filters[0].type: "),
-        (filters("{type: RequestMirror}"), "spec.rules[0].filters[0].type: "),
+        (filters("{type: RequestMirror}"), "spec.rules[0].filters[0].requestMirror: is missing"),
+        (mirror("name: a"), "spec.rules[0].filters[0].requestMirror.backendRef.port: is missing"),
+        (mirror("name: a, port: 80", "percent: 101"), "spec.rules[0].filters[0].requestMirror.percent: 101"),
+        (
+            mirror("name: a, port: 80", "percent: 1, fraction: {numerator: 1}"),
+            "spec.rules[0].filters[0].requestMirror: holds both",
+        ),
+        (
+            mirror("name: a, port: 80", "fraction: {numerator: 3, denominator: 2}"),
+            "spec.rules[0].filters[0].requestMirror.fraction.numerator: 3 is not",
+        ),
         (filters("{type: ExternalAuth}"), "spec.rules[0].filters[0].type: "),
         (filters("{type: CORS}"), "spec.rules[0].filters[0].cors: is missing"),
         (

@@ -1,0 +1,151 @@
+"""Listeners and tables of the edge. Envoy itself listens at a Gateway's addresses; nothing is steered there.
+
+Towards backends a Gateway is one party, whoever the client was: the connection states the source class of
+ingress and the certificate of the node's ingress, and leaves from the node's ingress address. The client's
+address goes into x-forwarded-for. Tables are RDS like all others, so that rights and routes change under
+open connections.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from envoy.config.core.v3 import protocol_pb2
+from envoy.config.listener.v3 import listener_components_pb2 as components
+from envoy.config.listener.v3 import listener_pb2
+from envoy.config.route.v3 import route_components_pb2, route_pb2
+from envoy.extensions.filters.http.cors.v3 import cors_pb2
+from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
+from envoy.extensions.filters.network.http_connection_manager.v3 import (
+    http_connection_manager_pb2 as hcm_pb2,
+)
+from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from google.protobuf import wrappers_pb2
+
+from penstock.envoy import accesslog, edge_tls, http, marks, names, routes, states
+from penstock.envoy.protos import ADS, pack, seconds, socket_address, socket_option
+from penstock.policy.labels import INGRESS
+from penstock.routing.model import EdgeListener, HostRoutes, HostTable, HttpChain, TcpChain
+
+_HANDSHAKE_TIMEOUT = 10.0
+_HEADERS_TIMEOUT = 30.0
+"""Anybody may come to the edge, also one who never ends a request's headers."""
+
+_TRUE = wrappers_pb2.BoolValue(value=True)
+
+FORWARDED_BY_ENVOY = ("x-envoy-external-address", "x-envoy-internal")
+"""What Envoy tells backends of clients beside x-forwarded-for."""
+
+
+def _state(secret: str) -> components.Filter:
+    """What every connection to the edge says about itself."""
+    values = [
+        states.source_class(str(INGRESS)),
+        states.client_secret(secret or names.NO_SECRET),
+    ]
+    return components.Filter(
+        name="envoy.filters.network.set_filter_state",
+        typed_config=pack(set_filter_state_pb2.Config(on_new_connection=values)),
+    )
+
+
+def manager(listener: EdgeListener, table: str) -> hcm_pb2.HttpConnectionManager:
+    made = http.base(listener.name, "edge")
+    made.use_remote_address.value = True
+    made.skip_xff_append = False
+    made.request_headers_timeout.CopyFrom(seconds(_HEADERS_TIMEOUT))
+    made.http2_protocol_options.CopyFrom(protocol_pb2.Http2ProtocolOptions(allow_connect=True))
+    made.rds.CopyFrom(hcm_pb2.Rds(config_source=ADS, route_config_name=table))
+    made.http_filters.extend([http.http_filter(names.CORS_FILTER, cors_pb2.Cors()), http.router()])
+    return made
+
+
+def _tcp_proxy(listener: EdgeListener, each: TcpChain) -> components.Filter:
+    """Shares of zero get nothing; the share of what cannot be used is closed: its cluster is not there."""
+    made = tcp_proxy_pb2.TcpProxy(stat_prefix="edge", access_log=[accesslog.tcp(listener.name)])
+    shares = [backend for backend in each.backends if backend.weight > 0]
+    if len(shares) < 2:
+        made.cluster = (shares[0].cluster if shares else None) or names.NO_BACKEND
+    else:
+        for share in shares:
+            made.weighted_clusters.clusters.add(name=share.cluster or names.NO_BACKEND, weight=share.weight)
+    return components.Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(made))
+
+
+def _stream(listener: EdgeListener, each: TcpChain, secret: str) -> components.FilterChain:
+    made = components.FilterChain(name=each.name, filters=[_state(secret), _tcp_proxy(listener, each)])
+    if each.sni is not None:
+        made.filter_chain_match.transport_protocol = "tls"
+        if each.sni:
+            made.filter_chain_match.server_names.append(each.sni)
+    if each.tls is not None:
+        made.transport_socket.CopyFrom(edge_tls.downstream(each.tls, ()))
+        made.transport_socket_connect_timeout.CopyFrom(seconds(_HANDSHAKE_TIMEOUT))
+    return made
+
+
+def _chain(listener: EdgeListener, each: HttpChain | TcpChain, secret: str) -> components.FilterChain:
+    if isinstance(each, TcpChain):
+        return _stream(listener, each, secret)
+    terminal = components.Filter(
+        name="envoy.filters.network.http_connection_manager",
+        typed_config=pack(manager(listener, each.table)),
+    )
+    made = components.FilterChain(name=each.table, filters=[_state(secret), terminal])
+    if each.tls is not None:
+        if each.sni:
+            made.filter_chain_match.server_names.append(each.sni)
+        made.filter_chain_match.transport_protocol = "tls"
+        made.transport_socket.CopyFrom(edge_tls.downstream(each.tls))
+        made.transport_socket_connect_timeout.CopyFrom(seconds(_HANDSHAKE_TIMEOUT))
+    return made
+
+
+def listener(each: EdgeListener, secret: str) -> listener_pb2.Listener:
+    """`secret` is the certificate with which requests go on to other nodes.
+
+    Transparent, so that it may be bound before the node has its addresses.
+    """
+    first, *others = (socket_address(str(a), each.port) for a in each.addresses)
+    made = listener_pb2.Listener(
+        name=each.name,
+        stat_prefix="edge",
+        address=first,
+        additional_addresses=[listener_pb2.AdditionalAddress(address=a) for a in others],
+        transparent=_TRUE,
+        socket_options=[socket_option(1, 36, marks.DOWNSTREAM, "SO_MARK")],
+        filter_chains=[_chain(each, c, secret) for c in each.chains],
+    )
+    if any(c.tls is not None or c.sni is not None for c in each.chains if isinstance(c, TcpChain)) or any(
+        c.tls is not None for c in each.chains
+    ):
+        inspector = pack(tls_inspector_pb2.TlsInspector())
+        made.listener_filters.append(
+            components.ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=inspector)
+        )
+    return made
+
+
+def _host(each: HostRoutes) -> route_components_pb2.VirtualHost:
+    name = each.host or "*"
+    made = route_components_pb2.VirtualHost(name=name, domains=[name])
+    if each.misdirected:
+        made.routes.add(
+            name="misdirected",
+            match=route_components_pb2.RouteMatch(prefix="/"),
+            direct_response=route_components_pb2.DirectResponseAction(status=421),
+        )
+    else:
+        made.routes.extend(chain.from_iterable(map(routes.compiled, each.routes)))
+    return made
+
+
+def table(each: HostTable) -> route_pb2.RouteConfiguration:
+    return route_pb2.RouteConfiguration(
+        name=each.name,
+        virtual_hosts=[_host(host) for host in each.hosts],
+        ignore_port_in_host_matching=True,
+        request_headers_to_remove=[names.DESTINATION_HEADER, *FORWARDED_BY_ENVOY],
+        typed_per_filter_config={names.RIGHTS_FILTER: routes.rights(each.rights)},
+    )

@@ -1,0 +1,452 @@
+"""Gateways, their listeners and the routes attached to them → what the proxy listens for at the edge, and
+status.
+
+For each port of a Gateway there is one listener. Plain HTTP has one table of host names; HTTPS has one for
+each of its listeners, chosen by the client's SNI, in which the host names of the others are answered with
+421. A host belongs to the most specific listener that covers it, before any route is looked at.
+
+Source: Gateway API v1.6, Gateway, Listener, HTTPRoute (hostnames and precedence).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute, UDPRoute
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
+from penstock.plan import Condition, ObjectStatus
+from penstock.policy import ingress
+from penstock.routing import hosts
+from penstock.routing.attach import Attached, Entry, ListenerStatus, Namespaces, attach, by_port, entries_of
+from penstock.routing.certificates import Vault
+from penstock.routing.l4routes import L4_KINDS, L4Route, Streams, hostnames, shares
+from penstock.routing.l4routes import Routed as L4Routed
+from penstock.routing.model import (
+    Authorities,
+    Certificate,
+    EdgeListener,
+    HostRoutes,
+    HostTable,
+    HttpChain,
+    ServerTls,
+    TcpChain,
+    UpstreamTls,
+)
+from penstock.routing.rules import Ranked, Services, compile_rules, services_of
+from penstock.routing.services import ServedPort
+from penstock.world import Address, World
+
+EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap, *L4_KINDS)
+"""What the edge is made from, besides routes of HTTP, Services and Nodes."""
+
+Routed = tuple[Document, HTTPRoute | GRPCRoute]
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeTable:
+    """A table and the clusters that its routes name (of which its rights speak)."""
+
+    table: HostTable
+    clusters: tuple[ServedPort, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class EdgeCluster:
+    """A backend of Gateways, with TLS to it or not."""
+
+    name: str
+    served: ServedPort
+    tls: UpstreamTls | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """Everything north-south of one World. Ingress, TCPRoute and the like add to the same lists."""
+
+    listeners: tuple[EdgeListener, ...] = ()
+    tables: tuple[EdgeTable, ...] = ()
+    clusters: tuple[EdgeCluster, ...] = ()
+    certificates: tuple[Certificate, ...] = ()
+    authorities: tuple[Authorities, ...] = ()
+    statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)
+    addresses: tuple[Address, ...] = ()
+    """Of the listeners, and the node's ingress addresses."""
+
+
+def listener_name(gateway: Document, port: int, protocol: str) -> str:
+    return f"gateway/{gateway.key.namespace}/{gateway.key.name}:{port}/{protocol}"
+
+
+def gateway_names(world: World) -> tuple[str, ...]:
+    """What each listener's number in the kernel's service table is allocated for."""
+    found = []
+    sets = _sets(world)
+    for document, gateway in ingress.gateways(world):
+        listed = [gateway.spec.listeners, *(s.spec.listeners for _, s in sets.get(document.key, ()))]
+        ports = {(x.port, "UDP" if x.protocol.upper() == "UDP" else "TCP") for each in listed for x in each}
+        found += [listener_name(document, port, protocol) for port, protocol in sorted(ports)]
+    return tuple(found)
+
+
+def _sets(world: World) -> dict[ObjectKey, list[tuple[Document, ListenerSet]]]:
+    """ListenerSets by the Gateway that they name."""
+    found: dict[ObjectKey, list[tuple[Document, ListenerSet]]] = {}
+    for document, each in world.of_kind(ListenerSet):
+        ref = each.spec.parent_ref
+        if (ref.group, ref.kind) == (GROUP, "Gateway"):
+            key = ObjectKey("Gateway", ref.namespace or document.key.namespace, ref.name)
+            found.setdefault(key, []).append((document, each))
+    return found
+
+
+@dataclass(slots=True)
+class _Gateway:
+    """One Gateway while it is put together."""
+
+    document: Document
+    gateway: Gateway
+    placed: ingress.Placed
+    entries: list[Entry]
+    sets: list[Document]
+    refused: list[Document]
+    routes: dict[int, list[tuple[Attached, Routed]]] = field(default_factory=dict)
+    streams: list[L4Routed] = field(default_factory=list)
+
+    @property
+    def accepted(self) -> Condition:
+        if self.placed.unsupported:
+            return Condition("Accepted", False, "UnsupportedAddress", self.placed.unsupported)
+        own = [e for e in self.entries if e.owner is self.document]
+        bad = [e for e in own if not e.accepted.status]
+        if self.gateway.spec.infrastructure and self.gateway.spec.infrastructure.parameters_ref:
+            why = "spec.infrastructure.parametersRef names nothing that Penstock knows"
+            return Condition("Accepted", False, "InvalidParameters", why)
+        if bad:
+            why = f"listener {bad[0].listener.name}: {bad[0].accepted.message}"
+            return Condition("Accepted", len(bad) < len(own), "ListenersNotValid", why)
+        return Condition("Accepted", True, "Accepted")
+
+
+class Edges:
+    """Compiles the edge of one World."""
+
+    def __init__(self, world: World, served: tuple[ServedPort, ...]) -> None:
+        self._world = world
+        self._services: Services = services_of(world, served)
+        self._namespaces = Namespaces(world)
+        self._vault = Vault(world, self._services)
+        self._clusters: dict[str, EdgeCluster] = {}
+        self._statuses: dict[ObjectKey, ObjectStatus] = {}
+
+    def compile(self) -> Edge:
+        self._classes()
+        found = {d.key: self._gateway(d, g) for d, g in ingress.gateways(self._world)}
+        for document, _ in self._world.of_kind(Gateway):
+            if document.key not in found:
+                why = "its GatewayClass is not Penstock's"
+                self._statuses[document.key] = ObjectStatus(pending=why)
+        self._routes(found)
+        listeners: list[EdgeListener] = []
+        tables: list[EdgeTable] = []
+        addresses: list[Address] = []
+        for each in found.values():
+            addresses += each.placed.addresses
+            made, more = self._listeners(each)
+            listeners += made
+            tables += more
+            self._report(each)
+        self._lonely_sets(found)
+        if found:
+            addresses += ingress.of_node(self._world, self._world.node)
+        return Edge(
+            tuple(listeners),
+            tuple(tables),
+            tuple(self._clusters[name] for name in sorted(self._clusters)),
+            tuple(self._vault.certificates[name] for name in sorted(self._vault.certificates)),
+            tuple(self._vault.authorities[name] for name in sorted(self._vault.authorities)),
+            self._statuses,
+            tuple(dict.fromkeys(addresses)),
+        )
+
+    # --- classes, Gateways ---------------------------------------------------------------------------------
+
+    def _classes(self) -> None:
+        for document, each in self._world.of_kind(GatewayClass):
+            if each.spec.controller_name != ingress.CONTROLLER:
+                why = f"its controller is {each.spec.controller_name}"
+                self._statuses[document.key] = ObjectStatus(pending=why)
+            elif each.spec.parameters_ref is not None:
+                why = "spec.parametersRef names nothing that Penstock knows"
+                conditions = (Condition("Accepted", False, "InvalidParameters", why),)
+                self._statuses[document.key] = ObjectStatus(conditions, why)
+            else:
+                self._statuses[document.key] = ObjectStatus((Condition("Accepted", True, "Accepted"),))
+
+    def _gateway(self, document: Document, gateway: Gateway) -> _Gateway:
+        taken: list[tuple[Document, ListenerSet]] = []
+        refused: list[tuple[Document, ListenerSet]] = []
+        for owner, each in _sets(self._world).get(document.key, ()):
+            fits = self._namespaces.allowed(
+                gateway.spec.allowed_listeners, document.key.namespace, owner.key.namespace
+            )
+            (taken if fits else refused).append((owner, each))
+        entries = entries_of(document, gateway, taken)
+        made = _Gateway(
+            document,
+            gateway,
+            ingress.placed(self._world, document, gateway),
+            entries,
+            [d for d, _ in taken],
+            [d for d, _ in refused],
+        )
+        return made
+
+    # --- routes ---------------------------------------------------------------------------------------------
+
+    def _routes(self, found: Mapping[ObjectKey, _Gateway]) -> None:
+        of_parent: dict[ObjectKey, tuple[_Gateway, list[Entry]]] = {}
+        for key, each in found.items():
+            of_parent[key] = (each, [e for e in each.entries if e.owner is each.document])
+            for owner in each.sets:
+                of_parent[owner.key] = (each, [e for e in each.entries if e.owner is owner])
+        routes: list[tuple[Document, HTTPRoute | GRPCRoute | L4Route]] = [
+            *self._world.of_kind(HTTPRoute),
+            *self._world.of_kind(GRPCRoute),
+            *self._world.of_kind(TLSRoute),
+            *self._world.of_kind(TCPRoute),
+            *self._world.of_kind(UDPRoute),
+        ]
+        for document, route in routes:
+            parents = []
+            for parent in route.spec.parent_refs:
+                if parent.group != GROUP:
+                    continue
+                parents.append((parent, self._attach(document, route, parent, of_parent)))
+            if parents:
+                pending = next((c.message for _, cs in parents for c in cs if not c.status), "")
+                self._statuses[document.key] = ObjectStatus(
+                    pending=pending, extra={"parents": tuple(parents)}
+                )
+
+    def _attach(
+        self,
+        document: Document,
+        route: HTTPRoute | GRPCRoute | L4Route,
+        parent: ParentReference,
+        of_parent: Mapping[ObjectKey, tuple[_Gateway, list[Entry]]],
+    ) -> tuple[Condition, Condition]:
+        key = ObjectKey(parent.kind, parent.namespace or document.key.namespace, parent.name)
+        resolved = self._resolved(document, route)
+        if key not in of_parent:
+            why = f"there is no {key} of a class of Penstock's"
+            return Condition("Accepted", False, "NoMatchingParent", why), resolved
+        gateway, entries = of_parent[key]
+        if not isinstance(route, HTTPRoute | GRPCRoute):
+            return self._attach_stream(document, route, parent, gateway, entries), resolved
+        attached, accepted = attach(document, parent, route.spec.hostnames, entries, self._namespaces)
+        for each in attached:
+            port = each.entry.listener.port
+            listed = gateway.routes.setdefault(port, [])
+            # Two parentRefs may name one listener.
+            if all(a.entry is not each.entry or d is not document for a, (d, _) in listed):
+                listed.append((each, (document, route)))
+        return accepted, resolved
+
+    def _attach_stream(
+        self,
+        document: Document,
+        route: L4Route,
+        parent: ParentReference,
+        gateway: _Gateway,
+        entries: list[Entry],
+    ) -> Condition:
+        names = hostnames(route)
+        attached, accepted = attach(
+            document, parent, names, entries, self._namespaces, by_host=lambda e: e.protocol == "TLS"
+        )
+        known = {(id(a.entry), d.key) for a, d, _ in gateway.streams}
+        gateway.streams += [
+            (a, document, route) for a in attached if (id(a.entry), document.key) not in known
+        ]
+        return accepted
+
+    def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> Condition:
+        problems: Sequence[Condition]
+        if isinstance(route, HTTPRoute | GRPCRoute):
+            problems = compile_rules(document, route, self._services, port=80, edge=True).problems
+        else:
+            problems = shares(document, route, self._services).problems
+        return problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
+
+    # --- listeners ------------------------------------------------------------------------------------------
+
+    def _listeners(self, each: _Gateway) -> tuple[list[EdgeListener], list[EdgeTable]]:
+        listeners: list[EdgeListener] = []
+        tables: list[EdgeTable] = []
+        if not each.accepted.status or not each.placed.addresses:
+            return listeners, tables
+        for port, protocol, entries in by_port(each.entries):
+            name = listener_name(each.document, port, protocol)
+            chains: list[HttpChain | TcpChain] = []
+            http = [e for e in entries if e.protocol == "HTTP"]
+            if http:
+                tables.append(self._table(name, port, http, http, each))
+                chains.append(HttpChain(name))
+            https = [e for e in entries if e.protocol in ("HTTPS", "TLS")]
+            streams = Streams(self._services)
+            for entry in entries:
+                if entry.protocol == "TCP":
+                    streams.add_all(name, entry, each.streams)
+            for entry in https:
+                passed = entry.listener.tls is not None and entry.listener.tls.mode == "Passthrough"
+                tls = None if passed else self._tls(entry, each)
+                if tls is None and not passed:
+                    continue
+                if entry.protocol == "TLS":
+                    streams.add_tls(name, entry, each.streams, [e.hostname for e in https], tls)
+                    continue
+                table = f"{name}/{entry.hostname or '*'}"
+                tables.append(self._table(table, port, [entry], https, each))
+                chains.append(HttpChain(table, entry.hostname, tls))
+            chains += streams.chains
+            for cluster in streams.clusters.values():
+                self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
+            if chains:
+                listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), "TCP"))
+        return listeners, tables
+
+    def _tls(self, entry: Entry, each: _Gateway) -> ServerTls | None:
+        """None if nothing can be shown to clients: the listener's status says why."""
+        refs = entry.listener.tls.certificate_refs if entry.listener.tls else []
+        names = []
+        if not refs:
+            entry.fail(Condition("ResolvedRefs", False, "InvalidCertificateRef", "it names no certificate"))
+        for ref in refs:
+            name, problem = self._vault.certificate(entry.owner, ref)
+            if problem is not None and entry.resolved.status:
+                entry.resolved = problem
+            if name:
+                names.append(name)
+        if not names:
+            entry.served, entry.why = False, entry.resolved.message
+            return None
+        return ServerTls(tuple(dict.fromkeys(names)))
+
+    def _table(
+        self, name: str, port: int, mine: list[Entry], beside: list[Entry], each: _Gateway
+    ) -> EdgeTable:
+        """The table of the listeners `mine`, which share a port with those of `beside`."""
+        clusters: dict[str, ServedPort] = {}
+        found: list[HostRoutes] = []
+        names = [e.hostname for e in beside]
+        for entry in mine:
+            routes = [(a, routed) for a, routed in each.routes.get(port, ()) if a.entry is entry]
+            compiled: list[tuple[Attached, list[Ranked]]] = []
+            for attached, (document, route) in routes:
+                made = compile_rules(document, route, self._services, port=port, edge=True)
+                compiled.append((attached, made.routes))
+                clusters.update({c.name: c for c in made.clusters})
+            wanted = {entry.hostname, *(h for a, _ in routes for h, _ in a.hosts)}
+            for host in sorted(wanted):
+                if hosts.owner(host, names) == entry.hostname:
+                    found.append(_host(host, compiled))
+        for other in beside:
+            if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
+                found.append(HostRoutes(other.hostname, misdirected=True))
+        for cluster in clusters.values():
+            self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
+        return EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
+
+    # --- status ------------------------------------------------------------------------------------------
+
+    def _report(self, each: _Gateway) -> None:
+        accepted = each.accepted
+        problem = accepted.message if not accepted.status else ""
+        programmed = Condition("Programmed", True, "Programmed")
+        own = [e for e in each.entries if e.owner is each.document]
+        if not accepted.status:
+            programmed = Condition("Programmed", False, "Invalid", problem)
+        elif each.placed.unusable:
+            programmed = Condition("Programmed", False, "AddressNotUsable", each.placed.unusable)
+        elif not each.placed.addresses:
+            programmed = Condition("Programmed", False, "AddressNotAssigned", "no address is left for it")
+        elif own and not any(e.served for e in own):
+            programmed = Condition("Programmed", False, "Invalid", own[0].why)
+        pending = problem or programmed.message or next((e.why for e in own if not e.served), "")
+        self._statuses[each.document.key] = ObjectStatus(
+            (accepted, programmed),
+            pending,
+            extra={
+                "listeners": tuple(_listener_status(e, programmed) for e in own),
+                "addresses": each.placed.addresses,
+                "attached_sets": len(each.sets),
+            },
+        )
+        for owner in each.sets:
+            entries = [e for e in each.entries if e.owner is owner]
+            bad = [e for e in entries if not e.served]
+            why = f"listener {bad[0].listener.name}: {bad[0].why}" if bad else ""
+            standing = len(bad) < len(entries) and programmed.status
+            reason = "ListenersNotValid" if bad else "Accepted"
+            conditions = (
+                Condition("Accepted", len(bad) < len(entries), reason, why),
+                Condition("Programmed", standing, "Programmed" if standing else "Invalid", why),
+            )
+            extra = {"listeners": tuple(_listener_status(e, programmed) for e in entries)}
+            self._statuses[owner.key] = ObjectStatus(conditions, why or programmed.message, extra=extra)
+        for owner in each.refused:
+            why = f"{each.document.key} takes no listeners of namespace {owner.key.namespace}"
+            self._statuses[owner.key] = _refused_set("NotAllowed", why)
+
+    def _lonely_sets(self, found: Mapping[ObjectKey, _Gateway]) -> None:
+        for document, _ in self._world.of_kind(ListenerSet):
+            if document.key not in self._statuses:
+                why = "there is no such Gateway of a class of Penstock's"
+                self._statuses[document.key] = ObjectStatus(pending=why)
+
+
+def _refused_set(reason: str, why: str) -> ObjectStatus:
+    conditions = (Condition("Accepted", False, reason, why), Condition("Programmed", False, reason, why))
+    return ObjectStatus(conditions, why)
+
+
+def _listener_status(entry: Entry, gateway: Condition) -> ListenerStatus:
+    standing = entry.served and gateway.status
+    why = entry.why or gateway.message
+    programmed = Condition("Programmed", True, "Programmed")
+    if not standing:
+        programmed = Condition("Programmed", False, "Invalid", why)
+    return ListenerStatus(
+        entry.listener.name,
+        entry.supported,
+        len(entry.attached),
+        (entry.accepted, programmed, entry.resolved, entry.conflicted),
+        listener_name(entry.gateway, entry.listener.port, "UDP" if entry.protocol == "UDP" else "TCP"),
+    )
+
+
+def _host(host: str, compiled: Iterable[tuple[Attached, list[Ranked]]]) -> HostRoutes:
+    """The routes for one host: those of the most specific of their own host names first."""
+    ranked = []
+    for attached, routes in compiled:
+        own = [name for _, name in attached.hosts if hosts.covers(name, host)]
+        if own:
+            exact, length = hosts.specific(max(own, key=hosts.specific))
+            ranked += [((not exact, -length, *rank), route) for rank, route in routes]
+    return HostRoutes(host, tuple(route for _, route in sorted(ranked, key=lambda r: r[0])))
+
+
+def compile_edge(world: World, served: tuple[ServedPort, ...]) -> Edge:
+    """What stands at the edge of `world`."""
+    return Edges(world, served).compile()
+
+
+def joined(mine: ObjectStatus | None, other: ObjectStatus) -> ObjectStatus:
+    """The status of a route that has parents in the mesh and at the edge."""
+    if mine is None:
+        return other
+    parents = (*mine.extra.get("parents", ()), *other.extra.get("parents", ()))  # type: ignore[misc]
+    return replace(mine, pending=mine.pending or other.pending, extra={"parents": parents})

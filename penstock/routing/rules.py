@@ -1,0 +1,144 @@
+"""The rules of one HTTPRoute or GRPCRoute as the neutral model says them: one compiler for mesh and Gateways.
+
+What differs between parents is only where a request was dialled (its port, for redirects) and which endpoints
+may serve it: in the mesh those of the client's own address family, behind a Gateway those of either.
+
+Source: Gateway API v1.6, HTTPRouteRule, GRPCRouteRule, BackendObjectReference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.route_kinds import (
+    GRPCRoute,
+    GRPCRouteMatch,
+    GRPCRouteRule,
+    HTTPBackendRef,
+    HTTPRoute,
+    HTTPRouteMatch,
+    HTTPRouteRule,
+    ReferenceGrant,
+)
+from penstock.plan import Condition
+from penstock.routing.filters import actions, header_changes, mirrors
+from penstock.routing.matches import grpc_match, http_match, permitted, precedence
+from penstock.routing.model import Route, RouteBackend
+from penstock.routing.services import ServedPort
+from penstock.world import World
+
+Ranked = tuple[tuple[object, ...], Route]
+"""A route and its place in the order in which routes are tried."""
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """Every Service port by namespace and name, and who may name Services of other namespaces."""
+
+    ports: Mapping[tuple[str, str], tuple[ServedPort, ...]]
+    grants: Mapping[str, tuple[ReferenceGrant, ...]]
+
+    def find(self, namespace: str, name: str, port: int | None, family: int | None) -> list[ServedPort]:
+        return [
+            s
+            for s in self.ports.get((namespace, name), ())
+            if (port is None or s.port.port == port) and (family is None or s.family == family)
+        ]
+
+    def allow(self, source: ObjectKey, kind: str, namespace: str, name: str) -> bool:
+        """Whether `source` may name the `kind` (of the core group) `name` of `namespace`."""
+        return permitted(source, namespace, name, self.grants.get(namespace, ()), kind)
+
+
+def services_of(world: World, served: tuple[ServedPort, ...]) -> Services:
+    grouped: dict[tuple[str, str], list[ServedPort]] = {}
+    for s in served:
+        grouped.setdefault((s.document.key.namespace, s.document.key.name), []).append(s)
+    grants: dict[str, list[ReferenceGrant]] = {}
+    for document, grant in world.of_kind(ReferenceGrant):
+        grants.setdefault(document.key.namespace, []).append(grant)
+    return Services(
+        {key: tuple(ports) for key, ports in grouped.items()},
+        {namespace: tuple(found) for namespace, found in grants.items()},
+    )
+
+
+def backend(
+    document: Document, ref: HTTPBackendRef, family: int | None, services: Services
+) -> tuple[ServedPort | None, Condition | None]:
+    """The Service port that a reference means, or why it means none. Without a `family` the one that has
+    endpoints, IPv4 if both have."""
+    namespace = ref.namespace or document.key.namespace
+    what = f"{namespace}/{ref.name}"
+    if ref.kind != "Service" or ref.group != "":
+        return None, Condition("ResolvedRefs", False, "InvalidKind", f"backend {what} is a {ref.kind}")
+    if not services.allow(document.key, "Service", namespace, ref.name):
+        why = f"no ReferenceGrant of namespace {namespace} permits Service {what}"
+        return None, Condition("ResolvedRefs", False, "RefNotPermitted", why)
+    found = services.find(namespace, ref.name, ref.port, family)
+    if not found:
+        if services.find(namespace, ref.name, ref.port, None):
+            return None, None
+        return None, Condition("ResolvedRefs", False, "BackendNotFound", f"no Service {what} port {ref.port}")
+    return min(found, key=lambda s: (not s.backends, s.family)), None
+
+
+@dataclass(slots=True)
+class Compiled:
+    """What one document gives one table."""
+
+    routes: list[Ranked] = field(default_factory=list)
+    clusters: list[ServedPort] = field(default_factory=list)
+    problems: list[Condition] = field(default_factory=list)
+
+
+def _share(ref: HTTPBackendRef, cluster: str | None) -> RouteBackend:
+    request = next((f.request_header_modifier for f in ref.filters if f.request_header_modifier), None)
+    response = next((f.response_header_modifier for f in ref.filters if f.response_header_modifier), None)
+    rewrite = next((f.url_rewrite for f in ref.filters if f.url_rewrite), None)
+    return RouteBackend(
+        cluster,
+        ref.weight,
+        header_changes(request),
+        header_changes(response),
+        rewrite.hostname or None if rewrite else None,
+    )
+
+
+def compile_rules(
+    document: Document,
+    route: HTTPRoute | GRPCRoute,
+    services: Services,
+    *,
+    port: int,
+    family: int | None = None,
+    edge: bool = False,
+) -> Compiled:
+    """All rules of `route` for requests that were dialled at `port`; `edge`: through a Gateway."""
+    made = Compiled()
+    grpc = isinstance(route, GRPCRoute)
+
+    def resolve(ref: HTTPBackendRef) -> str | None:
+        target, problem = backend(document, ref, family, services)
+        if problem is not None:
+            made.problems.append(problem)
+        if target is None:
+            return None
+        if edge or (grpc and not target.http2):
+            target = replace(target, grpc=grpc and not target.http2, edge=edge)
+        made.clusters.append(target)
+        return target.name
+
+    rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
+    for index, rule in enumerate(rules):
+        backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
+        does = replace(actions(rule, port), mirrors=mirrors(rule, resolve))
+        items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
+        for place, item in enumerate(items):
+            match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)
+            name = f"{document.key.namespace}/{document.key.name}/{rule.name or index}/{place}"
+            compiled = Route(name, match, backends, does, grpc)
+            made.routes.append((precedence(document, match, (index, place)), compiled))
+    return made
