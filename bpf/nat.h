@@ -112,12 +112,12 @@ static __noinline int nat_rewrite(struct __sk_buff *skb, struct packet *p, const
 }
 
 /* An answer of a backend: it comes from the Service again. 1 if it did. */
-static __noinline int nat_answer(struct __sk_buff *skb, struct packet *p)
+__noinline int nat_answer(struct __sk_buff *skb, struct packet *p)
 {
 	struct nat_room *r = nat_room();
 	struct nat_back_value *was;
 
-	if (!r)
+	if (!r || !p)
 		return 0;
 	nat_make_key(&r->back, &p->t.dst, p->t.dport, &p->t.src, p->t.sport, p->t.protocol);
 	was = bpf_map_lookup_elem(&nat_back, &r->back);

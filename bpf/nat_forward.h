@@ -86,9 +86,10 @@ static __always_inline int nat_choice(struct nat_new_room *n, const struct servi
 
 /*
  * A packet of no flow that is known by its own tuple: is it for a Service? `inside`: a workload of this node speaks.
- * NAT_DONE: its destination is a backend, in the packet and in `p`.
+ * NAT_DONE: its destination is a backend, in the packet and in `p`. (What is not static is verified once, by itself,
+ * and not again on each way that leads to it.)
  */
-static __noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const struct config *c, int inside)
+__noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const struct config *c, int inside)
 {
 	__u32 zero = 0, one = 1;
 	struct nat_room *r = nat_room();
@@ -98,7 +99,7 @@ static __noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const
 	struct endpoint *src;
 	int result, self;
 
-	if (!r || !n || (p->t.protocol != IPPROTO_TCP && p->t.protocol != IPPROTO_UDP))
+	if (!r || !n || !p || !c || (p->t.protocol != IPPROTO_TCP && p->t.protocol != IPPROTO_UDP))
 		return NAT_NONE;
 	src = bpf_map_lookup_elem(&endpoints, &p->t.src);
 	/* Who borrows an address is told so further on; no flow of its owner is to be touched. */

@@ -168,10 +168,12 @@ static __noinline int reject_udp(struct __sk_buff *skb, const struct packet *p)
 }
 
 /* Counts and tells `reason`, and sends the no; a fragment or what carries options is dropped without a word. */
-static __noinline int reject(struct __sk_buff *skb, const struct packet *p, __u8 reason, __u8 hook)
+__noinline int reject(struct __sk_buff *skb, const struct packet *p, __u8 reason, __u8 hook)
 {
 	struct decision d = {};
 
+	if (!p)
+		return TC_ACT_SHOT;
 	drop(p, &d, reason, hook);
 	if (!p->l4 || (p->t.protocol == IPPROTO_TCP ? reject_tcp(skb, p) : reject_udp(skb, p)))
 		return TC_ACT_SHOT;
