@@ -85,11 +85,12 @@ static __always_inline int nat_choice(struct nat_new_room *n, const struct servi
 }
 
 /*
- * A packet of no flow that is known by its own tuple: is it for a Service? `inside`: a workload of this node speaks.
+ * A packet of no flow that is known by its own tuple: is it for a Service? `here` is the link of the workload that
+ * speaks, 0 for clients from outside.
  * NAT_DONE: its destination is a backend, in the packet and in `p`. (What is not static is verified once, by itself,
  * and not again on each way that leads to it.)
  */
-__noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const struct config *c, int inside)
+__noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const struct config *c, __u32 here)
 {
 	__u32 zero = 0, one = 1;
 	struct nat_room *r = nat_room();
@@ -97,13 +98,13 @@ __noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const struct
 	struct service_value *s;
 	struct nat_value *flow;
 	struct endpoint *src;
-	int result, self;
+	int result, self, inside = here != 0;
 
 	if (!r || !n || !p || !c || (p->t.protocol != IPPROTO_TCP && p->t.protocol != IPPROTO_UDP))
 		return NAT_NONE;
 	src = bpf_map_lookup_elem(&endpoints, &p->t.src);
 	/* Who borrows an address is told so further on; no flow of its owner is to be touched. */
-	if (inside ? !src || src->ifindex != skb->ifindex : !!src)
+	if (inside ? !src || src->ifindex != here : !!src)
 		return NAT_NONE;
 	__builtin_memset(&n->service, 0, sizeof(n->service));
 	n->service.addr = p->t.dst;

@@ -10,7 +10,8 @@ int to_netdev(struct __sk_buff *skb)
 {
 	struct packet p;
 
-	if (nat_in_use() && !parse(skb, &p))
+	/* On a bridge also what goes to workloads passes here: that is to_workload's. */
+	if (nat_in_use() && !parse(skb, &p) && !bpf_map_lookup_elem(&endpoints, &p.t.dst))
 		nat_answer(skb, &p);
 	return TC_ACT_OK;
 }

@@ -226,6 +226,7 @@ class Applier:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
         place = (
             wanted.attach,
+            wanted.ports,
             wanted.routes,
             wanted.addresses,
             wanted.served_addresses,
@@ -236,7 +237,7 @@ class Applier:
         netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
         problems += await self._blocking(self._host.addresses, wanted.addresses)
         problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
-        self._datapath.attach(wanted.attach, netdevs)
+        self._datapath.attach(wanted.attach, netdevs, wanted.ports)
         self._place = place if not problems else None
         return list(problems)
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from penstock.manifests import (
     gateway_checks,
+    ingress_checks,
     l4_checks,
     netpol_checks,
     policy_checks,
@@ -21,6 +22,7 @@ from penstock.manifests import (
 )
 from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.kinds import (
     AnyKind,
     CiliumClusterwideNetworkPolicy,
@@ -33,7 +35,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
@@ -171,4 +173,7 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     ConfigMap: gateway_checks.check_config_map,
     TLSRoute: l4_checks.check_tls_route,
     TCPRoute: l4_checks.check_l4_route,
+    Ingress: ingress_checks.check,
+    IngressClass: ingress_checks.check_class,
+    BackendTLSPolicy: l4_checks.check_backend_tls,
 }

@@ -18,6 +18,7 @@ from penstock.plan import (
     MeshMode,
     PolicyEntry,
     PolicyKey,
+    PortEntry,
     ServiceEntry,
     ServiceKey,
     Verdict,
@@ -28,8 +29,8 @@ from penstock.routing.model import ListenerKind
 A, B = ip_address("10.1.0.1"), ip_address("fd00::1")
 TABLES = KernelTables(
     endpoints={
-        A: EndpointEntry(300, 76800, 7, b"", b"", MeshMode.STRICT),
-        B: EndpointEntry(301, 77056, 8, b"", b"", MeshMode.OFF),
+        A: EndpointEntry(300, 76800, 7, MeshMode.STRICT, elsewhere=True),
+        B: EndpointEntry(301, 77056, 8, MeshMode.OFF),
     },
     ipcache={
         ip_network("0.0.0.0/0"): IpcacheEntry(2, 2),
@@ -60,12 +61,16 @@ TABLES = KernelTables(
         ),
     },
     listeners={ListenerKey(300, ListenerKind.TCP_MTLS, 301): 15001},
+    ports={7: PortEntry(7, 76800, b"abcdef", 3, b"ghijkl", (6,)), 9: PortEntry(0, bridge=3)},
 )
 RAW = layout.encode(TABLES)
 
 
 def test_every_table_comes_back() -> None:
     assert {layout.address_of(k): decode.endpoint(v) for k, v in RAW["endpoints"].items()} == TABLES.endpoints
+    assert {
+        int.from_bytes(k, "little"): decode.bridge_port(v) for k, v in RAW["ports"].items()
+    } == TABLES.ports
     assert {
         decode.ipcache_key(k): decode.ipcache_value(v) for k, v in RAW["ipcache"].items()
     } == TABLES.ipcache
@@ -103,7 +108,7 @@ def test_every_table_comes_back() -> None:
 @given(st.booleans(), st.integers(0, 0xFFFFFFFF), st.integers(1, 3))
 def test_a_connection_is_told_from_the_side_that_began(second: bool, epoch: int, verdict: int) -> None:
     key = layout.address_bytes(A) + layout.address_bytes(B) + b"\x1f\x90\x00\x50" + bytes([6, 0, 0, 0])
-    value = struct.pack("=QIIIBB2s8x", 99, epoch, 7, 0, int(second), verdict, (15001).to_bytes(2, "big"))
+    value = struct.pack("=QIIIBB2s", 99, epoch, 7, 0, int(second), verdict, (15001).to_bytes(2, "big"))
     assert (len(key), len(value)) == (layout.SHAPES["conntrack"].key, layout.SHAPES["conntrack"].value)
     found = decode.connection(key, value)
     ends = ((found.source, found.source_port), (found.destination, found.destination_port))
