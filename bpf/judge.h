@@ -41,8 +41,8 @@ static __always_inline void steer(struct decision *d, __u32 source_class, __u32 
 #define known_as_number(x) asm volatile("" : "+r"(x))
 
 /* `foreign`: somebody else speaks with the node's own address (masquerade, docker-proxy), and is the world. */
-static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
-			     int foreign)
+static __always_inline void judge_flow(const struct tuple *t, __be16 policy_port, const struct config *c,
+				       struct judgement *j, int foreign)
 {
 	struct service_key service = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
 	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
@@ -143,6 +143,15 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 	}
 	j->d.verdict = VERDICT_ALLOW;
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
+}
+
+/* As judge_flow(), verified by itself (see tell() in events.h). */
+__noinline int judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j, int foreign)
+{
+	if (!t || !c || !j)
+		return -1;
+	judge_flow(t, policy_port, c, j, foreign);
+	return 0;
 }
 
 /* The port that policy judges of a flow that something answered: of ICMP the type of the question. */
