@@ -99,6 +99,7 @@ static __always_inline int ingress_error(struct __sk_buff *skb, const struct pac
 struct flow_room {
 	struct ct_key key;
 	struct ct_value fresh;
+	struct tuple first;
 };
 
 struct {
@@ -117,7 +118,6 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	int known, midstream, one_way = 0, answer = 0, direct;
 	struct judgement j;
 	struct flow_room *r;
-	struct tuple first;
 	__u32 zero = 0;
 	__be16 port = p->policy_port;
 	__u32 here = w.here;
@@ -163,20 +163,20 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 		return ingress_error(skb, p, c, w);
 
 	if (midstream && !client_speaks(p)) {
-		first = reversed(&p->t);
-		judge(&first, first.dport, c, &j, 0);
+		r->first = reversed(&p->t);
+		judge(&r->first, r->first.dport, c, &j, 0);
 		one_way = j.d.verdict != VERDICT_ALLOW;
 	}
 
 	/* An answer is judged as the flow that it answers. */
-	first = p->t;
+	r->first = p->t;
 	if (known && ct->verdict != VERDICT_REDIRECT && ct->initiator != side)
 		answer = 1;
 	if (answer) {
-		first = reversed(&p->t);
-		port = asked_port(&first);
+		r->first = reversed(&p->t);
+		port = asked_port(&r->first);
 	}
-	judge(&first, port, c, &j, 0);
+	judge(&r->first, port, c, &j, 0);
 	if (!answer) {
 		/* Who speaks must be who the device says (anti-spoofing), on both kinds of device. */
 		if (j.src_ifindex != here || (!here && j.src_local_address))
@@ -235,6 +235,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 
 	if (!known)
 		tell(p, &j.d, hook);
+	if (j.audit && !answer)
+		tell_audit(p, &j, hook);
 	__builtin_memset(&r->fresh, 0, sizeof(r->fresh));
 	r->fresh.seen = now;
 	r->fresh.epoch = c->epoch;

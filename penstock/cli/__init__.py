@@ -20,7 +20,7 @@ COMMANDS = {
     "bench": "Measure what Penstock costs on this machine.",
     "block": "Networks that the node drops packets of before its stack sees them.",
     "bpf": "What is in the kernel's maps: entries, connections, sizes.",
-    "ca": "The certificate authority: show it, rotate it.",
+    "ca": "The certificate authority: show it, rotate it, serve it to other nodes.",
     "cert": "Certificates of this node's workloads.",
     "check": "Look whether this machine can run Penstock, and say what to mend.",
     "demo": "Bring up a lab of two nodes and show what Penstock does.",
