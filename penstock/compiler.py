@@ -150,4 +150,5 @@ def _absent(facts: Facts, member: Member) -> tuple[str, str]:
     assert isinstance(workload, Workload)
     if workload.spec.container is None:
         return f"network namespace {member.netns} is absent", "NamespaceAbsent"
-    return f"container {workload.spec.container} does not run here", "ContainerAbsent"
+    what = f"container {workload.spec.container} does not run here"
+    return f"{what}, or its engine is not followed (penstock run --docker)", "ContainerAbsent"
