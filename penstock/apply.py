@@ -192,7 +192,7 @@ class Applier:
             self.tables.policy(),
             self.tables.listeners(),
             self.tables.http_services(),
-            self.tables.identities(),
+            self.tables.ipcache(),
         )
         changed = self.tables.apply(before_proxy(wanted, now))
         if self.tables.lost_backends:
