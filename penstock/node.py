@@ -137,6 +137,7 @@ async def open_node(
     blocks = Blocks(Blocklist(options.state_dir, datapath.pins), datapath)
     tables = Tables(datapath.pins, settings.proxy_source_ports, host_access=settings.host_access)
     datapath.attach_cgroup()
+    datapath.attach_namespace()
     socket = xds_socket(options.run_dir)
     socket.unlink(missing_ok=True)
     users = frozenset({0, os.getuid(), UID})
