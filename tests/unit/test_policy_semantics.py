@@ -82,7 +82,7 @@ def test_rights_say_what_the_manifests_say(everyone: list[Party], policies: list
             to = classes.get((target.address, port))
             for source in [*everyone, *OTHERS]:
                 steered = words_of.packet(policies, source, target, "TCP", port) == "proxy"
-                # A connection that is steered must find its destination behind the proxy; towards another node it
+                # A connection that is steered must find its destination behind the proxy; to another node it
                 # may be steered for mesh TLS alone, which carries it without a look at requests.
                 assert not steered or to is not None or not target.local, (source, target, port)
                 if to is None:
