@@ -219,12 +219,12 @@ class Applier:
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
-        place = (wanted.attach, wanted.routes, wanted.addresses)
+        place = (wanted.attach, wanted.ports, wanted.routes, wanted.addresses)
         if place == self._place:
             return []
         netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
         problems += await self._blocking(self._host.addresses, wanted.addresses)
-        self._datapath.attach(wanted.attach, netdevs)
+        self._datapath.attach(wanted.attach, netdevs, wanted.ports)
         self._place = place if not problems else None
         return list(problems)
 
@@ -287,13 +287,7 @@ class Applier:
         return Snapshot(types)
 
     def _refusals(self) -> dict[tuple[str, str], str]:
-        found = {}
-        for client in self._server.state():
-            for kind, resources in client.types.items():
-                for status in resources:
-                    if status.error:
-                        found[(kind.rpartition(".")[2], status.name)] = status.error
-        return found
+        return {(r.type_url.rpartition(".")[2], r.name): r.message for r in self._server.refusals()}
 
     def _edge(self, plan: Plan, waiting: str, fault: str) -> Mapping[str, str]:
         found = {}

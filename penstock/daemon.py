@@ -24,7 +24,9 @@ from typing import Any
 from penstock import state
 from penstock.apply import Applied
 from penstock.control import ControlServer, socket_path
+from penstock.envoy.proxyless import Proxyless
 from penstock.errors import PenstockError
+from penstock.facts import Facts
 from penstock.inspect import CALLS, Inspector
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
@@ -39,8 +41,9 @@ from penstock.redirect.layout import decode_event
 from penstock.report import Report, directory
 from penstock.sources.docker import DockerSource, combined
 from penstock.sources.files import FileSource
-from penstock.sources.netns import Found, NamespaceEvents, Wanted, attachments
+from penstock.sources.netns import NamespaceEvents, Surroundings, Wanted, attachments
 from penstock.world import Address, World
+from penstock.xds.snapshot import Resource, Snapshot, resource
 
 log = logging.getLogger(__name__)
 
@@ -64,11 +67,12 @@ class Daemon:
         self._inspector = Inspector(node.tables, lambda: node.server.connected > 0)
         self._store = Store()
         self._planner = Planner()
+        self._proxyless: Proxyless[Resource] = Proxyless(resource)
         self._docker = DockerSource(options.docker) if options.docker else None
         self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
-        self._attached: dict[Wanted, Found] = {}
+        self._surroundings = Surroundings({})
         self._sought: list[Wanted] = []
         self._dirty = asyncio.Event()
         self._look_at_namespaces = True
@@ -126,6 +130,7 @@ class Daemon:
         )
         self._take(self._files.scan())
         await node.server.start()
+        await node.clients.start()
         await control.start()
         tasks = [
             asyncio.create_task(work)
@@ -243,12 +248,13 @@ class Daemon:
             self._sought = wanted
             self._node.applier.forget_host()
             self._namespaces.watch(w.netns for w in wanted)
-            self._attached = await self._blocking(attachments, wanted, self._attached)
+            self._surroundings = await self._blocking(attachments, wanted, self._surroundings.found)
             addresses = await self._blocking(self._node.host.node_addresses)
         world = World(
             self.options.node,
             documents,
-            attachments={w.name: found.attachment for w, found in self._attached.items()},
+            attachments={w.name: found.attachment for w, found in self._surroundings.found.items()},
+            other_ports=self._surroundings.other_ports,
             node_addresses=addresses,
             node_cookie=self._node.cookie,
             allocations=self._world.allocations,
@@ -272,6 +278,7 @@ class Daemon:
         self._report.update(world, plan, applied, self._all_problems)
         if self._planner.facts is not None:
             self._inspector.update(self._planner.facts, plan)
+            self._node.clients.offer(partial(self._for_grpc, self._planner.facts))
         log.info(
             "applied",
             extra={
@@ -297,9 +304,13 @@ class Daemon:
         found = (m.addresses for m in everyone if f"{m.namespace}/{m.document.key.name}" == workload)
         return tuple(address for addresses in found for address in addresses)
 
+    def _for_grpc(self, facts: Facts) -> Snapshot:
+        return Snapshot.of_resources(self._proxyless.build(facts.served, facts.mesh.tables))
+
     def _plan_ahead(self, wanted: list[Wanted], applied: Applied) -> None:
         """What will set the loop going without an event: certificates, and namespaces not yet whole."""
-        absent = [w for w in wanted if w not in self._attached and Path(w.netns).exists()]
+        found = self._surroundings.found
+        absent = [w for w in wanted if Path(w.netns).exists() and not (w in found and found[w].settled)]
         if absent and self._unsettled_pause <= UNSETTLED_RETRY[1]:
             self._wake_in(self._unsettled_pause, namespaces=True)
             self._unsettled_pause *= 2

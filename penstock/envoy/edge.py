@@ -20,9 +20,10 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
 from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy import edge_tls, http, marks, names, routes, states
+from penstock.envoy import accesslog, edge_tls, http, marks, names, routes, states
 from penstock.envoy.protos import ADS, pack, seconds, socket_address, socket_option
 from penstock.policy.labels import INGRESS
 from penstock.routing.model import EdgeListener, HostRoutes, HostTable, HttpChain, TcpChain
@@ -60,8 +61,33 @@ def manager(listener: EdgeListener, table: str) -> hcm_pb2.HttpConnectionManager
     return made
 
 
+def _tcp_proxy(listener: EdgeListener, each: TcpChain) -> components.Filter:
+    """Shares of zero get nothing; the share of what cannot be used is closed: its cluster is not there."""
+    made = tcp_proxy_pb2.TcpProxy(stat_prefix="edge", access_log=[accesslog.tcp(listener.name)])
+    shares = [backend for backend in each.backends if backend.weight > 0]
+    if len(shares) < 2:
+        made.cluster = (shares[0].cluster if shares else None) or names.NO_BACKEND
+    else:
+        for share in shares:
+            made.weighted_clusters.clusters.add(name=share.cluster or names.NO_BACKEND, weight=share.weight)
+    return components.Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(made))
+
+
+def _stream(listener: EdgeListener, each: TcpChain, secret: str) -> components.FilterChain:
+    made = components.FilterChain(name=each.name, filters=[_state(secret), _tcp_proxy(listener, each)])
+    if each.sni is not None:
+        made.filter_chain_match.transport_protocol = "tls"
+        if each.sni:
+            made.filter_chain_match.server_names.append(each.sni)
+    if each.tls is not None:
+        made.transport_socket.CopyFrom(edge_tls.downstream(each.tls, ()))
+        made.transport_socket_connect_timeout.CopyFrom(seconds(_HANDSHAKE_TIMEOUT))
+    return made
+
+
 def _chain(listener: EdgeListener, each: HttpChain | TcpChain, secret: str) -> components.FilterChain:
-    assert isinstance(each, HttpChain)
+    if isinstance(each, TcpChain):
+        return _stream(listener, each, secret)
     terminal = components.Filter(
         name="envoy.filters.network.http_connection_manager",
         typed_config=pack(manager(listener, each.table)),
@@ -91,7 +117,9 @@ def listener(each: EdgeListener, secret: str) -> listener_pb2.Listener:
         socket_options=[socket_option(1, 36, marks.DOWNSTREAM, "SO_MARK")],
         filter_chains=[_chain(each, c, secret) for c in each.chains],
     )
-    if any(c.tls is not None for c in each.chains):
+    if any(c.tls is not None or c.sni is not None for c in each.chains if isinstance(c, TcpChain)) or any(
+        c.tls is not None for c in each.chains
+    ):
         inspector = pack(tls_inspector_pb2.TlsInspector())
         made.listener_filters.append(
             components.ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=inspector)

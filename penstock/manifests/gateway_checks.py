@@ -14,7 +14,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from penstock.manifests import syntax
-from penstock.manifests.fields import NOT_YET
 from penstock.manifests.gateway_kinds import (
     ConfigMap,
     Gateway,
@@ -56,8 +55,6 @@ def check(gateway: Gateway) -> Iterator[Finding]:
         yield Finding(("spec", "addresses"), "holds the same entry twice", code="duplicate")
     selector = spec.allowed_listeners.namespaces.selector
     yield from _selector(selector, ("spec", "allowedListeners", "namespaces", "selector"))
-    if spec.tls is not None:
-        yield Finding(("spec", "tls"), NOT_YET, code="unserved")
     if spec.tls is not None and spec.tls.frontend is not None:
         ports = [each.port for each in spec.tls.frontend.per_port]
         if len(set(ports)) < len(ports):

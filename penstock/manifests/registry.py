@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.kinds import (
     AnyKind,
     CiliumClusterwideNetworkPolicy,
@@ -22,6 +23,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
@@ -95,22 +97,34 @@ SERVED: Mapping[str, ServedKind] = {
             older=("gateway.networking.k8s.io/v1beta1",),
         ),
         ServedKind(ListenerSet, "gateway.networking.k8s.io/v1", "listenersets", ("lset",)),
+        ServedKind(
+            TLSRoute,
+            "gateway.networking.k8s.io/v1",
+            "tlsroutes",
+            older=("gateway.networking.k8s.io/v1alpha3", "gateway.networking.k8s.io/v1alpha2"),
+        ),
+        ServedKind(
+            TCPRoute,
+            "gateway.networking.k8s.io/v1",
+            "tcproutes",
+            older=("gateway.networking.k8s.io/v1alpha2",),
+        ),
+        ServedKind(
+            BackendTLSPolicy,
+            "gateway.networking.k8s.io/v1",
+            "backendtlspolicies",
+            ("btlspolicy",),
+            older=("gateway.networking.k8s.io/v1alpha3",),
+        ),
+        ServedKind(Ingress, "networking.k8s.io/v1", "ingresses", ("ing",), custom=False),
+        ServedKind(IngressClass, "networking.k8s.io/v1", "ingressclasses", namespaced=False, custom=False),
         ServedKind(Secret, "v1", "secrets", custom=False),
         ServedKind(ConfigMap, "v1", "configmaps", ("cm",), custom=False),
     )
 }
 
 NOT_SERVED: Mapping[str, tuple[str, ...]] = {
-    "TLSRoute": (
-        "gateway.networking.k8s.io/v1",
-        "gateway.networking.k8s.io/v1alpha3",
-        "gateway.networking.k8s.io/v1alpha2",
-    ),
-    "TCPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
     "UDPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
-    "BackendTLSPolicy": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"),
-    "Ingress": ("networking.k8s.io/v1",),
-    "IngressClass": ("networking.k8s.io/v1",),
 }
 """Kinds that change traffic and that this version does not enforce yet: refused."""
 

@@ -35,6 +35,9 @@ NAMESPACE_NAME = "kubernetes.io/metadata.name"
 KINDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("HTTP", ""): ("HTTPRoute", "GRPCRoute"),
     ("HTTPS", "Terminate"): ("HTTPRoute", "GRPCRoute"),
+    ("TLS", "Passthrough"): ("TLSRoute",),
+    ("TLS", "Terminate"): ("TLSRoute", "TCPRoute"),
+    ("TCP", ""): ("TCPRoute",),
 }
 """(protocol, TLS mode) of a listener → kinds of routes that it can serve."""
 
@@ -82,6 +85,17 @@ class Entry:
     @property
     def hostname(self) -> str:
         return (self.listener.hostname or "").lower()
+
+    @property
+    def passes_tls(self) -> bool:
+        """Whether TLS goes on to the backends as it is."""
+        return (
+            self.protocol == "TLS" and self.listener.tls is not None and self.listener.tls.mode != "Terminate"
+        )
+
+    @property
+    def ends_tls(self) -> bool:
+        return self.protocol in ("HTTPS", "TLS") and not self.passes_tls
 
     @property
     def kinds(self) -> tuple[str, ...]:

@@ -10,17 +10,23 @@ Source: Gateway API v1.6, Gateway, Listener, HTTPRoute (hostnames and precedence
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress, IngressClass
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
-from penstock.routing import hosts
+from penstock.routing import hosts, ingresses
 from penstock.routing.attach import Attached, Entry, ListenerStatus, Namespaces, attach, by_port, entries_of
+from penstock.routing.backend_tls import BackendTls
 from penstock.routing.certificates import Vault
+from penstock.routing.frontend import client_certificate, lenient, server_tls
+from penstock.routing.l4routes import L4_KINDS, L4Route, Streams, hostnames, shares
+from penstock.routing.l4routes import Routed as L4Routed
 from penstock.routing.model import (
     Authorities,
     Certificate,
@@ -28,16 +34,25 @@ from penstock.routing.model import (
     HostRoutes,
     HostTable,
     HttpChain,
-    ServerTls,
     TcpChain,
     UpstreamTls,
 )
 from penstock.routing.rules import Ranked, Services, compile_rules, services_of
-from penstock.routing.services import ServedPort
+from penstock.routing.services import EDGE, ServedPort
 from penstock.world import Address, World
 
-EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap)
-"""What the edge is made from, besides routes, Services and Nodes."""
+EDGE_KINDS = (
+    GatewayClass,
+    Gateway,
+    ListenerSet,
+    Secret,
+    ConfigMap,
+    BackendTLSPolicy,
+    *L4_KINDS,
+    Ingress,
+    IngressClass,
+)
+"""What the edge is made from, besides routes of HTTP, Services and Nodes."""
 
 Routed = tuple[Document, HTTPRoute | GRPCRoute]
 
@@ -71,6 +86,8 @@ class Edge:
     statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)
     addresses: tuple[Address, ...] = ()
     """Of the listeners, and the node's ingress addresses."""
+    backend_tls: BackendTls | None = field(default=None, compare=False)
+    """TLS to the backends of routes of the mesh, too."""
 
 
 def listener_name(gateway: Document, port: int, protocol: str) -> str:
@@ -85,7 +102,7 @@ def gateway_names(world: World) -> tuple[str, ...]:
         listed = [gateway.spec.listeners, *(s.spec.listeners for _, s in sets.get(document.key, ()))]
         ports = {(x.port, "UDP" if x.protocol.upper() == "UDP" else "TCP") for each in listed for x in each}
         found += [listener_name(document, port, protocol) for port, protocol in sorted(ports)]
-    return tuple(found)
+    return (*found, *ingresses.listener_names(world))
 
 
 def _sets(world: World) -> dict[ObjectKey, list[tuple[Document, ListenerSet]]]:
@@ -110,6 +127,14 @@ class _Gateway:
     sets: list[Document]
     refused: list[Document]
     routes: dict[int, list[tuple[Attached, Routed]]] = field(default_factory=dict)
+    streams: list[L4Routed] = field(default_factory=list)
+
+    @property
+    def edge(self) -> str:
+        backend = self.gateway.spec.tls.backend if self.gateway.spec.tls else None
+        if backend is None or backend.client_certificate_ref is None:
+            return EDGE
+        return f"{EDGE}/{self.document.key.namespace}/{self.document.key.name}"
 
     @property
     def accepted(self) -> Condition:
@@ -134,6 +159,7 @@ class Edges:
         self._services: Services = services_of(world, served)
         self._namespaces = Namespaces(world)
         self._vault = Vault(world, self._services)
+        self._backend_tls = BackendTls(world, self._vault)
         self._clusters: dict[str, EdgeCluster] = {}
         self._statuses: dict[ObjectKey, ObjectStatus] = {}
 
@@ -155,7 +181,15 @@ class Edges:
             tables += more
             self._report(each)
         self._lonely_sets(found)
-        if found:
+        door = ingresses.compile_ingresses(self._world, self._services, self._vault)
+        for table, clusters in door.tables:
+            tables.append(EdgeTable(table, clusters))
+            self._add_clusters(clusters, None)
+        listeners += door.listeners
+        addresses += door.addresses
+        self._statuses.update(door.statuses)
+        self._statuses.update(self._backend_tls.statuses())
+        if found or door.addresses:
             addresses += ingress.of_node(self._world, self._world.node)
         return Edge(
             tuple(listeners),
@@ -165,6 +199,7 @@ class Edges:
             tuple(self._vault.authorities[name] for name in sorted(self._vault.authorities)),
             self._statuses,
             tuple(dict.fromkeys(addresses)),
+            self._backend_tls,
         )
 
     # --- classes, Gateways ---------------------------------------------------------------------------------
@@ -208,7 +243,13 @@ class Edges:
             of_parent[key] = (each, [e for e in each.entries if e.owner is each.document])
             for owner in each.sets:
                 of_parent[owner.key] = (each, [e for e in each.entries if e.owner is owner])
-        routes: list[Routed] = [*self._world.of_kind(HTTPRoute), *self._world.of_kind(GRPCRoute)]
+        routes: list[tuple[Document, HTTPRoute | GRPCRoute | L4Route]] = [
+            *self._world.of_kind(HTTPRoute),
+            *self._world.of_kind(GRPCRoute),
+            *self._world.of_kind(TLSRoute),
+            *self._world.of_kind(TCPRoute),
+            *self._world.of_kind(UDPRoute),
+        ]
         for document, route in routes:
             parents = []
             for parent in route.spec.parent_refs:
@@ -224,7 +265,7 @@ class Edges:
     def _attach(
         self,
         document: Document,
-        route: HTTPRoute | GRPCRoute,
+        route: HTTPRoute | GRPCRoute | L4Route,
         parent: ParentReference,
         of_parent: Mapping[ObjectKey, tuple[_Gateway, list[Entry]]],
     ) -> tuple[Condition, Condition]:
@@ -234,6 +275,8 @@ class Edges:
             why = f"there is no {key} of a class of Penstock's"
             return Condition("Accepted", False, "NoMatchingParent", why), resolved
         gateway, entries = of_parent[key]
+        if not isinstance(route, HTTPRoute | GRPCRoute):
+            return self._attach_stream(document, route, parent, gateway, entries), resolved
         attached, accepted = attach(document, parent, route.spec.hostnames, entries, self._namespaces)
         for each in attached:
             port = each.entry.listener.port
@@ -243,8 +286,30 @@ class Edges:
                 listed.append((each, (document, route)))
         return accepted, resolved
 
-    def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute) -> Condition:
-        problems = compile_rules(document, route, self._services, port=80, edge=True).problems
+    def _attach_stream(
+        self,
+        document: Document,
+        route: L4Route,
+        parent: ParentReference,
+        gateway: _Gateway,
+        entries: list[Entry],
+    ) -> Condition:
+        names = hostnames(route)
+        attached, accepted = attach(
+            document, parent, names, entries, self._namespaces, by_host=lambda e: e.protocol == "TLS"
+        )
+        known = {(id(a.entry), d.key) for a, d, _ in gateway.streams}
+        gateway.streams += [
+            (a, document, route) for a in attached if (id(a.entry), document.key) not in known
+        ]
+        return accepted
+
+    def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> Condition:
+        problems: Sequence[Condition]
+        if isinstance(route, HTTPRoute | GRPCRoute):
+            problems = compile_rules(document, route, self._services, port=80, edge=EDGE).problems
+        else:
+            problems = shares(document, route, self._services).problems
         return problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
 
     # --- listeners ------------------------------------------------------------------------------------------
@@ -261,34 +326,29 @@ class Edges:
             if http:
                 tables.append(self._table(name, port, http, http, each))
                 chains.append(HttpChain(name))
-            https = [e for e in entries if e.protocol == "HTTPS"]
-            for entry in https:
-                tls = self._tls(entry, each)
-                if tls is None:
+            shows = {
+                id(e): tls
+                for e in entries
+                if e.ends_tls and (tls := server_tls(e, each.gateway, self._vault)) is not None
+            }
+            by_name = [e for e in entries if e.passes_tls or id(e) in shows]
+            streams = Streams(self._services, each.edge)
+            for entry in entries:
+                if entry.protocol == "TCP":
+                    streams.add_all(name, entry, each.streams)
+            for entry in by_name:
+                if entry.protocol == "TLS":
+                    names = [e.hostname for e in by_name]
+                    streams.add_tls(name, entry, each.streams, names, shows.get(id(entry)))
                     continue
                 table = f"{name}/{entry.hostname or '*'}"
-                tables.append(self._table(table, port, [entry], https, each))
-                chains.append(HttpChain(table, entry.hostname, tls))
+                tables.append(self._table(table, port, [entry], by_name, each))
+                chains.append(HttpChain(table, entry.hostname, shows[id(entry)]))
+            chains += streams.chains
+            self._add_clusters(streams.clusters.values(), each)
             if chains:
                 listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), "TCP"))
         return listeners, tables
-
-    def _tls(self, entry: Entry, each: _Gateway) -> ServerTls | None:
-        """None if nothing can be shown to clients: the listener's status says why."""
-        refs = entry.listener.tls.certificate_refs if entry.listener.tls else []
-        names = []
-        if not refs:
-            entry.fail(Condition("ResolvedRefs", False, "InvalidCertificateRef", "it names no certificate"))
-        for ref in refs:
-            name, problem = self._vault.certificate(entry.owner, ref)
-            if problem is not None and entry.resolved.status:
-                entry.resolved = problem
-            if name:
-                names.append(name)
-        if not names:
-            entry.served, entry.why = False, entry.resolved.message
-            return None
-        return ServerTls(tuple(dict.fromkeys(names)))
 
     def _table(
         self, name: str, port: int, mine: list[Entry], beside: list[Entry], each: _Gateway
@@ -301,7 +361,7 @@ class Edges:
             routes = [(a, routed) for a, routed in each.routes.get(port, ()) if a.entry is entry]
             compiled: list[tuple[Attached, list[Ranked]]] = []
             for attached, (document, route) in routes:
-                made = compile_rules(document, route, self._services, port=port, edge=True)
+                made = compile_rules(document, route, self._services, port=port, edge=each.edge)
                 compiled.append((attached, made.routes))
                 clusters.update({c.name: c for c in made.clusters})
             wanted = {entry.hostname, *(h for a, _ in routes for h, _ in a.hosts)}
@@ -311,9 +371,21 @@ class Edges:
         for other in beside:
             if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
                 found.append(HostRoutes(other.hostname, misdirected=True))
-        for cluster in clusters.values():
-            self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
+        self._add_clusters(clusters.values(), each)
         return EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
+
+    def _add_clusters(self, clusters: Iterable[ServedPort], each: _Gateway | None) -> None:
+        """Backends of one Gateway, or of Ingresses, with the TLS that is asked for."""
+        certificate = ""
+        if each is not None and each.edge != EDGE:
+            certificate, _ = client_certificate(each.document, each.gateway, self._vault)
+        for cluster in clusters:
+            tls = self._backend_tls.of(cluster, each.document.key if each is not None else None)
+            if tls is not None and certificate:
+                tls = replace(tls, certificate=certificate)
+            lost = tls is None and self._backend_tls.applies(cluster)
+            served = replace(cluster, backends=()) if lost else cluster
+            self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, served, tls))
 
     # --- status ------------------------------------------------------------------------------------------
 
@@ -321,6 +393,7 @@ class Edges:
         accepted = each.accepted
         problem = accepted.message if not accepted.status else ""
         programmed = Condition("Programmed", True, "Programmed")
+        _, resolved = client_certificate(each.document, each.gateway, self._vault)
         own = [e for e in each.entries if e.owner is each.document]
         if not accepted.status:
             programmed = Condition("Programmed", False, "Invalid", problem)
@@ -332,7 +405,7 @@ class Edges:
             programmed = Condition("Programmed", False, "Invalid", own[0].why)
         pending = problem or programmed.message or next((e.why for e in own if not e.served), "")
         self._statuses[each.document.key] = ObjectStatus(
-            (accepted, programmed),
+            (accepted, programmed, *(c for c in (resolved, lenient(each.gateway)) if c is not None)),
             pending,
             extra={
                 "listeners": tuple(_listener_status(e, programmed) for e in own),

@@ -22,7 +22,7 @@ from penstock.routing.model import (
     ProxyModel,
     ServiceTable,
 )
-from penstock.routing.services import Backend
+from penstock.routing.services import Backend, ServedPort
 
 
 def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyModel:
@@ -40,10 +40,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
         listeners=listeners,
         services=tuple(_table(facts, t) for t in facts.mesh.tables),
         clusters=(
-            *(
-                ProxyCluster(name, s.family, _endpoints(facts, s.backends), s.http2)
-                for name, s in sorted(clusters.items())
-            ),
+            *(_mesh_cluster(facts, name, s) for name, s in sorted(clusters.items())),
             *(_edge_cluster(facts, each) for each in facts.edge.clusters),
         ),
         workloads=tuple(workloads),
@@ -65,12 +62,39 @@ def _endpoints(facts: Facts, backends: tuple[Backend, ...]) -> tuple[ProxyEndpoi
     return tuple(_endpoint(facts, b) for b in backends if b.address not in facts.edge.addresses)
 
 
+def _mesh_cluster(facts: Facts, name: str, served: ServedPort) -> ProxyCluster:
+    endpoints = _endpoints(facts, served.backends)
+    policies = facts.edge.backend_tls
+    if policies is None or not policies.applies(served):
+        return ProxyCluster(name, served.family, endpoints, served.http2)
+    tls = policies.of(served)
+    return ProxyCluster(name, served.family, _plain(endpoints) if tls else (), served.http2, tls=tls)
+
+
+def _plain(endpoints: tuple[ProxyEndpoint, ...]) -> tuple[ProxyEndpoint, ...]:
+    """Without those of other nodes that are spoken to in mesh TLS: it cannot carry a backend's own TLS."""
+    return tuple(e for e in endpoints if e.server_id is None)
+
+
 def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
     served = each.served
     sources = [a for m in facts.members.ingress[:1] for a in m.addresses if a.version == served.family]
     endpoints = _endpoints(facts, served.backends) if sources else ()
     source = sources[0] if sources else None
-    return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls)
+    if each.tls is not None:
+        endpoints = _plain(endpoints)
+    if served.stream:
+        open_ = {(b.address, b.port) for b in served.backends if _open_to_edge(facts, b)}
+        endpoints = tuple(e for e in endpoints if (e.address, e.port) in open_)
+    return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls, served.stream)
+
+
+def _open_to_edge(facts: Facts, backend: Backend) -> bool:
+    """Whether Gateways may send an endpoint anything: what only some requests may do, a stream may not."""
+    return any(
+        r.requests == () and (r.sources is None or INGRESS in r.sources)
+        for r in facts.rights([_destination(facts, backend)])
+    )
 
 
 def _edge_table(facts: Facts, each: EdgeTable) -> HostTable:
