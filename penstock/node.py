@@ -56,6 +56,8 @@ class Options:
     ca_server: str = ""
     """HOST:PORT of a CA that is served elsewhere; then `ca_dir` is not used."""
     join_token_file: Path | None = None
+    metrics: str = ""
+    """ADDRESS:PORT to serve metrics at."""
     settings: Settings = field(default_factory=Settings)
     concurrency: int | None = None
     cert_lifetime: timedelta = LIFETIME
