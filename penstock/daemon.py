@@ -138,6 +138,7 @@ class Daemon:
         self._take(self._files.scan())
         await node.server.start()
         await node.clients.start()
+        await node.workload_api.start()
         await control.start()
         tasks = [
             asyncio.create_task(work)
@@ -239,6 +240,11 @@ class Daemon:
                 log.exception("a change could not be applied")
                 self._report.failed(f"internal error: {e!r}")
             self._node.certificates.applied(self._addresses_of)
+            self._node.held.update(
+                {wanted.name: wanted.netns for wanted in self._surroundings.found},
+                {kept.workload: kept for kept in self._node.applier.secrets.values()},
+                *self._node.applier.trusted,
+            )
             async with self._applied:
                 self._applied_revision = revision
                 self._applied.notify_all()
