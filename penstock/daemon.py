@@ -134,6 +134,7 @@ class Daemon:
                 **{call: partial(self._look, call) for call in CALLS},
                 **node.certificates.calls,
                 "metrics": self._metrics_text,
+                **node.blocks.calls,
             },
             {"observe": self._observe},
         )
