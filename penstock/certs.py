@@ -209,9 +209,10 @@ class Certificates:
             {"workload": "/".join(workload), "spiffe_id": spiffe_id, "reason": why}
             for (workload, spiffe_id), why in self._issuer.withheld.items()
         ]
-        return {"node": self._node, "certificates": self._entries(time.time()), "withheld": withheld}
+        return {"node": self._node, "certificates": self.entries(time.time()), "withheld": withheld}
 
-    def _entries(self, now: float) -> list[dict[str, Any]]:
+    def entries(self, now: float) -> list[dict[str, Any]]:
+        """Every certificate that is published, as `cert list` shows it."""
         states, failures = self._envoy_states(), dict(self._issuer.failures)
         entries = []
         for owner, (kept, names) in sorted(self._by_owner().items()):
@@ -234,7 +235,7 @@ class Certificates:
         owners = self._named([request["workload"]])
         found = []
         now = time.time()
-        entries = {(entry["workload"], entry["spiffe_id"]): entry for entry in self._entries(now)}
+        entries = {(entry["workload"], entry["spiffe_id"]): entry for entry in self.entries(now)}
         for owner in owners:
             kept, _ = self._by_owner()[owner]
             try:

@@ -13,13 +13,15 @@ import gc
 import logging
 import signal
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
+
+from prometheus_client.metrics_core import Metric
 
 from penstock import state
 from penstock.apply import Applied
@@ -33,9 +35,11 @@ from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.manifests.problem import Problem
 from penstock.manifests.store import Store
+from penstock.metrics import served
 from penstock.node import Node, Options, hosts_record, open_node
 from penstock.observe.als import access_log_service
 from penstock.observe.flows import Flows
+from penstock.observe.metrics import Metrics, of_certificates, of_status
 from penstock.plan import Plan
 from penstock.planner import Planner
 from penstock.redirect.layout import decode_event
@@ -65,6 +69,8 @@ class Daemon:
         self._thread = thread
         self._namespaces = NamespaceEvents()
         self._report = Report(options, node, flows)
+        self.metrics = Metrics()
+        self.metrics.add(self._of_status)
         self._inspector = Inspector(node.tables, lambda: node.server.connected > 0)
         self._store = Store()
         self._planner = Planner()
@@ -127,6 +133,7 @@ class Daemon:
                 "diff": self._diff,
                 **{call: partial(self._look, call) for call in CALLS},
                 **node.certificates.calls,
+                "metrics": self._metrics_text,
                 **node.blocks.calls,
             },
             {"observe": self._observe},
@@ -134,11 +141,13 @@ class Daemon:
         self._take(self._files.scan())
         await node.server.start()
         await node.clients.start()
+        await node.workload_api.start()
         await control.start()
         tasks = [
             asyncio.create_task(work)
             for work in (
                 stop.wait(),
+                self._serve_metrics(),
                 node.envoy.keep(self._on_envoy),
                 self._follow_files(),
                 self._follow_namespaces(),
@@ -234,6 +243,11 @@ class Daemon:
                 log.exception("a change could not be applied")
                 self._report.failed(f"internal error: {e!r}")
             self._node.certificates.applied(self._addresses_of)
+            self._node.held.update(
+                {wanted.name: wanted.netns for wanted in self._surroundings.found},
+                {kept.workload: kept for kept in self._node.applier.secrets.values()},
+                *self._node.applier.trusted,
+            )
             async with self._applied:
                 self._applied_revision = revision
                 self._applied.notify_all()
@@ -376,6 +390,21 @@ class Daemon:
 
     async def _status(self, _: dict[str, Any]) -> Any:
         return self._report.status(busy=self._applied_revision < self._revision, documents=self._documents)
+
+    async def _metrics_text(self, _: dict[str, Any]) -> Any:
+        # In an object: gRPC makes bytes of a bare text before our serialiser sees it.
+        return {"text": self.metrics.text().decode()}
+
+    async def _serve_metrics(self) -> None:
+        async with served(self.options.metrics, self.metrics.text):
+            await asyncio.Event().wait()
+
+    def _of_status(self) -> Iterator[Metric]:
+        busy = self._applied_revision < self._revision
+        found = self._report.status(busy=busy, documents=self._documents)
+        yield from of_status(found)
+        entries = self._node.certificates.entries(time.time())
+        yield from of_certificates(found["certificate_health"], entries)
 
     async def _get(self, request: dict[str, Any]) -> Any:
         return self._report.get(**request)

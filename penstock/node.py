@@ -38,6 +38,7 @@ from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
 from penstock.redirect.libbpf import RingBuffer, open_pin
 from penstock.redirect.tables import Tables
+from penstock.workload_api.server import Held, WorkloadAPI
 from penstock.world import Allocations, Settings
 from penstock.xds.server import XdsServer
 
@@ -59,6 +60,8 @@ class Options:
     ca_server: str = ""
     """HOST:PORT of a CA that is served elsewhere; then `ca_dir` is not used."""
     join_token_file: Path | None = None
+    metrics: str = ""
+    """ADDRESS:PORT to serve metrics at."""
     settings: Settings = field(default_factory=Settings)
     concurrency: int | None = None
     cert_lifetime: timedelta = LIFETIME
@@ -89,6 +92,8 @@ class Node:
     tables: Tables
     server: XdsServer
     clients: XdsServer
+    held: Held
+    workload_api: WorkloadAPI
     envoy: EnvoyProcess
     ca: Authority
     issuer: Issuer
@@ -102,6 +107,7 @@ class Node:
     async def close(self, blocking: Blocking) -> None:
         await self.server.stop()
         await self.clients.stop()
+        await self.workload_api.stop()
         self.events.close()
         self.tables.close()
         self.blocks.close()
@@ -142,6 +148,7 @@ async def open_node(
     socket.unlink(missing_ok=True)
     users = frozenset({0, os.getuid(), UID})
     server = XdsServer(socket, services=services, group=UID, users=users, awaits=options.node)
+    held = Held(settings.trust_domain)
     clients = XdsServer(clients_socket(options.run_dir))
     clients_socket(options.run_dir).unlink(missing_ok=True)
     envoy = EnvoyProcess(options.run_dir, node=options.node, concurrency=options.concurrency)
@@ -177,6 +184,8 @@ async def open_node(
         tables=tables,
         server=server,
         clients=clients,
+        held=held,
+        workload_api=WorkloadAPI(*_workload_sockets(options.run_dir), held),
         envoy=envoy,
         ca=ca,
         issuer=issuer,
@@ -202,6 +211,11 @@ def _authority(options: Options, ca_dir: Path) -> tuple[Authority, Reporting]:
     reporter = Reporter.open(ca_dir, options.node)
     passphrase = keys.passphrase(options.ca_passphrase_file)
     return CertificateAuthority.open(ca_dir, domain, passphrase=passphrase), reporter
+
+
+def _workload_sockets(run_dir: Path) -> tuple[Path, Path]:
+    """That of the Workload API, and the folder behind it."""
+    return run_dir / "workload.sock", run_dir / "workload"
 
 
 def _lock(run_dir: Path) -> int:
@@ -235,6 +249,9 @@ def tear_down(run_dir: Path) -> None:
         for left in (socket_path(run_dir), xds_socket(run_dir), clients_socket(run_dir)):
             left.unlink(missing_ok=True)
         shutil.rmtree(run_dir / "envoy", ignore_errors=True)
+        socket, inner = _workload_sockets(run_dir)
+        socket.unlink(missing_ok=True)
+        shutil.rmtree(inner, ignore_errors=True)
     finally:
         os.close(lock)
         (run_dir / "daemon.lock").unlink(missing_ok=True)

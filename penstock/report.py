@@ -172,7 +172,9 @@ class Report:
         return found
 
     def _counters(self) -> dict[str, dict[str, int]]:
-        return {
+        """By the kernel's reasons; those of the proxy count connections, of which it tells no bytes."""
+        refused = {reason: {"packets": n, "bytes": 0} for reason, n in self._flows.refused.items()}
+        return refused | {
             BY_NUMBER[number].name if number in BY_NUMBER else str(number): {
                 "packets": packets,
                 "bytes": size,

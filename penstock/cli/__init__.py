@@ -31,6 +31,7 @@ COMMANDS = {
     "get": "Show objects with their status.",
     "identity": "Identities: numbers, labels, workloads, addresses.",
     "lab": "Nodes and workloads out of network namespaces.",
+    "metrics": "What the daemon counts, in Prometheus' text format.",
     "observe": "Show flows and requests.",
     "policy": "Policies: whom they select, and what they say about a workload.",
     "run": "The daemon, in the foreground, for this network namespace.",

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from penstock.cli.ca_serve import serve, token
+from penstock.cli.ca_setup import KEY_TYPES, csr, import_, init, install
 from penstock.cli.options import (
     DURATION,
     ca_dir_option,
@@ -45,8 +46,8 @@ def ca() -> None:
     """The certificate authority: show it, rotate it, serve it to other nodes."""
 
 
-ca.add_command(serve)
-ca.add_command(token)
+for _command in (init, import_, csr, install, serve, token):
+    ca.add_command(_command)
 
 
 @ca.command("show")
@@ -151,6 +152,9 @@ class _Teller:
 @click.option(
     "--intermediate", "kind", flag_value="intermediate", help="A new intermediate under the same root."
 )
+@click.option(
+    "--key-type", type=KEY_TYPES, default=None, help="Of a new root's keys.  [default: as the old one's]"
+)
 @click.option("--abort", is_flag=True, help="Roll back the rotation under way, until its last stage.")
 @click.option(
     "--without", multiple=True, metavar="NODE", help="Do not wait for a node that is gone for good."
@@ -163,6 +167,7 @@ class _Teller:
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def rotate(
     kind: str | None,
+    key_type: str | None,
     abort: bool,
     without: tuple[str, ...],
     yes: bool,
@@ -193,7 +198,10 @@ def rotate(
         now = rotation.roll_back(directory)
     elif now is None:
         passphrase = keys.passphrase(ca_passphrase_file)
-        now = rotation.begin(directory, rotation.Kind(kind or "root"), before["trust_domain"], passphrase)
+        chosen = keys.KeyType(key_type) if key_type else None
+        now = rotation.begin(
+            directory, rotation.Kind(kind or "root"), before["trust_domain"], passphrase, chosen
+        )
     teller = _Teller(quiet=output == "json")
     asyncio.run(rotate.drive(directory, now, within=timeout.total_seconds(), tell=teller))
     after = authorities(directory, time.time())

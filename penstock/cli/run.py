@@ -68,6 +68,9 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     help="Closed to what no rule allows: whom a policy selects, every workload, or nobody (no policy holds).",
 )
 @click.option(
+    "--metrics", metavar="ADDRESS:PORT", default="", help="Serve metrics at http://ADDRESS:PORT/metrics."
+)
+@click.option(
     "--concurrency", type=click.IntRange(1), default=None, help="Envoy's workers.  [default: one per CPU]"
 )
 @click.option(
@@ -98,6 +101,7 @@ def run(
     cert_lifetime: timedelta,
     host_access: bool,
     policy_enforcement: Enforcement,
+    metrics: str,
     concurrency: int | None,
     docker: str | None,
     log_level: str,
@@ -133,6 +137,7 @@ def run(
             host_access=host_access,
             policy_enforcement=policy_enforcement,
         ),
+        metrics=metrics,
         concurrency=concurrency,
         cert_lifetime=cert_lifetime,
         docker=docker,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.core.v3 import config_source_pb2, grpc_service_pb2
+from envoy.extensions.access_loggers.filters.cel.v3 import cel_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
 from envoy.type.matcher.v3 import metadata_pb2, string_pb2, value_pb2
 from envoy.type.tracing.v3 import custom_tag_pb2
@@ -40,6 +41,22 @@ def _common(listener: str) -> als_pb2.CommonGrpcAccessLogConfig:
             custom_tag_pb2.CustomTag(tag=UPSTREAM_LOCAL_TAG, value="%UPSTREAM_LOCAL_URI_SAN%"),
         ],
     )
+
+
+def refused(listener: str) -> accesslog_pb2.AccessLog:
+    """For a mesh TLS listener: connections that its filters do not tell of, because they never came to them.
+
+    TLS failed, or the network RBAC filter found that the SNI is not the destination.
+    """
+    found = tcp(listener)
+    found.filter.extension_filter.name = "envoy.access_loggers.extension_filters.cel"
+    # An attribute is absent where nothing failed; then a term is an error, which is as good as false.
+    only = cel_pb2.ExpressionFilter(
+        expression='connection.transport_failure_reason != "" || '
+        'connection.termination_details.startsWith("rbac_access_denied")'
+    )
+    found.filter.extension_filter.typed_config.CopyFrom(pack(only))
+    return found
 
 
 def http(listener: str) -> accesslog_pb2.AccessLog:

@@ -124,4 +124,5 @@ def listener(listener: ProxyListener) -> listener_pb2.Listener:
         socket_options=[socket_option(_SOL_SOCKET, _SO_MARK, marks.DOWNSTREAM, "SO_MARK")],
         listener_filters=_listener_filters(listener),
         filter_chains=[_dialled_directly(), _served(listener, stat_prefix)],
+        access_log=[accesslog.refused(listener.name)] if listener.kind in _TLS_KINDS else [],
     )

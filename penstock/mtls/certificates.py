@@ -57,7 +57,7 @@ def request_for(key_pem: bytes) -> bytes:
 
 def root(key: PrivateKey, trust_domain: str, now: datetime) -> x509.Certificate:
     """A self-signed root; one intermediate may stand below it."""
-    name = _authority_name("Penstock Root CA")
+    name = authority_name("Penstock Root CA")
     builder = _authority(name, key.public_key(), trust_domain, now, now + ROOT_LIFETIME, path_length=1)
     own_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     authority_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_id)
@@ -77,7 +77,7 @@ def intermediate(
     but its name and key.
     """
     end = min(now + INTERMEDIATE_LIFETIME, issuer.not_valid_after_utc)
-    name = _authority_name("Penstock Intermediate CA")
+    name = authority_name("Penstock Intermediate CA")
     constraint = x509.NameConstraints([x509.UniformResourceIdentifier(trust_domain)], None)
     return (
         _authority(name, public_key, trust_domain, now, end, path_length=0)
@@ -112,7 +112,7 @@ def leaf(
         _builder(x509.Name([]), public_key, start, end)
         .issuer_name(issuer.subject)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_key_usage(sign=True), critical=True)
+        .add_extension(key_usage(sign=True), critical=True)
         .add_extension(usages, critical=False)
         .add_extension(san, critical=True)
         .add_extension(_issued_by(issuer), critical=False)
@@ -138,7 +138,7 @@ def _authority(
     return (
         _builder(name, public_key, now - SKEW, end)
         .add_extension(x509.BasicConstraints(ca=True, path_length=path_length), critical=True)
-        .add_extension(_key_usage(sign=False), critical=True)
+        .add_extension(key_usage(sign=False), critical=True)
         .add_extension(san, critical=False)
     )
 
@@ -157,7 +157,7 @@ def _builder(
     )
 
 
-def _authority_name(common_name: str) -> x509.Name:
+def authority_name(common_name: str) -> x509.Name:
     """A name no other CA has, so that two roots in one bundle (rotation) are never taken for each other."""
     return x509.Name(
         [
@@ -173,7 +173,7 @@ def _issued_by(issuer: x509.Certificate) -> x509.AuthorityKeyIdentifier:
     return x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_id)
 
 
-def _key_usage(*, sign: bool) -> x509.KeyUsage:
+def key_usage(*, sign: bool) -> x509.KeyUsage:
     """`sign`: digitalSignature alone (a leaf). Otherwise keyCertSign and cRLSign alone (a CA)."""
     return x509.KeyUsage(
         digital_signature=sign,

@@ -51,7 +51,9 @@ def kind_of(key: PrivateKey) -> KeyType:
 def signing_hash(key: PrivateKey) -> hashes.SHA256 | hashes.SHA384 | None:
     """The hash that a key of this kind signs with (RFC 5480 §4; Ed25519 brings its own)."""
     kind = kind_of(key)
-    return {KeyType.P256: hashes.SHA256(), KeyType.P384: hashes.SHA384(), KeyType.ED25519: None}[kind]
+    if kind is KeyType.ED25519:
+        return None
+    return hashes.SHA384() if kind is KeyType.P384 else hashes.SHA256()
 
 
 def encode(key: PrivateKey, passphrase: bytes | None = None) -> bytes:

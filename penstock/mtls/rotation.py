@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -38,6 +39,8 @@ from penstock.mtls.errors import AuthorityError
 FILE = "rotation.json"
 NEXT = "next"
 RETIRED = "retired"
+NO_ROOT_KEY = "no-root-key"
+"""In `next`: the key of the new root stays with its owner; that of the old one must not be taken for it."""
 LOCK = ".lock"
 FORMAT = 1
 
@@ -119,11 +122,36 @@ def current(directory: Path) -> Rotation | None:
         return load(directory)
 
 
-def begin(directory: Path, kind: Kind, trust_domain: str, passphrase: bytes | None = None) -> Rotation:
+def begin(
+    directory: Path,
+    kind: Kind,
+    trust_domain: str,
+    passphrase: bytes | None = None,
+    key_type: keys.KeyType | None = None,
+) -> Rotation:
     """Make what is to come, and take the first stage. Refused while a rotation is under way.
 
-    New keys are of the kind of the old root's, and encrypted with `passphrase` if there is one.
+    Keys of a new root are of the kind of the old one's, if none is said; all are encrypted with `passphrase`,
+    if there is one.
     """
+
+    def make(next_: Path) -> None:
+        now = datetime.fromtimestamp(time.time(), UTC)
+        if kind is Kind.ROOT:
+            root_key = keys.make(key_type or origin.key_type(directory))
+            root = certificates.root(root_key, trust_domain, now)
+            _put(next_, "root", root, root_key, passphrase)
+        else:
+            root, root_key = _root(directory, passphrase)
+        key = keys.make(keys.kind_of(root_key))
+        made = certificates.intermediate(key.public_key(), trust_domain, root, root_key, now)
+        _put(next_, "intermediate", made, key, passphrase)
+
+    return begin_with(directory, kind, make)
+
+
+def begin_with(directory: Path, kind: Kind, make: Callable[[Path], None]) -> Rotation:
+    """As `begin`, with what `make` puts into `next`."""
     with locked(directory / LOCK):
         if (under_way := load(directory)) is not None:
             raise AuthorityError(
@@ -133,17 +161,8 @@ def begin(directory: Path, kind: Kind, trust_domain: str, passphrase: bytes | No
         # Without rotation.json it is what a crash left; it has signed nothing.
         shutil.rmtree(next_, ignore_errors=True)
         next_.mkdir(mode=0o700)
-        now = datetime.fromtimestamp(time.time(), UTC)
-        if kind is Kind.ROOT:
-            root_key = keys.make(origin.key_type(directory))
-            root = certificates.root(root_key, trust_domain, now)
-            _put(next_, "root", root, root_key, passphrase)
-        else:
-            root, root_key = _root(directory, passphrase)
-        key = keys.make(keys.kind_of(root_key))
-        made = certificates.intermediate(key.public_key(), trust_domain, root, root_key, now)
-        _put(next_, "intermediate", made, key, passphrase)
-        rotation = Rotation(f"{x509.random_serial_number():040x}"[:16], kind, Stage.TRUST, now.timestamp())
+        make(next_)
+        rotation = Rotation(f"{x509.random_serial_number():040x}"[:16], kind, Stage.TRUST, time.time())
         _save(directory, rotation)
         return rotation
 
@@ -229,8 +248,8 @@ def _finish(directory: Path, rotation: Rotation) -> None:
     """
     if rotation.kind is Kind.ROOT:
         shutil.rmtree(directory / RETIRED, ignore_errors=True)
-        # How it was made before says nothing about the new one; ours say who they are themselves.
-        (directory / origin.FILE).unlink(missing_ok=True)
+        if (directory / NEXT / NO_ROOT_KEY).exists():
+            (directory / "root.key").unlink(missing_ok=True)
     elif (directory / NEXT / "intermediate.key").exists():
         retire(directory)
     for name in ("root.key", "root.crt", "intermediate.key", "intermediate.crt"):

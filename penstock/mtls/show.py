@@ -13,7 +13,7 @@ from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import NameOID
 
 from penstock.files import locked
-from penstock.mtls import reports, rotation
+from penstock.mtls import origin, reports, rotation
 from penstock.mtls.errors import AuthorityError
 from penstock.mtls.rotation import LOCK, NEXT, Rotation
 
@@ -51,14 +51,6 @@ def certificate(found: x509.Certificate, now: float) -> dict[str, Any]:
     }
 
 
-def trust_domain(root: x509.Certificate) -> str:
-    """The trust domain that a CA's certificate names; "" if it names none."""
-    for uri in _uris(root):
-        if uri.startswith("spiffe://"):
-            return uri.removeprefix("spiffe://")
-    return ""
-
-
 def authorities(directory: Path, now: float) -> dict[str, Any]:
     """What a CA directory holds, and the rotation under way. Raises AuthorityError."""
     if not (directory / "root.crt").exists():
@@ -70,7 +62,7 @@ def authorities(directory: Path, now: float) -> dict[str, Any]:
             for name in ("root", "intermediate", f"{NEXT}/root", f"{NEXT}/intermediate")
             if (directory / f"{name}.crt").exists() and (under_way or not name.startswith(NEXT))
         ]
-        domain = trust_domain(_read(directory / "root.crt"))
+        domain = origin.trust_domain(directory, _read(directory / "root.crt"))
     return {
         "directory": str(directory),
         "trust_domain": domain,

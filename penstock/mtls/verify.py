@@ -99,7 +99,9 @@ def _check_any(certificate: x509.Certificate, now: datetime) -> None:
         if isinstance(extension.value, _CRITICAL) and not extension.critical:
             raise VerifyError(f"{type(extension.value).__name__} is not critical")
     _extension(certificate, x509.SubjectKeyIdentifier)
-    _extension(certificate, x509.AuthorityKeyIdentifier)
+    if certificate.issuer != certificate.subject:
+        # A self-signed certificate may leave it out (RFC 5280 §4.2.1.1).
+        _extension(certificate, x509.AuthorityKeyIdentifier)
 
 
 def _check_leaf(certificate: x509.Certificate) -> SpiffeId:
@@ -133,9 +135,11 @@ def _check_authority(certificate: x509.Certificate, identity: SpiffeId, *, inter
         raise VerifyError("its key usage lacks keyCertSign")
     if not certificate.subject.rdns:
         raise VerifyError("its subject is empty")
-    own = _only_uri(_extension(certificate, x509.SubjectAlternativeName).value)
-    if own.path or own.trust_domain != identity.trust_domain:
-        raise VerifyError(f"it is the CA of {own}, not of {identity.trust_domain}")
+    # A CA should say whose it is (X.509-SVID §3.2), and one that somebody brought along may not.
+    if any(isinstance(extension.value, x509.SubjectAlternativeName) for extension in certificate.extensions):
+        own = _only_uri(_extension(certificate, x509.SubjectAlternativeName).value)
+        if own.path or own.trust_domain != identity.trust_domain:
+            raise VerifyError(f"it is the CA of {own}, not of {identity.trust_domain}")
     for extension in certificate.extensions:
         if isinstance(extension.value, x509.NameConstraints):
             _check_constraints(extension.value, identity)

@@ -69,6 +69,8 @@ class RequestRecord:
     route_name: str
     upstream_peer_ids: tuple[str, ...] = ()
     upstream_local_ids: tuple[str, ...] = ()
+    tls_failure: str = ""
+    """What Envoy says about a handshake that failed, with the client or with the endpoint."""
 
 
 class Budget:
@@ -140,7 +142,9 @@ def records(message: Any, log_name: str, budget: Budget | None = None) -> Iterat
             protocol=_PROTOCOLS.get(entry.protocol_version, "HTTP"),
         )
     for entry in message.tcp_logs.log_entry:
-        if budget and not budget.takes(failed=False):
+        common = entry.common_properties
+        failed = bool(common.downstream_transport_failure_reason or common.upstream_transport_failure_reason)
+        if budget and not budget.takes(failed=failed):
             continue
         yield _record(
             log_name,
@@ -194,6 +198,7 @@ def _record(
         upstream_peer_ids=_proven(common.custom_tags.get(UPSTREAM_PEER_TAG, "")),
         upstream_local_ids=_proven(common.custom_tags.get(UPSTREAM_LOCAL_TAG, "")),
         route_name=common.route_name,
+        tls_failure=common.downstream_transport_failure_reason or common.upstream_transport_failure_reason,
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +16,7 @@ from typing import Any
 
 from penstock.envoy.accesslog import AUDIT
 from penstock.observe.als import Budget, RequestRecord
+from penstock.observe.handshakes import Refusal, refused
 from penstock.observe.reasons import BY_NUMBER, Reason
 from penstock.redirect.layout import KernelEvent
 
@@ -54,6 +55,8 @@ class Flows:
         self._directory: Directory | None = Directory()
         self._make_directory: Callable[[], Directory] = Directory
         self.lost = 0
+        self.refused: Counter[Refusal] = Counter()
+        """Connections that were refused for what they proved, or did not."""
         # Kernel events carry CLOCK_MONOTONIC; records carry the time of day.
         self._boot = time.time() - time.monotonic()
 
@@ -106,10 +109,14 @@ class Flows:
     def request(self, record: RequestRecord) -> None:
         names = self.directory
         audit = record.log_name.startswith(AUDIT)
+        refusal = refused(record)
+        if refusal is not None:
+            self.refused[refusal] += 1
         entry: dict[str, Any] = {
             "type": "request",
             "time": record.time + record.duration_us / 1e6,
-            "verdict": "AUDIT" if audit else "DENIED" if _denied(record) else "SERVED",
+            "verdict": "AUDIT" if audit else "DENIED" if refusal or _denied(record) else "SERVED",
+            "reason": refusal or "",
             "protocol": record.protocol,
             "source": names.party(*record.source),
             "destination": names.party(*record.destination),
@@ -119,7 +126,7 @@ class Flows:
             "code": record.code,
             "latency_us": record.duration_us,
             "flags": list(record.flags),
-            "details": record.details,
+            "details": record.tls_failure or record.details,
             "peer_ids": list(record.peer_ids),
             "local_ids": list(record.local_ids),
             "upstream_peer_ids": list(record.upstream_peer_ids),

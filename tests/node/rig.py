@@ -33,6 +33,8 @@ from penstock.errors import NoDaemonError
 from penstock.lab import LabNode, LabSpec, LabWorkload
 
 PENSTOCK = [sys.executable, "-m", "penstock.cli"]
+START = 60.0
+"""Seconds in which a daemon answers: the kernel looks through every BPF program first."""
 SETTLE = 15.0
 """Seconds in which a change must be in force: generous, since the machine may be busy with other things."""
 
@@ -308,7 +310,7 @@ class Mesh:
 
     def wait_for_daemons(self) -> None:
         for daemon in self.daemons.values():
-            until(f"the daemon of {daemon.name} answers", daemon.answers, SETTLE)
+            until(f"the daemon of {daemon.name} answers", daemon.answers, START)
 
     def wait(self) -> None:
         for daemon in self.daemons.values():

@@ -18,7 +18,7 @@ import pytest
 from clients import Load, connect, until
 from conftest import MeshFactory
 from objects import peer_authentication, policy, ports, select
-from rig import PENSTOCK, Daemon, Mesh, workload
+from rig import PENSTOCK, START, Daemon, Mesh, workload
 
 from penstock import lab
 from penstock.mtls import reports, rotation
@@ -215,7 +215,7 @@ def rotate(mesh: Mesh, *options: str) -> Command:
 def restart(daemon: Daemon) -> None:
     daemon.kill()
     daemon.start()
-    until("the daemon answers", daemon.answers)
+    until("the daemon answers", daemon.answers, START)
 
 
 def test_a_node_that_is_down_holds_the_stage_and_is_named(mesh: Mesh) -> None:
@@ -229,7 +229,7 @@ def test_a_node_that_is_down_holds_the_stage_and_is_named(mesh: Mesh) -> None:
         command = rotate(mesh)
         far.start()
         command.end()
-        until("the daemon answers", far.answers)
+        until("the daemon answers", far.answers, START)
     assert root_of(mesh) != old_root
     assert "nothing is being rotated" in cli(mesh, "ca", "status")
 
@@ -265,7 +265,7 @@ def test_a_daemon_that_was_away_at_a_change_of_stage_comes_up_in_the_right_one(m
             slow.reached(following)
         slow.prove()
         command.end()
-        until("the daemon answers", far.answers)
+        until("the daemon answers", far.answers, START)
     assert all(entry["serial"] != before[name]["serial"] for name, entry in certificates(mesh).items())
 
 

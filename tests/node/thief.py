@@ -49,19 +49,19 @@ class Stolen:
         return cls.put(folder, chain, certificates.key_pem(key))
 
 
-def dial(mesh: Mesh, client: str, server: str, port: int, *, where: str = "") -> socket.socket:
+def dial(mesh: Mesh, client: str, server: str, port: int, *, source_port: int = 0) -> socket.socket:
     """TCP from `client`'s address to the mesh TLS port of `server`, past the client's own proxy.
 
-    That is what whoever owns a node can do (the client's, or `where`): like the proxy it takes the address, a
-    port of the range that tells mesh TLS, and a mark.
+    That is what whoever owns the client's node can do: like the proxy it takes the address, a port of the
+    range that tells mesh TLS (or `source_port`), and a mark.
     """
     address = mesh[server].address()
-    sock = make_socket(mesh.spec.node(where or mesh[client].node).netns)
+    sock = make_socket(mesh.spec.node(mesh[client].node).netns)
     try:
         sock.settimeout(3)
         sock.setsockopt(socket.SOL_IP, _IP_TRANSPARENT, 1)
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_MARK, _UPSTREAM)
-        sock.bind((str(mesh[client].address()), next(_ports)))
+        sock.bind((str(mesh[client].address()), source_port or next(_ports)))
         sock.connect((str(address), port))
     except BaseException:
         sock.close()

@@ -104,7 +104,7 @@ def without(kind: type[x509.ExtensionType]) -> Callable[[Extensions], None]:
 
 SAN = x509.SubjectAlternativeName
 UNKNOWN = x509.UnrecognizedExtension(ObjectIdentifier("1.3.6.1.4.1.55555.1"), b"\x05\x00")
-USAGE_OF_CA = certificates._key_usage(sign=False)
+USAGE_OF_CA = certificates.key_usage(sign=False)
 
 LEAF_FAULTS = {
     "no SAN": (without(SAN), "lacks SubjectAlternativeName"),
@@ -127,7 +127,7 @@ LEAF_FAULTS = {
         "BasicConstraints is not critical",
     ),
     "usage of a CA": (setting(USAGE_OF_CA, True), "lacks digitalSignature"),
-    "usage not critical": (setting(certificates._key_usage(sign=True), False), "KeyUsage is not critical"),
+    "usage not critical": (setting(certificates.key_usage(sign=True), False), "KeyUsage is not critical"),
     "no usage": (without(x509.KeyUsage), "lacks KeyUsage"),
     "no purpose": (without(x509.ExtendedKeyUsage), "lacks ExtendedKeyUsage"),
     "server only": (
@@ -179,7 +179,7 @@ def test_the_common_name_is_never_an_identity(
 
 AUTHORITY_FAULTS = {
     "no CA": (setting(x509.BasicConstraints(ca=False, path_length=None), True), "it is no CA"),
-    "usage of a leaf": (setting(certificates._key_usage(sign=True), True), "lacks keyCertSign"),
+    "usage of a leaf": (setting(certificates.key_usage(sign=True), True), "lacks keyCertSign"),
     "of another domain": (setting(uri("spiffe://other.test"), False), "it is the CA of spiffe://other.test"),
     "with a path": (setting(uri(WEB), False), "it is the CA of"),
     "constrained to another domain": (

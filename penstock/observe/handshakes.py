@@ -1,0 +1,45 @@
+"""Why a mesh TLS connection was refused, from what Envoy says about it.
+
+    IDENTITY_MISMATCH     a good certificate, of somebody else than the address belongs to
+    CERTIFICATE_REFUSED   a certificate that is over, not yet valid, revoked, or not of our CA
+    HANDSHAKE_REFUSED     no certificate, no TLS, or a version that is not spoken
+
+The counters of these are in `status` and in the metrics beside the kernel's.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+
+from penstock.observe.als import RequestRecord
+
+
+class Refusal(StrEnum):
+    IDENTITY_MISMATCH = "IDENTITY_MISMATCH"
+    CERTIFICATE_REFUSED = "CERTIFICATE_REFUSED"
+    HANDSHAKE_REFUSED = "HANDSHAKE_REFUSED"
+
+
+EXPLANATIONS = {
+    Refusal.IDENTITY_MISMATCH: "a certificate of another workload than the one at that address",
+    Refusal.CERTIFICATE_REFUSED: "a certificate that does not hold: over, revoked, or of another CA",
+    Refusal.HANDSHAKE_REFUSED: "mesh TLS was expected, and no handshake came about",
+}
+
+_MISMATCH = ("san", "subject alt name")
+"""In lower case; as Envoy 1.40 words it."""
+
+
+def refused(record: RequestRecord) -> Refusal | None:
+    """None where the handshakes were good, or there were none."""
+    said = record.tls_failure.lower()
+    if record.protocol == "TCP" and record.details.startswith("rbac_access_denied"):
+        # The one rule at that level: the name that was asked for is the connection's destination.
+        return Refusal.IDENTITY_MISMATCH
+    if not said:
+        return None
+    if "certificate_verify_failed" not in said and "certificate verif" not in said:
+        return Refusal.HANDSHAKE_REFUSED
+    return (
+        Refusal.IDENTITY_MISMATCH if any(word in said for word in _MISMATCH) else Refusal.CERTIFICATE_REFUSED
+    )
