@@ -15,7 +15,7 @@ import click
 
 from penstock.cli.output import table
 
-BENCHES = ("compile", "policy", "l4", "memory", "latency", "memory-sidecars")
+BENCHES = ("compile", "policy", "l4", "l4-bridge", "memory", "latency", "memory-sidecars")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +66,13 @@ def compile_(**options: Any) -> None:
 def l4(**options: Any) -> None:
     """Throughput and latency of L4-only traffic, against the same lab without any program."""
     _run(["l4"], **options)
+
+
+@bench.command(name="l4-bridge")
+@_options
+def l4_bridge(**options: Any) -> None:
+    """The same as l4 between neighbours on a bridge."""
+    _run(["l4-bridge"], **options)
 
 
 @bench.command(name="memory")
