@@ -42,17 +42,30 @@ ARMS = {"none": "without programs", "programs": "programs, L4 allow", "self": "w
 Tell = Callable[[str], None]
 
 
-def run(tell: Tell, *, quick: bool = False) -> Result:
-    """Measure. Raises PenstockError."""
+def run(
+    tell: Tell,
+    *,
+    quick: bool = False,
+    bridged: bool = False,
+    prepare: Callable[[Site], None] = lambda _: None,
+) -> Result:
+    """Measure. `bridged` workloads are neighbours on a bridge; `prepare` has a look at each lab first.
+
+    Raises PenstockError.
+    """
     need("nginx", "wrk")
     rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if quick else (ROUNDS, SECONDS)
     stream = find("iperf3") is not None
     raw: dict[str, dict[str, list[Any]]] = {arm: {} for arm in ARMS}
     with alone(), scratch() as directory, ExitStack() as stack:
         places = {
-            name: stack.enter_context(site(name, _workloads(directory, name, stream), directory))
+            name: stack.enter_context(
+                site(name, _workloads(directory, name, stream), directory, bridged=bridged)
+            )
             for name in ("bare", "l4")
         }
+        for place in places.values():
+            prepare(place)
         tell("two labs, one of them with a daemon")
         stack.enter_context(daemon(places["l4"], _policies()))
         sites = {"none": places["bare"], "programs": places["l4"], "self": places["bare"]}
@@ -63,7 +76,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
                 for arm in order:
                     raw[arm].setdefault(name, []).append(measure(sites[arm]))
             tell(f"{number + 1}/{rounds} rounds: " + _so_far(raw))
-    return _result(raw, rounds, seconds)
+    return _result(raw, rounds, seconds, "l4-bridge" if bridged else "l4")
 
 
 def _workloads(directory: Any, name: str, stream: bool) -> list[dict[str, Any]]:
@@ -105,7 +118,7 @@ def _so_far(raw: Mapping[str, Mapping[str, list[Any]]]) -> str:
     )
 
 
-def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: float) -> Result:
+def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: float, bench: str) -> Result:
     errors = sum(sample.get("errors", 0) for arm in raw.values() for load in arm.values() for sample in load)
     if errors:
         raise BenchError(f"{errors} requests failed under load")
@@ -129,7 +142,7 @@ def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: fl
         for name in raw["none"]
     ]
     return Result(
-        bench="l4",
+        bench=bench,
         method="1 KB answers over kept-alive connections (wrk, nginx) and one TCP stream (iperf3) between "
         "two workloads of one node: programs and L4 policy against no programs, in turns; medians",
         settings={

@@ -98,19 +98,25 @@ def site(
     *,
     nodes: int = 1,
     routes: bool = False,
+    bridged: bool = False,
 ) -> Iterator[Site]:
     """A lab of `nodes` of NODES with these workloads, called bench-NAME, with no daemon and no program.
 
-    `routes` joins the nodes, which a daemon does otherwise.
+    `routes` joins the nodes, which a daemon does otherwise. `bridged` hangs the workloads on a bridge for
+    each node, instead of on routed veths.
     """
+    ranges = {
+        node: [f"10.244.{number}.0/24", f"fd00:10:244:{number}::/64"]
+        for number, node in enumerate(NODES[:nodes], 1)
+    }
     spec = lab.load(
         {
             "name": _PREFIX + name,
             "nodes": {
-                node: {"podCIDRs": [f"10.244.{number}.0/24", f"fd00:10:244:{number}::/64"]}
-                for number, node in enumerate(NODES[:nodes], 1)
+                node: {"podCIDRs": own, "bridges": {"net": own} if bridged else {}}
+                for node, own in ranges.items()
             },
-            "workloads": [dict(each) for each in workloads],
+            "workloads": [{**each, "bridges": ["net"]} if bridged else dict(each) for each in workloads],
             "routes": routes,
         }
     )

@@ -15,7 +15,7 @@ import click
 
 from penstock.cli.output import table
 
-BENCHES = ("compile", "policy", "l4", "scale", "memory", "latency", "memory-sidecars")
+BENCHES = ("compile", "policy", "l4", "l4-bridge", "scale", "memory", "latency", "memory-sidecars")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -73,6 +73,13 @@ def l4(**options: Any) -> None:
 def scale(**options: Any) -> None:
     """What 10, 1,000 and 10,000 rules and Services cost a connection, beside the same in iptables."""
     _run(["scale"], **options)
+
+
+@bench.command(name="l4-bridge")
+@_options
+def l4_bridge(**options: Any) -> None:
+    """The same as l4 between neighbours on a bridge."""
+    _run(["l4-bridge"], **options)
 
 
 @bench.command(name="memory")

@@ -72,3 +72,11 @@ def test_links_lead_somewhere(page: str) -> None:
     links = re.findall(r"\]\((?!http)([^)#]+)\)", (ROOT / page).read_text())
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_every_test_that_a_trap_names_is_there() -> None:
+    page = (ROOT / "docs" / "datapath.md").read_text()
+    text = "".join(p.read_text() + f" def {p.stem}(" for p in (ROOT / "tests").rglob("test_*.py"))
+    named = re.findall(r"\btest_\w+", page.partition("## Traps")[2])
+    assert len(named) > 20
+    assert [name for name in named if f"def {name}(" not in text] == []
