@@ -43,7 +43,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
 	struct endpoint *dst = bpf_map_lookup_elem(&endpoints, &t->dst);
 	__u32 source_class = IDENTITY_WORLD, rule = 0, src_subject = 0, dst_subject = 0;
-	__u32 src_mesh = 0, dst_mesh = 0, dst_mode = 0, src_is_local = 0, dst_is_local = 0;
+	__u32 src_mesh = 0, dst_mesh = 0, dst_mode = 0, src_is_local = 0, dst_is_local = 0, gateway = 0;
 	__u8 verdict = VERDICT_ALLOW, other;
 	struct ipcache_value *who;
 
@@ -87,6 +87,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		if (s) {
 			dst_is_local = 1;
 			dst_subject = INGRESS_SUBJECT;
+			gateway = s->id;
 			j->d.dst_identity = IDENTITY_INGRESS;
 		} else if (who) {
 			j->d.dst_identity = who->identity;
@@ -126,7 +127,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		}
 	}
 	if (verdict == VERDICT_REDIRECT) {
-		steer(&j->d, source_class, LISTENER_HTTP_WORKLOAD, 0);
+		steer(&j->d, source_class, gateway ? LISTENER_GATEWAY : LISTENER_HTTP_WORKLOAD, gateway);
 		return;
 	}
 	if (t->protocol == IPPROTO_TCP && src_is_local && dst_mesh && dst_mode == MESH_STRICT) {

@@ -28,7 +28,7 @@ int to_workload(struct __sk_buff *skb)
 	__u8 side;
 	int parsed, known, answer;
 
-	if (mark == MARK_PROXY_DOWNSTREAM || mark == MARK_PROXY_UPSTREAM) {
+	if (mark == MARK_PROXY_DOWNSTREAM || mark == MARK_PROXY_UPSTREAM || mark == MARK_PROXY_EDGE) {
 		count(FROM_PROXY, skb->len);
 		return TC_ACT_OK;
 	}

@@ -90,6 +90,7 @@ def _plan(facts: Facts) -> Plan:
         facts.modes,
         routed=bool(facts.mesh.tables),
         spiffe_id=facts.spiffe_id,
+        edge=facts.edge.listeners,
     )
     return Plan(
         kernel=kernel_tables(facts, demand.listeners),
