@@ -8,6 +8,7 @@ open connections.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 
 from envoy.config.core.v3 import protocol_pb2
@@ -34,6 +35,7 @@ from penstock.routing.model import (
     HostTable,
     HttpChain,
     ProxyListener,
+    Route,
     TcpChain,
 )
 
@@ -140,6 +142,12 @@ def steered(before: ProxyListener, each: EdgeListener, secret: str) -> listener_
     )
 
 
+@lru_cache(maxsize=16384)
+def _routes(route: Route) -> tuple[route_components_pb2.Route, ...]:
+    """Kept, because a table is made anew whenever one of its routes changes."""
+    return tuple(routes.compiled(route))
+
+
 def _host(each: HostRoutes) -> route_components_pb2.VirtualHost:
     name = each.host or "*"
     made = route_components_pb2.VirtualHost(name=name, domains=[name])
@@ -150,7 +158,7 @@ def _host(each: HostRoutes) -> route_components_pb2.VirtualHost:
             direct_response=route_components_pb2.DirectResponseAction(status=421),
         )
     else:
-        made.routes.extend(chain.from_iterable(map(routes.compiled, each.routes)))
+        made.routes.extend(chain.from_iterable(map(_routes, each.routes)))
     return made
 
 

@@ -10,11 +10,12 @@ Source: Gateway API v1.6, Gateway, Listener, HTTPRoute (hostnames and precedence
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.kinds import Namespace
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
@@ -29,10 +30,11 @@ from penstock.routing.model import (
     HostRoutes,
     HostTable,
     HttpChain,
+    Route,
     TcpChain,
     UpstreamTls,
 )
-from penstock.routing.rules import Ranked, Services, compile_rules, services_of
+from penstock.routing.rules import Compiled, Ranked, Services, compile_rules
 from penstock.routing.services import ServedPort
 from penstock.world import Address, World
 
@@ -59,6 +61,22 @@ class EdgeCluster:
     tls: UpstreamTls | None = None
 
 
+_Places = tuple[tuple[ObjectKey, int, tuple[tuple[str, str], ...]], ...]
+"""Where a route is attached: (Gateway, position of the listener, hosts)."""
+
+
+@dataclass(slots=True)
+class Memo:
+    """What the last World gave, for routes and tables whose inputs are the very same. `services` and
+    `frame` (all that decides about attachments but the routes) are those it was made with."""
+
+    services: Services | None = None
+    frame: tuple[Document, ...] = ()
+    attached: dict[ObjectKey, tuple[Document, _Places, ObjectStatus | None]] = field(default_factory=dict)
+    rules: dict[tuple[ObjectKey, int], tuple[Document, Compiled]] = field(default_factory=dict)
+    tables: dict[str, tuple[object, EdgeTable]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """Everything north-south of one World. Ingress, TCPRoute and the like add to the same lists."""
@@ -71,6 +89,7 @@ class Edge:
     statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)
     addresses: tuple[Address, ...] = ()
     """Of the listeners, and the node's ingress addresses."""
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
 
 def listener_name(gateway: Document, port: int, protocol: str) -> str:
@@ -110,6 +129,7 @@ class _Gateway:
     sets: list[Document]
     refused: list[Document]
     routes: dict[int, list[tuple[Attached, Routed]]] = field(default_factory=dict)
+    """By the position of their listener in `entries`."""
 
     @property
     def accepted(self) -> Condition:
@@ -129,9 +149,16 @@ class _Gateway:
 class Edges:
     """Compiles the edge of one World."""
 
-    def __init__(self, world: World, served: tuple[ServedPort, ...]) -> None:
+    def __init__(self, world: World, services: Services, before: Memo) -> None:
         self._world = world
-        self._services: Services = services_of(world, served)
+        self._services = services
+        self._sets = _sets(world)
+        self._taken = ingress.taken(world)
+        frame = tuple(world.of_kinds(GatewayClass, Gateway, ListenerSet, Namespace))
+        self._memo = Memo(services, frame)
+        self._before = before if before.services is services else Memo()
+        self._memo.rules = self._before.rules
+        self._same_frame = self._before.frame == frame
         self._namespaces = Namespaces(world)
         self._vault = Vault(world, self._services)
         self._clusters: dict[str, EdgeCluster] = {}
@@ -165,7 +192,15 @@ class Edges:
             tuple(self._vault.authorities[name] for name in sorted(self._vault.authorities)),
             self._statuses,
             tuple(dict.fromkeys(addresses)),
+            self._remembered(),
         )
+
+    def _remembered(self) -> Memo:
+        if len(self._memo.rules) > 4 * len(self._memo.attached) + 64:
+            present = self._memo.attached
+            kept = {k: v for k, v in self._memo.rules.items() if k[0] in present}
+            self._memo.rules = kept
+        return self._memo
 
     # --- classes, Gateways ---------------------------------------------------------------------------------
 
@@ -184,7 +219,7 @@ class Edges:
     def _gateway(self, document: Document, gateway: Gateway) -> _Gateway:
         taken: list[tuple[Document, ListenerSet]] = []
         refused: list[tuple[Document, ListenerSet]] = []
-        for owner, each in _sets(self._world).get(document.key, ()):
+        for owner, each in self._sets.get(document.key, ()):
             fits = self._namespaces.allowed(
                 gateway.spec.allowed_listeners, document.key.namespace, owner.key.namespace
             )
@@ -193,7 +228,7 @@ class Edges:
         made = _Gateway(
             document,
             gateway,
-            ingress.placed(self._world, document, gateway),
+            ingress.placed(self._world, document, gateway, self._taken),
             entries,
             [d for d, _ in taken],
             [d for d, _ in refused],
@@ -210,42 +245,61 @@ class Edges:
                 of_parent[owner.key] = (each, [e for e in each.entries if e.owner is owner])
         routes: list[Routed] = [*self._world.of_kind(HTTPRoute), *self._world.of_kind(GRPCRoute)]
         for document, route in routes:
-            parents = []
-            for parent in route.spec.parent_refs:
-                if parent.group != GROUP:
-                    continue
-                parents.append((parent, self._attach(document, route, parent, of_parent)))
-            if parents:
-                pending = next((c.message for _, cs in parents for c in cs if not c.status), "")
-                self._statuses[document.key] = ObjectStatus(
-                    pending=pending, extra={"parents": tuple(parents)}
-                )
+            known = self._before.attached.get(document.key) if self._same_frame else None
+            if known is None or known[0] is not document:
+                known = (document, *self._attach(document, route, of_parent))
+            self._memo.attached[document.key] = known
+            for key, position, pairs in known[1]:
+                gateway = found[key]
+                entry = gateway.entries[position]
+                entry.attached.add(document.key)
+                listed = gateway.routes.setdefault(position, [])
+                listed.append((Attached(entry, pairs), (document, route)))
+            if known[2] is not None:
+                self._statuses[document.key] = known[2]
 
     def _attach(
         self,
         document: Document,
         route: HTTPRoute | GRPCRoute,
-        parent: ParentReference,
         of_parent: Mapping[ObjectKey, tuple[_Gateway, list[Entry]]],
-    ) -> tuple[Condition, Condition]:
-        key = ObjectKey(parent.kind, parent.namespace or document.key.namespace, parent.name)
-        resolved = self._resolved(document, route)
-        if key not in of_parent:
-            why = f"there is no {key} of a class of Penstock's"
-            return Condition("Accepted", False, "NoMatchingParent", why), resolved
-        gateway, entries = of_parent[key]
-        attached, accepted = attach(document, parent, route.spec.hostnames, entries, self._namespaces)
-        for each in attached:
-            port = each.entry.listener.port
-            listed = gateway.routes.setdefault(port, [])
-            # Two parentRefs may name one listener.
-            if all(a.entry is not each.entry or d is not document for a, (d, _) in listed):
-                listed.append((each, (document, route)))
-        return accepted, resolved
+    ) -> tuple[_Places, ObjectStatus | None]:
+        """Where a route is attached, and its status; None if it has no parent here."""
+        # Two parentRefs may name one listener.
+        places: dict[tuple[ObjectKey, int], tuple[tuple[str, str], ...]] = {}
+        parents: list[tuple[ParentReference, tuple[Condition, Condition]]] = []
+        resolved = Condition("ResolvedRefs", True, "ResolvedRefs")
+        for parent in route.spec.parent_refs:
+            if parent.group != GROUP:
+                continue
+            if not parents:
+                problems = self._rules(document, route, 0).problems
+                resolved = problems[0] if problems else resolved
+            key = ObjectKey(parent.kind, parent.namespace or document.key.namespace, parent.name)
+            if key not in of_parent:
+                why = f"there is no {key} of a class of Penstock's"
+                parents.append((parent, (Condition("Accepted", False, "NoMatchingParent", why), resolved)))
+                continue
+            gateway, entries = of_parent[key]
+            attached, accepted = attach(document, parent, route.spec.hostnames, entries, self._namespaces)
+            parents.append((parent, (accepted, resolved)))
+            for each in attached:
+                position = next(i for i, e in enumerate(gateway.entries) if e is each.entry)
+                places.setdefault((gateway.document.key, position), each.hosts)
+        if not parents:
+            return (), None
+        pending = next((c.message for _, cs in parents for c in cs if not c.status), "")
+        status = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
+        return tuple((*place, pairs) for place, pairs in places.items()), status
 
-    def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute) -> Condition:
-        problems = compile_rules(document, route, self._services, port=80, edge=True).problems
-        return problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
+    def _rules(self, document: Document, route: HTTPRoute | GRPCRoute, port: int) -> Compiled:
+        """The rules of a route as dialled at `port`."""
+        known = self._before.rules.get((document.key, port))
+        if known is None or known[0] is not document:
+            made = compile_rules(document, route, self._services, port=port or 80, edge=True)
+            known = (document, made)
+        self._memo.rules[(document.key, port)] = known
+        return known[1]
 
     # --- listeners ------------------------------------------------------------------------------------------
 
@@ -279,25 +333,53 @@ class Edges:
         self, name: str, port: int, mine: list[Entry], beside: list[Entry], each: _Gateway
     ) -> EdgeTable:
         """The table of the listeners `mine`, which share a port with those of `beside`."""
+        names = tuple(e.hostname for e in beside)
+        routes = {
+            id(entry): each.routes.get(position, [])
+            for position, entry in enumerate(each.entries)
+            if entry in mine
+        }
+        inputs = (
+            port,
+            names,
+            tuple(
+                (e.hostname, tuple((a.hosts, document) for a, (document, _) in routes[id(e)])) for e in mine
+            ),
+        )
+        known = self._before.tables.get(name)
+        if known is None or known[0] != inputs:
+            known = (inputs, self._made(name, port, mine, beside, routes))
+        self._memo.tables[name] = known
+        for cluster in known[1].clusters:
+            self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
+        return known[1]
+
+    def _made(
+        self,
+        name: str,
+        port: int,
+        mine: list[Entry],
+        beside: list[Entry],
+        routes: Mapping[int, list[tuple[Attached, Routed]]],
+    ) -> EdgeTable:
         clusters: dict[str, ServedPort] = {}
         found: list[HostRoutes] = []
         names = [e.hostname for e in beside]
         for entry in mine:
-            routes = [(a, routed) for a, routed in each.routes.get(port, ()) if a.entry is entry]
-            compiled: list[tuple[Attached, list[Ranked]]] = []
-            for attached, (document, route) in routes:
-                made = compile_rules(document, route, self._services, port=port, edge=True)
-                compiled.append((attached, made.routes))
+            by_name: dict[str, list[tuple[ObjectKey, list[Ranked]]]] = {}
+            wanted = {entry.hostname}
+            for attached, (document, route) in routes[id(entry)]:
+                made = self._rules(document, route, port)
+                wanted.update(host for host, _ in attached.hosts)
+                for own in {each.lower() for _, each in attached.hosts}:
+                    by_name.setdefault(own, []).append((document.key, made.routes))
                 clusters.update({c.name: c for c in made.clusters})
-            wanted = {entry.hostname, *(h for a, _ in routes for h, _ in a.hosts)}
             for host in sorted(wanted):
                 if hosts.owner(host, names) == entry.hostname:
-                    found.append(_host(host, compiled))
+                    found.append(_host(host, by_name))
         for other in beside:
             if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
                 found.append(HostRoutes(other.hostname, misdirected=True))
-        for cluster in clusters.values():
-            self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
         return EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
 
     # --- status ------------------------------------------------------------------------------------------
@@ -369,20 +451,25 @@ def _listener_status(entry: Entry, gateway: Condition) -> ListenerStatus:
     )
 
 
-def _host(host: str, compiled: Iterable[tuple[Attached, list[Ranked]]]) -> HostRoutes:
-    """The routes for one host: those of the most specific of their own host names first."""
-    ranked = []
-    for attached, routes in compiled:
-        own = [name for _, name in attached.hosts if hosts.covers(name, host)]
-        if own:
-            exact, length = hosts.specific(max(own, key=hosts.specific))
-            ranked += [((not exact, -length, *rank), route) for rank, route in routes]
-    return HostRoutes(host, tuple(route for _, route in sorted(ranked, key=lambda r: r[0])))
+def _host(host: str, by_name: Mapping[str, list[tuple[ObjectKey, list[Ranked]]]]) -> HostRoutes:
+    """The routes for one host, by their own host names: those of the most specific one first."""
+    found: list[Route] = []
+    seen: set[ObjectKey] = set()
+    for name in hosts.covering(host):
+        listed = [item for item in by_name.get(name, ()) if item[0] not in seen]
+        seen.update(key for key, _ in listed)
+        ranked = [r for _, routes in listed for r in routes]
+        found += [route for _, route in sorted(ranked, key=_rank)]
+    return HostRoutes(host, tuple(found))
 
 
-def compile_edge(world: World, served: tuple[ServedPort, ...]) -> Edge:
-    """What stands at the edge of `world`."""
-    return Edges(world, served).compile()
+def _rank(ranked: Ranked) -> tuple[object, ...]:
+    return ranked[0]
+
+
+def compile_edge(world: World, services: Services, before: Edge | None = None) -> Edge:
+    """What stands at the edge of `world`. `before` never changes a result."""
+    return Edges(world, services, before.memo if before else Memo()).compile()
 
 
 def joined(mine: ObjectStatus | None, other: ObjectStatus) -> ObjectStatus:

@@ -201,6 +201,14 @@ class HostTable:
     rights: tuple[Rights, ...] = ()
     admission: tuple[Rights, ...] | None = None
     """Who may send what to the Gateway itself, as its client sends it; None where no L7 rule names it."""
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        # There may be thousands of routes inside, and it is asked for at every change.
+        if not self._hash:
+            found = hash((self.name, self.hosts, self.rights, self.admission))
+            object.__setattr__(self, "_hash", found or 1)
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

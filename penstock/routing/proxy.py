@@ -91,7 +91,12 @@ def _edge_table(facts: Facts, each: EdgeTable, guarded: int | None) -> HostTable
     admission = None
     if guarded is not None:
         admission = facts.rights([Destination(INGRESS, facts.members.ingress[0], guarded)])
-    return replace(each.table, rights=tuple(dict.fromkeys(mine)), admission=admission)
+    inputs = (each.table, tuple(dict.fromkeys(mine)), admission)
+    known = facts.tables_memo.get(each.table.name)
+    if known is None or known[0] != inputs:
+        known = (inputs, replace(each.table, rights=inputs[1], admission=admission))
+        facts.tables_memo[each.table.name] = known
+    return known[1]
 
 
 def _mirrored(facts: Facts) -> tuple[str, ...]:
