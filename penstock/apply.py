@@ -300,13 +300,7 @@ class Applier:
         return Snapshot(types)
 
     def _refusals(self) -> dict[tuple[str, str], str]:
-        found = {}
-        for client in self._server.state():
-            for kind, resources in client.types.items():
-                for status in resources:
-                    if status.error:
-                        found[(kind.rpartition(".")[2], status.name)] = status.error
-        return found
+        return {(r.type_url.rpartition(".")[2], r.name): r.message for r in self._server.refusals()}
 
     def _edge(self, plan: Plan, waiting: str, fault: str) -> Mapping[str, str]:
         found = {}

@@ -24,7 +24,9 @@ from typing import Any
 from penstock import state
 from penstock.apply import Applied
 from penstock.control import ControlServer, socket_path
+from penstock.envoy.proxyless import Proxyless
 from penstock.errors import PenstockError
+from penstock.facts import Facts
 from penstock.inspect import CALLS, Inspector
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
@@ -41,6 +43,7 @@ from penstock.sources.docker import DockerSource, combined
 from penstock.sources.files import FileSource
 from penstock.sources.netns import Found, NamespaceEvents, Wanted, attachments
 from penstock.world import Address, World
+from penstock.xds.snapshot import Resource, Snapshot, resource
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +67,7 @@ class Daemon:
         self._inspector = Inspector(node.tables, lambda: node.server.connected > 0)
         self._store = Store()
         self._planner = Planner()
+        self._proxyless: Proxyless[Resource] = Proxyless(resource)
         self._docker = DockerSource(options.docker) if options.docker else None
         self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
@@ -126,6 +130,7 @@ class Daemon:
         )
         self._take(self._files.scan())
         await node.server.start()
+        await node.clients.start()
         await control.start()
         tasks = [
             asyncio.create_task(work)
@@ -272,6 +277,7 @@ class Daemon:
         self._report.update(world, plan, applied, self._all_problems)
         if self._planner.facts is not None:
             self._inspector.update(self._planner.facts, plan)
+            self._node.clients.offer(partial(self._for_grpc, self._planner.facts))
         log.info(
             "applied",
             extra={
@@ -290,6 +296,9 @@ class Daemon:
             self._frozen = True
             gc.collect()
             gc.freeze()
+
+    def _for_grpc(self, facts: Facts) -> Snapshot:
+        return Snapshot.of_resources(self._proxyless.build(facts.served, facts.mesh.tables))
 
     def _plan_ahead(self, wanted: list[Wanted], applied: Applied) -> None:
         """What will set the loop going without an event: certificates, and namespaces not yet whole."""

@@ -22,7 +22,7 @@ from penstock import state
 from penstock.apply import Applier
 from penstock.certs import Certificates
 from penstock.control import socket_path
-from penstock.envoy.bootstrap import xds_socket
+from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import HostError
 from penstock.mtls.ca import CertificateAuthority
@@ -72,6 +72,7 @@ class Node:
     datapath: Datapath
     tables: Tables
     server: XdsServer
+    clients: XdsServer
     envoy: EnvoyProcess
     ca: CertificateAuthority
     issuer: Issuer
@@ -84,6 +85,7 @@ class Node:
 
     async def close(self, blocking: Blocking) -> None:
         await self.server.stop()
+        await self.clients.stop()
         self.events.close()
         self.tables.close()
         self.datapath.close()
@@ -121,7 +123,10 @@ async def open_node(
     datapath.attach_cgroup()
     socket = xds_socket(options.run_dir)
     socket.unlink(missing_ok=True)
-    server = XdsServer(socket, services=services, group=UID)
+    users = frozenset({0, os.getuid(), UID})
+    server = XdsServer(socket, services=services, group=UID, users=users, awaits=options.node)
+    clients = XdsServer(clients_socket(options.run_dir))
+    clients_socket(options.run_dir).unlink(missing_ok=True)
     envoy = EnvoyProcess(options.run_dir, node=options.node, concurrency=options.concurrency)
     issuer = Issuer(ca, lifetime=options.cert_lifetime, directory=options.state_dir / "svids")
     applier = Applier(
@@ -152,6 +157,7 @@ async def open_node(
         datapath=datapath,
         tables=tables,
         server=server,
+        clients=clients,
         envoy=envoy,
         ca=ca,
         issuer=issuer,
@@ -191,7 +197,7 @@ def tear_down(run_dir: Path) -> None:
         host = HostSettings(_host_record(run_dir))
         host.down()
         host.close()
-        for left in (socket_path(run_dir), xds_socket(run_dir)):
+        for left in (socket_path(run_dir), xds_socket(run_dir), clients_socket(run_dir)):
             left.unlink(missing_ok=True)
         shutil.rmtree(run_dir / "envoy", ignore_errors=True)
     finally:

@@ -134,7 +134,7 @@ class Report:
                 "pid": self._node.envoy.pid,
                 "connected": self._node.server.connected > 0,
                 "listeners": len(self._plan.proxy.listeners),
-                "nacks": sum(client.nacks for client in self._node.server.state()),
+                "nacks": self._node.server.nacks,
                 "resources": self._resources(),
             },
             "limits": {

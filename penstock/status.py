@@ -17,6 +17,7 @@ from penstock import gateway_status
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.kinds import Namespace, Service, Workload
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
 from penstock.manifests.problem import Problem
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus, Plan
@@ -157,7 +158,7 @@ def view(
     shown["metadata"]["generation"] = document.generation
     status = plan.statuses.get(document.key, ObjectStatus())
     value = document.value
-    if isinstance(value, HTTPRoute | GRPCRoute):
+    if isinstance(value, HTTPRoute | GRPCRoute | TLSRoute | TCPRoute):
         shown["status"] = _route_status(document, status, transitions, now, in_force=in_force)
         return shown
     if isinstance(value, Gateway | ListenerSet | GatewayClass):

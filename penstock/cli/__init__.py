@@ -36,6 +36,7 @@ COMMANDS = {
     "service": "Services that the kernel translates or steers, with their backends.",
     "status": "What is in force, and what is not yet.",
     "validate": "Check manifests without a daemon.",
+    "xds": "Who speaks xDS with the daemon, and what each has acknowledged.",
 }
 """Command → its line in --help. The module penstock.cli.COMMAND has a click command of that name."""
 

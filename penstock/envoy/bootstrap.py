@@ -37,6 +37,11 @@ def xds_socket(run_dir: Path) -> Path:
     return run_dir / "xds.sock"
 
 
+def clients_socket(run_dir: Path) -> Path:
+    """Where gRPC programs of the node find Services (`xds:///`); they see nothing of Envoy's."""
+    return run_dir / "clients.sock"
+
+
 def stream_cluster(name: str, socket: Path) -> dict[str, Any]:
     """The gRPC server behind a Unix socket."""
     return {

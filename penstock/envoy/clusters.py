@@ -56,14 +56,20 @@ def unlimited() -> circuit_breaker_pb2.CircuitBreakers:
     return circuit_breaker_pb2.CircuitBreakers(thresholds=[threshold])
 
 
-def _bind(source_ports: tuple[int, int], source: Address | None = None) -> address_pb2.BindConfig:
-    """From `source` the socket bears our mark by itself; else the listener borrows the client's address."""
+def _bind(
+    source_ports: tuple[int, int], source: Address | None = None, *, judged: bool = True
+) -> address_pb2.BindConfig:
+    """From `source` the socket bears our mark by itself; else the listener borrows the client's address.
+
+    The mark tells the kernel that what is sent has been `judged` here.
+    """
     low, high = source_ports
     value = low | high << 16
     options = [socket_option(_IPPROTO_IP, _IP_LOCAL_PORT_RANGE, value, "IP_LOCAL_PORT_RANGE")]
     if source is None:
         return address_pb2.BindConfig(socket_options=options)
-    options.append(socket_option(_SOL_SOCKET, _SO_MARK, marks.UPSTREAM, "SO_MARK"))
+    if judged:
+        options.append(socket_option(_SOL_SOCKET, _SO_MARK, marks.UPSTREAM, "SO_MARK"))
     address = address_pb2.SocketAddress(address=str(source), port_value=0)
     return address_pb2.BindConfig(
         socket_options=options, source_address=address, freebind=wrappers_pb2.BoolValue(value=True)
@@ -145,7 +151,10 @@ def service(
     """
     plain = _raw_buffer()
     if backend_tls is not None:
-        servers, plain = (), edge_tls.upstream(backend_tls, http2=protocol is Protocol.HTTP2)
+        servers, plain = (
+            (),
+            edge_tls.upstream(backend_tls, ("h2",) if protocol is Protocol.HTTP2 else ("http/1.1",)),
+        )
     return _Cluster(
         name=name,
         type=_Cluster.DiscoveryType.EDS,
@@ -157,6 +166,30 @@ def service(
         transport_socket=plain if backend_tls is not None else None,
         transport_socket_matches=_transport_matches(servers, plain),
         typed_extension_protocol_options={HTTP_OPTIONS: pack(_http_options(protocol))},
+    )
+
+
+def stream(
+    name: str,
+    servers: tuple[str, ...],
+    source_ports: tuple[int, int],
+    source: Address | None,
+    backend_tls: UpstreamTls | None,
+) -> cluster_pb2.Cluster:
+    """An EDS cluster for bytes. Its sockets bear no mark, so that the kernel judges what they send."""
+    plain = _raw_buffer()
+    if backend_tls is not None:
+        servers, plain = (), edge_tls.upstream(backend_tls, ())
+    return _Cluster(
+        name=name,
+        type=_Cluster.DiscoveryType.EDS,
+        eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
+        connect_timeout=seconds(_CONNECT_TIMEOUT),
+        lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
+        circuit_breakers=unlimited(),
+        upstream_bind_config=_bind(source_ports, source, judged=False),
+        transport_socket=plain if backend_tls is not None else None,
+        transport_socket_matches=_transport_matches(servers, plain),
     )
 
 

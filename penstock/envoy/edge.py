@@ -23,10 +23,11 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
 from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
+from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
-from penstock.envoy import edge_tls, http, listeners, marks, names, rbac, routes, states
+from penstock.envoy import accesslog, edge_tls, http, listeners, marks, names, rbac, routes, states
 from penstock.envoy.protos import ADS, pack, seconds, socket_address, socket_option
 from penstock.policy.labels import INGRESS
 from penstock.routing.model import (
@@ -74,10 +75,36 @@ def _manager(name: str, table: str, *, judged: bool) -> hcm_pb2.HttpConnectionMa
     return made
 
 
+def _tcp_proxy(name: str, each: TcpChain) -> components.Filter:
+    """Shares of zero get nothing; the share of what cannot be used is closed: its cluster is not there."""
+    made = tcp_proxy_pb2.TcpProxy(stat_prefix="edge", access_log=[accesslog.tcp(name)])
+    shares = [backend for backend in each.backends if backend.weight > 0]
+    if len(shares) < 2:
+        made.cluster = (shares[0].cluster if shares else None) or names.NO_BACKEND
+    else:
+        for share in shares:
+            made.weighted_clusters.clusters.add(name=share.cluster or names.NO_BACKEND, weight=share.weight)
+    return components.Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(made))
+
+
+def _stream(name: str, each: TcpChain, secret: str) -> components.FilterChain:
+    made = components.FilterChain(name=each.name, filters=[_state(secret, None), _tcp_proxy(name, each)])
+    if each.sni is not None:
+        made.filter_chain_match.transport_protocol = "tls"
+        if each.sni:
+            made.filter_chain_match.server_names.append(each.sni)
+    if each.tls is not None:
+        made.transport_socket.CopyFrom(edge_tls.downstream(each.tls, ()))
+        made.transport_socket_connect_timeout.CopyFrom(seconds(_HANDSHAKE_TIMEOUT))
+    return made
+
+
 def _chain(
     name: str, each: HttpChain | TcpChain, secret: str, client: int | None = None
 ) -> components.FilterChain:
-    assert isinstance(each, HttpChain)
+    if isinstance(each, TcpChain):
+        assert client is None, "a stream cannot be judged by L7 rules"
+        return _stream(name, each, secret)
     terminal = components.Filter(
         name="envoy.filters.network.http_connection_manager",
         typed_config=pack(_manager(name, each.table, judged=client is not None)),
@@ -97,7 +124,10 @@ def _listener_filter(name: str, config: Message) -> components.ListenerFilter:
 
 
 def _inspectors(each: EdgeListener) -> list[components.ListenerFilter]:
-    if all(chain.tls is None for chain in each.chains):
+    if all(
+        chain.tls is None and not (isinstance(chain, TcpChain) and chain.sni is not None)
+        for chain in each.chains
+    ):
         return []
     return [_listener_filter("tls_inspector", tls_inspector_pb2.TlsInspector())]
 

@@ -28,13 +28,13 @@ def _secret(name: str) -> secret_pb2.SdsSecretConfig:
     return secret_pb2.SdsSecretConfig(name=name, sds_config=ADS)
 
 
-def downstream(tls: ServerTls) -> base_pb2.TransportSocket:
+def downstream(tls: ServerTls, protocols: tuple[str, ...] = ("h2", "http/1.1")) -> base_pb2.TransportSocket:
     """HTTP/2 is offered by ALPN. No session is resumed where clients prove who they are: it would outlive
     what was proven."""
     common = tls_pb2.CommonTlsContext(
         tls_params=common_pb2.TlsParameters(tls_minimum_protocol_version=_Version.TLSv1_2),
         tls_certificate_sds_secret_configs=[_secret(name) for name in tls.certificates],
-        alpn_protocols=["h2", "http/1.1"],
+        alpn_protocols=protocols,
     )
     context = tls_pb2.DownstreamTlsContext(common_tls_context=common)
     if tls.authorities is not None:
@@ -54,8 +54,8 @@ def downstream(tls: ServerTls) -> base_pb2.TransportSocket:
     return base_pb2.TransportSocket(name="envoy.transport_sockets.tls", typed_config=pack(context))
 
 
-def upstream(tls: UpstreamTls, *, http2: bool) -> base_pb2.TransportSocket:
-    """TLS to a backend, whose certificate must bear one of the names."""
+def upstream(tls: UpstreamTls, protocols: tuple[str, ...]) -> base_pb2.TransportSocket:
+    """TLS to a backend, whose certificate must bear one of the names; `protocols` are offered by ALPN."""
     kinds = {"dns": _San.SanType.DNS, "uri": _San.SanType.URI}
     wanted = tls.names or (("dns", tls.sni),)
     validation = _Validation(
@@ -67,7 +67,7 @@ def upstream(tls: UpstreamTls, *, http2: bool) -> base_pb2.TransportSocket:
         tls_params=common_pb2.TlsParameters(
             tls_minimum_protocol_version=_Version.TLSv1_2, tls_maximum_protocol_version=_Version.TLSv1_3
         ),
-        alpn_protocols=["h2"] if http2 else ["http/1.1"],
+        alpn_protocols=protocols,
     )
     if tls.authorities is None:
         validation.trusted_ca.filename = SYSTEM_AUTHORITIES

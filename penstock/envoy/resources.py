@@ -72,6 +72,11 @@ class Builder(Generic[T]):
         for cluster in model.clusters:
             servers = clusters.servers(cluster.endpoints)
             protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
+            if cluster.stream:
+                parts = (cluster.name, servers, ports, cluster.source, cluster.tls)
+                add(CLUSTER, cluster.name, clusters.stream, *parts)
+                add_eds(cluster.name, cluster.endpoints)
+                continue
             how = (cluster.name, protocol, servers, ports)
             if cluster.source is not None:
                 how = (*how, cluster.source, cluster.tls)  # type: ignore[assignment]

@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from penstock.manifests import gateway_checks, netpol_checks, policy_checks, route_checks, syntax
+from penstock.manifests import gateway_checks, l4_checks, netpol_checks, policy_checks, route_checks, syntax
 from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.kinds import (
@@ -25,6 +25,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
@@ -196,4 +197,6 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     ListenerSet: gateway_checks.check_set,
     Secret: gateway_checks.check_secret,
     ConfigMap: gateway_checks.check_config_map,
+    TLSRoute: l4_checks.check_tls_route,
+    TCPRoute: l4_checks.check_l4_route,
 }

@@ -18,6 +18,7 @@ import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 # --- selectors -----------------------------------------------------------------------------------
@@ -386,4 +387,6 @@ AnyKind = (
     | ListenerSet
     | Secret
     | ConfigMap
+    | TLSRoute
+    | TCPRoute
 )

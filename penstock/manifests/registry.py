@@ -22,6 +22,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
@@ -95,18 +96,24 @@ SERVED: Mapping[str, ServedKind] = {
             older=("gateway.networking.k8s.io/v1beta1",),
         ),
         ServedKind(ListenerSet, "gateway.networking.k8s.io/v1", "listenersets", ("lset",)),
+        ServedKind(
+            TLSRoute,
+            "gateway.networking.k8s.io/v1",
+            "tlsroutes",
+            older=("gateway.networking.k8s.io/v1alpha3", "gateway.networking.k8s.io/v1alpha2"),
+        ),
+        ServedKind(
+            TCPRoute,
+            "gateway.networking.k8s.io/v1",
+            "tcproutes",
+            older=("gateway.networking.k8s.io/v1alpha2",),
+        ),
         ServedKind(Secret, "v1", "secrets", custom=False),
         ServedKind(ConfigMap, "v1", "configmaps", ("cm",), custom=False),
     )
 }
 
 NOT_SERVED: Mapping[str, tuple[str, ...]] = {
-    "TLSRoute": (
-        "gateway.networking.k8s.io/v1",
-        "gateway.networking.k8s.io/v1alpha3",
-        "gateway.networking.k8s.io/v1alpha2",
-    ),
-    "TCPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
     "UDPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
     "BackendTLSPolicy": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"),
     "Ingress": ("networking.k8s.io/v1",),

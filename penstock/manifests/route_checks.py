@@ -13,6 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from penstock.manifests import filter_checks, syntax
 from penstock.manifests.fields import NOT_YET
 from penstock.manifests.gateway_kinds import GROUP
+from penstock.manifests.l4_kinds import BackendRef
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import (
     GRPCMethodMatch,
@@ -62,9 +63,7 @@ def _common(route: HTTPRoute | GRPCRoute) -> Iterator[Finding]:
     if not spec.parent_refs:
         message = "is empty: the route is attached to nothing"
         yield Finding((*at, "parentRefs"), message, code="reference", severity="warning")
-    yield from _at_most(spec.parent_refs, 32, (*at, "parentRefs"))
-    for i, parent in enumerate(spec.parent_refs):
-        yield from _parent(parent, (*at, "parentRefs", i))
+    yield from parents(spec.parent_refs, (*at, "parentRefs"))
     yield from _twice(
         ((p.kind, p.namespace, p.name, p.section_name, p.port) for p in spec.parent_refs), (*at, "parentRefs")
     )
@@ -82,9 +81,8 @@ def _common(route: HTTPRoute | GRPCRoute) -> Iterator[Finding]:
             yield Finding((*here, "name"), f'"{rule.name}" {wrong}')
         yield from _at_most(rule.matches, MAX_MATCHES, (*here, "matches"))
         yield from _at_most(rule.backend_refs, 16, (*here, "backendRefs"))
-        for j, backend in enumerate(rule.backend_refs):
-            yield from _weight(backend, (*here, "backendRefs", j))
-            yield from _backend(backend, (*here, "backendRefs", j))
+        for j, ref in enumerate(rule.backend_refs):
+            yield from backend(ref, (*here, "backendRefs", j))
 
 
 _GRPC_NAMES = {
@@ -117,6 +115,12 @@ def _twice(items: Iterable[object], path: Path) -> Iterator[Finding]:
         yield Finding(path, "holds the same entry twice", code="duplicate")
 
 
+def parents(refs: Sequence[ParentReference], path: Path) -> Iterator[Finding]:
+    yield from _at_most(refs, 32, path)
+    for i, parent in enumerate(refs):
+        yield from _parent(parent, (*path, i))
+
+
 def _parent(parent: ParentReference, path: Path) -> Iterator[Finding]:
     if (parent.group, parent.kind) in ((GROUP, "Gateway"), (GROUP, "ListenerSet")):
         if wrong := syntax.dns_subdomain(parent.name):
@@ -139,19 +143,17 @@ def _parent(parent: ParentReference, path: Path) -> Iterator[Finding]:
         yield Finding((*path, "sectionName"), f'"{parent.section_name}" {wrong}')
 
 
-def _weight(backend: HTTPBackendRef, path: Path) -> Iterator[Finding]:
-    if not 0 <= backend.weight <= MAX_WEIGHT:
-        yield Finding((*path, "weight"), f"{backend.weight} is not between 0 and {MAX_WEIGHT}")
-
-
-def _backend(backend: HTTPBackendRef, path: Path) -> Iterator[Finding]:
-    if (backend.group, backend.kind) != ("", "Service"):
-        # Gateway API takes the route all the same: the share of an unknown kind is answered with 500.
-        message = f'"{backend.kind}" (group "{backend.group}") is no backend: its requests get 500'
+def backend(ref: HTTPBackendRef | BackendRef, path: Path) -> Iterator[Finding]:
+    if not 0 <= ref.weight <= MAX_WEIGHT:
+        yield Finding((*path, "weight"), f"{ref.weight} is not between 0 and {MAX_WEIGHT}")
+    if (ref.group, ref.kind) != ("", "Service"):
+        # Gateway API takes the route all the same: the share of an unknown kind fails.
+        fate = "requests get 500" if isinstance(ref, HTTPBackendRef) else "connections are closed"
+        message = f'"{ref.kind}" (group "{ref.group}") is no backend: its {fate}'
         yield Finding((*path, "kind"), message, "it knows Service", "reference", "warning")
         return
-    yield from _reference(backend.name, backend.namespace, backend.port, path)
-    if backend.port is None:
+    yield from _reference(ref.name, ref.namespace, ref.port, path)
+    if ref.port is None:
         yield Finding((*path, "port"), "is missing: a Service backend needs a port")
 
 

@@ -35,6 +35,9 @@ NAMESPACE_NAME = "kubernetes.io/metadata.name"
 KINDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("HTTP", ""): ("HTTPRoute", "GRPCRoute"),
     ("HTTPS", "Terminate"): ("HTTPRoute", "GRPCRoute"),
+    ("TLS", "Passthrough"): ("TLSRoute",),
+    ("TLS", "Terminate"): ("TLSRoute", "TCPRoute"),
+    ("TCP", ""): ("TCPRoute",),
 }
 """(protocol, TLS mode) of a listener → kinds of routes that it can serve."""
 

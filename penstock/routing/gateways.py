@@ -10,12 +10,13 @@ Source: Gateway API v1.6, Gateway, Listener, HTTPRoute (hostnames and precedence
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.kinds import Namespace
+from penstock.manifests.l4_kinds import TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
@@ -23,6 +24,8 @@ from penstock.routing import hosts
 from penstock.routing.attach import Attached, Entry, ListenerStatus, Namespaces, attach, by_port, entries_of
 from penstock.routing.certificates import Vault
 from penstock.routing.frontend import client_certificate, lenient, server_tls
+from penstock.routing.l4routes import L4_KINDS, L4Route, Streams, hostnames, shares
+from penstock.routing.l4routes import Routed as L4Routed
 from penstock.routing.model import (
     Authorities,
     Certificate,
@@ -31,6 +34,7 @@ from penstock.routing.model import (
     HostTable,
     HttpChain,
     Route,
+    ServerTls,
     TcpChain,
     UpstreamTls,
 )
@@ -38,8 +42,10 @@ from penstock.routing.rules import Compiled, Ranked, Services, compile_rules
 from penstock.routing.services import ServedPort
 from penstock.world import Address, World
 
-EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap)
-"""What the edge is made from, besides routes, Services and Nodes."""
+EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap, *L4_KINDS)
+"""What the edge is made from, besides routes of HTTP, Services and Nodes."""
+
+_RESOLVED = Condition("ResolvedRefs", True, "ResolvedRefs")
 
 Routed = tuple[Document, HTTPRoute | GRPCRoute]
 
@@ -130,6 +136,7 @@ class _Gateway:
     refused: list[Document]
     routes: dict[int, list[tuple[Attached, Routed]]] = field(default_factory=dict)
     """By the position of their listener in `entries`."""
+    streams: list[L4Routed] = field(default_factory=list)
 
     @property
     def accepted(self) -> Condition:
@@ -243,7 +250,13 @@ class Edges:
             of_parent[key] = (each, [e for e in each.entries if e.owner is each.document])
             for owner in each.sets:
                 of_parent[owner.key] = (each, [e for e in each.entries if e.owner is owner])
-        routes: list[Routed] = [*self._world.of_kind(HTTPRoute), *self._world.of_kind(GRPCRoute)]
+        routes: list[tuple[Document, HTTPRoute | GRPCRoute | L4Route]] = [
+            *self._world.of_kind(HTTPRoute),
+            *self._world.of_kind(GRPCRoute),
+            *self._world.of_kind(TLSRoute),
+            *self._world.of_kind(TCPRoute),
+            *self._world.of_kind(UDPRoute),
+        ]
         for document, route in routes:
             known = self._before.attached.get(document.key) if self._same_frame else None
             if known is None or known[0] is not document:
@@ -253,35 +266,46 @@ class Edges:
                 gateway = found[key]
                 entry = gateway.entries[position]
                 entry.attached.add(document.key)
-                listed = gateway.routes.setdefault(position, [])
-                listed.append((Attached(entry, pairs), (document, route)))
+                if isinstance(route, HTTPRoute | GRPCRoute):
+                    listed = gateway.routes.setdefault(position, [])
+                    listed.append((Attached(entry, pairs), (document, route)))
+                else:
+                    gateway.streams.append((Attached(entry, pairs), document, route))
             if known[2] is not None:
                 self._statuses[document.key] = known[2]
 
     def _attach(
         self,
         document: Document,
-        route: HTTPRoute | GRPCRoute,
+        route: HTTPRoute | GRPCRoute | L4Route,
         of_parent: Mapping[ObjectKey, tuple[_Gateway, list[Entry]]],
     ) -> tuple[_Places, ObjectStatus | None]:
         """Where a route is attached, and its status; None if it has no parent here."""
         # Two parentRefs may name one listener.
         places: dict[tuple[ObjectKey, int], tuple[tuple[str, str], ...]] = {}
         parents: list[tuple[ParentReference, tuple[Condition, Condition]]] = []
-        resolved = Condition("ResolvedRefs", True, "ResolvedRefs")
+        resolved = _RESOLVED
+        http = isinstance(route, HTTPRoute | GRPCRoute)
+        names = route.spec.hostnames if isinstance(route, HTTPRoute | GRPCRoute) else hostnames(route)
         for parent in route.spec.parent_refs:
             if parent.group != GROUP:
                 continue
             if not parents:
-                problems = self._rules(document, route, 0).problems
-                resolved = problems[0] if problems else resolved
+                resolved = self._resolved(document, route)
             key = ObjectKey(parent.kind, parent.namespace or document.key.namespace, parent.name)
             if key not in of_parent:
                 why = f"there is no {key} of a class of Penstock's"
                 parents.append((parent, (Condition("Accepted", False, "NoMatchingParent", why), resolved)))
                 continue
             gateway, entries = of_parent[key]
-            attached, accepted = attach(document, parent, route.spec.hostnames, entries, self._namespaces)
+            attached, accepted = attach(
+                document,
+                parent,
+                names,
+                entries,
+                self._namespaces,
+                by_host=lambda e: http or e.protocol == "TLS",
+            )
             parents.append((parent, (accepted, resolved)))
             for each in attached:
                 position = next(i for i, e in enumerate(gateway.entries) if e is each.entry)
@@ -291,6 +315,14 @@ class Edges:
         pending = next((c.message for _, cs in parents for c in cs if not c.status), "")
         status = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
         return tuple((*place, pairs) for place, pairs in places.items()), status
+
+    def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> Condition:
+        problems: Sequence[Condition]
+        if isinstance(route, HTTPRoute | GRPCRoute):
+            problems = self._rules(document, route, 0).problems
+        else:
+            problems = shares(document, route, self._services).problems
+        return problems[0] if problems else _RESOLVED
 
     def _rules(self, document: Document, route: HTTPRoute | GRPCRoute, port: int) -> Compiled:
         """The rules of a route as dialled at `port`."""
@@ -308,6 +340,7 @@ class Edges:
         tables: list[EdgeTable] = []
         if not each.accepted.status or not each.placed.addresses:
             return listeners, tables
+        shows: dict[int, ServerTls] = {}
         for port, protocol, entries in by_port(each.entries):
             name = listener_name(each.document, port, protocol)
             chains: list[HttpChain | TcpChain] = []
@@ -315,19 +348,34 @@ class Edges:
             if http:
                 tables.append(self._table(name, port, http, http, each))
                 chains.append(HttpChain(name))
-            shows = {
-                id(e): tls
-                for e in entries
-                if e.protocol == "HTTPS" and (tls := server_tls(e, each.gateway, self._vault)) is not None
-            }
-            https = [e for e in entries if id(e) in shows]
-            for entry in https:
+            served = [e for e in entries if e.protocol in ("HTTPS", "TLS") and self._shows(e, each, shows)]
+            streams = Streams(self._services)
+            for entry in entries:
+                if entry.protocol == "TCP":
+                    streams.add_all(name, entry, each.streams)
+            for entry in served:
+                tls = shows.get(id(entry))
+                if entry.protocol == "TLS":
+                    streams.add_tls(name, entry, each.streams, [e.hostname for e in served], tls)
+                    continue
                 table = f"{name}/{entry.hostname or '*'}"
-                tables.append(self._table(table, port, [entry], https, each))
-                chains.append(HttpChain(table, entry.hostname, shows[id(entry)]))
+                tables.append(self._table(table, port, [entry], served, each))
+                chains.append(HttpChain(table, entry.hostname, tls))
+            chains += streams.chains
+            for cluster in streams.clusters.values():
+                self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
             if chains:
                 listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), "TCP"))
         return listeners, tables
+
+    def _shows(self, entry: Entry, each: _Gateway, shows: dict[int, ServerTls]) -> bool:
+        """Whether a listener for TLS can do what it says: pass it on, or end it (`shows` gets how)."""
+        if entry.listener.tls is not None and entry.listener.tls.mode == "Passthrough":
+            return True
+        tls = server_tls(entry, each.gateway, self._vault)
+        if tls is not None:
+            shows[id(entry)] = tls
+        return tls is not None
 
     def _table(
         self, name: str, port: int, mine: list[Entry], beside: list[Entry], each: _Gateway

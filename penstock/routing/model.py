@@ -264,6 +264,8 @@ class ProxyCluster:
     source: Address | None = None
     """Where connections leave from; None keeps the client's address."""
     tls: UpstreamTls | None = None
+    stream: bool = False
+    """Bytes that nobody can judge here: the kernel judges what leaves from `source`, packet by packet."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,9 +78,20 @@ def _endpoints(facts: Facts, backends: tuple[Backend, ...]) -> tuple[ProxyEndpoi
 def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
     served = each.served
     sources = [a for m in facts.members.ingress[:1] for a in m.addresses if a.version == served.family]
-    endpoints = _endpoints(facts, served.backends) if sources else ()
     source = sources[0] if sources else None
-    return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls)
+    backends = served.backends if sources else ()
+    if served.stream:
+        backends = tuple(b for b in backends if _open_to_edge(facts, b))
+    endpoints = _endpoints(facts, backends)
+    return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls, served.stream)
+
+
+def _open_to_edge(facts: Facts, backend: Backend) -> bool:
+    """Whether Gateways may send an endpoint anything: what only some requests may do, a stream may not."""
+    return any(
+        r.requests == () and (r.sources is None or INGRESS in r.sources)
+        for r in facts.rights([_destination(facts, backend)])
+    )
 
 
 def _edge_table(facts: Facts, each: EdgeTable, guarded: int | None) -> HostTable:

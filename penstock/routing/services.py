@@ -45,13 +45,16 @@ class ServedPort:
     """As the backend of a GRPCRoute: HTTP/2 is spoken to it whatever the port says."""
     edge: bool = False
     """As a backend of Gateways: requests leave from the node's own ingress address."""
+    stream: bool = False
+    """As a backend of bytes or datagrams, which nobody can judge one by one."""
 
     @property
     def name(self) -> str:
         """``namespace/service:port/family``: what clusters and route tables are called after."""
         plain = f"{self.document.key.namespace}/{self.document.key.name}:{self.port.port}/{self.family}"
         plain = f"{plain}/grpc" if self.grpc else plain
-        return f"{plain}/edge" if self.edge else plain
+        plain = f"{plain}/edge" if self.edge else plain
+        return f"{plain}/{self.port.protocol.lower()}" if self.stream else plain
 
     @property
     def protocol(self) -> int:

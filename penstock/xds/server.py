@@ -3,12 +3,15 @@
 All protocol knowledge is in `session`; this module moves messages and wakes waiters. It keeps true:
 - Requests are served as they come, before pushes; one that breaks us is logged and ends nothing, one that
   breaks the protocol ends its own stream.
+- A slow or dead client costs nothing to others. What waits for it is references, at most one push for each
+  type; while it does not take its answers, its further questions are not read. And nobody waits for its
+  acknowledgements if there is one client that counts (`awaits`).
 - Cancellation goes through: a handler that swallowed it would leak the native call.
 - ADS streams never end by themselves, so `stop` ends them hard. Clients come back to the next server with
   what they hold.
 
-gRPC does not tell who is at the other end of a Unix socket, so the file's owner and mode say who may
-connect: put it in a directory that only the daemon and the proxy's group can enter.
+The file's owner and mode, and the user at the other end (peers.py), say who may connect: put it in a
+directory that only the daemon and the proxy's group can enter.
 """
 
 from __future__ import annotations
@@ -17,25 +20,25 @@ import asyncio
 import logging
 import os
 from collections import deque
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
-from envoy.service.discovery.v3 import discovery_pb2
 
 from penstock.errors import HostError
+from penstock.xds import services as xds_services
+from penstock.xds.csds import client_status
 from penstock.xds.errors import ProtocolError
 from penstock.xds.order import Stage
-from penstock.xds.session import Nacked, Session
+from penstock.xds.peers import turn_away
+from penstock.xds.session import Nacked, Response, Session
 from penstock.xds.snapshot import Snapshot
 from penstock.xds.watch import Refusal, ResourceStatus
 
 log = logging.getLogger(__name__)
-
-_SERVICE = "envoy.service.discovery.v3.AggregatedDiscoveryService"
 
 PATIENCE = 5.0
 """Seconds to wait for ACKs unless told otherwise: as long as traffic may wait for its listener."""
@@ -66,15 +69,20 @@ class ClientState:
     types: Mapping[str, tuple[ResourceStatus, ...]]
 
 
+MOST_WAITING = 256
+"""Responses that may wait for a client before its further questions do."""
+
+
 class _Stream:
     """A session and the responses on their way out."""
 
-    def __init__(self) -> None:
-        self.session = Session()
-        self._responses: deque[Any] = deque()
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._responses: deque[Response] = deque()
         self._ready = asyncio.Event()
+        self._taken = asyncio.Event()
 
-    def push(self, responses: Iterable[Any]) -> None:
+    def push(self, responses: Iterable[Response]) -> None:
         self._responses.extend(responses)
         if self._responses:
             self._ready.set()
@@ -84,15 +92,29 @@ class _Stream:
         while True:
             await self._ready.wait()
             while self._responses:
-                await context.write(self._responses.popleft())
+                await context.write(self.session.encode(self._responses.popleft()))
+                self._taken.set()
             self._ready.clear()
+
+    @property
+    def waiting(self) -> int:
+        """Responses that the client has yet to take."""
+        return len(self._responses)
+
+    async def room(self) -> None:
+        """Until few enough responses wait to take another question."""
+        while self.waiting > MOST_WAITING:
+            self._taken.clear()
+            await self._taken.wait()
 
 
 class XdsServer:
-    """Serves one snapshot to all who connect to `socket_path`.
+    """Serves one snapshot to all who connect to `socket_path`, in every variant of the protocol.
 
     `services` are further gRPC services for the same socket (access logs). `group` is the gid that may
-    connect besides the owner; None leaves the file's group as it is.
+    connect besides the owner; None leaves the file's group as it is. `users` are the user ids that may; None
+    leaves it to the file's mode. `awaits` is the node id of the client whose acknowledgements count; None is
+    all of them. `heartbeat` are the seconds between two renewals of resources with a time to live.
     """
 
     def __init__(
@@ -101,12 +123,20 @@ class XdsServer:
         *,
         services: Sequence[grpc.GenericRpcHandler] = (),
         group: int | None = None,
+        users: frozenset[int] | None = None,
+        awaits: str | None = None,
+        heartbeat: float | None = None,
     ) -> None:
         self._path = Path(socket_path)
         self._services = tuple(services)
         self._group = group
+        self._users = users
+        self._awaits = awaits
+        self._heartbeat = heartbeat
+        self._beating: asyncio.Task[None] | None = None
+        self._offer: Callable[[], Snapshot] | None = None
         self._server: grpc.aio.Server | None = None
-        self._streams: set[_Stream] = set()
+        self.streams: set[_Stream] = set()
         self._published: Snapshot | None = None
         self._progress = asyncio.Event()
 
@@ -115,15 +145,8 @@ class XdsServer:
         # Envoy's messages have no size limit, and neither may a first answer with thousands of clusters.
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.aio.server(options=options)
-        methods = {
-            "DeltaAggregatedResources": grpc.stream_stream_rpc_method_handler(
-                self._serve,
-                request_deserializer=discovery_pb2.DeltaDiscoveryRequest.FromString,
-                response_serializer=discovery_pb2.DeltaDiscoveryResponse.SerializeToString,
-            )
-        }
-        ads = grpc.method_handlers_generic_handler(_SERVICE, methods)
-        self._server.add_generic_rpc_handlers((ads, *self._services))
+        handlers = (*xds_services.discovery(self._serve), xds_services.status(self.client_status))
+        self._server.add_generic_rpc_handlers((*handlers, *self._services))
         try:
             self._server.add_insecure_port(f"unix:{self._path}")
             if self._group is not None:
@@ -135,14 +158,19 @@ class XdsServer:
                 hint="the path may be at most 107 bytes long, in a directory that the daemon can write to",
             ) from error
         await self._server.start()
+        if self._heartbeat is not None:
+            self._beating = asyncio.create_task(self._beat(self._heartbeat))
 
     async def stop(self) -> None:
         """End all streams now. Clients keep what they have and try again."""
+        if self._beating is not None:
+            self._beating.cancel()
+            self._beating = None
         if self._server is not None:
             await self._server.stop(grace=None)
             self._server = None
         # gRPC cancels the handlers but does not wait for them.
-        while self._streams:
+        while self.streams:
             await self._progress.wait()
         self._note_progress()
 
@@ -153,15 +181,22 @@ class XdsServer:
 
     @property
     def connected(self) -> int:
-        """Number of clients with a stream."""
-        return len(self._streams)
+        """Number of streams of clients that count."""
+        return len(self._counted())
 
     def publish(self, snapshot: Snapshot) -> None:
         """Make `snapshot` the wanted state of all clients, present and to come."""
-        self._published = snapshot
-        for stream in self._streams:
+        self._published, self._offer = snapshot, None
+        for stream in self.streams:
             stream.push(stream.session.publish(snapshot))
         self._note_progress()
+
+    def offer(self, make: Callable[[], Snapshot]) -> None:
+        """`publish` what `make` gives: now if a client is there, else when one comes."""
+        if self.streams:
+            self.publish(make())
+        else:
+            self._offer = make
 
     async def wait_acked(self, types: Iterable[str], within: float = PATIENCE) -> Outcome:
         """Wait until some client is connected and all of them have answered what was published of `types`.
@@ -187,37 +222,66 @@ class XdsServer:
         return await self.wait_acked(stage.await_types, within)
 
     def state(self) -> tuple[ClientState, ...]:
-        """What each connected client has acknowledged, refused, and been sent."""
-        sessions = [stream.session for stream in self._streams]
-        return tuple(ClientState(session.node_id, session.nacks, session.status()) for session in sessions)
+        """What each client that counts has acknowledged, refused, and been sent."""
+        return tuple(
+            ClientState(session.node_id, session.nacks, session.status()) for session in self._counted()
+        )
+
+    def refusals(self) -> tuple[Refusal, ...]:
+        """What is wanted and was refused by a client that counts."""
+        return tuple(dict.fromkeys(r for session in self._counted() for r in session.refusals()))
+
+    @property
+    def nacks(self) -> int:
+        return sum(session.nacks for session in self._counted())
+
+    def client_status(self, request: Any) -> Any:
+        """The answer to a ClientStatusRequest, about all clients."""
+        self._look_at_peers()
+        return client_status([stream.session for stream in self.streams], request)
 
     # Inside
 
+    def _look_at_peers(self) -> None:
+        if self._users is not None:
+            turn_away(self._path, self._users)
+
+    def _counted(self) -> list[Session]:
+        sessions = [stream.session for stream in self.streams]
+        if self._awaits is None:
+            return sessions
+        return [session for session in sessions if session.node_id == self._awaits]
+
     def _waiting(self, types: tuple[str, ...]) -> tuple[str, ...]:
-        sessions = [stream.session for stream in self._streams]
+        sessions = self._counted()
         if not sessions:
             return types
         return tuple(kind for kind in types if not all(session.settled(kind) for session in sessions))
 
     def _errors(self, types: tuple[str, ...]) -> tuple[Refusal, ...]:
-        found = {
-            refusal: None
-            for stream in self._streams
-            for refusal in stream.session.refusals()
-            if refusal.type_url in types
-        }
-        return tuple(found)
+        return tuple(refusal for refusal in self.refusals() if refusal.type_url in types)
+
+    async def _beat(self, seconds: float) -> None:
+        while True:
+            await asyncio.sleep(seconds)
+            for stream in self.streams:
+                stream.push(stream.session.heartbeat())
 
     def _note_progress(self) -> None:
         """Wake all that wait; the next wait starts on a fresh event."""
         self._progress.set()
         self._progress = asyncio.Event()
 
-    async def _serve(self, requests: AsyncIterator[Any], context: Any) -> None:
-        stream = _Stream()
+    async def _serve(
+        self, session: Callable[[], Session], requests: AsyncIterator[Any], context: Any
+    ) -> None:
+        self._look_at_peers()
+        stream = _Stream(session())
+        if self._offer is not None:
+            self.publish(self._offer())
         if self._published is not None:
             stream.session.publish(self._published)
-        self._streams.add(stream)
+        self.streams.add(stream)
         try:
             async with asyncio.TaskGroup() as tasks:
                 writer = tasks.create_task(stream.write(context))
@@ -226,7 +290,7 @@ class XdsServer:
             if broken is not None:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(broken))
         finally:
-            self._streams.discard(stream)
+            self.streams.discard(stream)
             self._note_progress()
 
     async def _read(self, stream: _Stream, requests: AsyncIterator[Any]) -> ProtocolError | None:
@@ -239,6 +303,7 @@ class XdsServer:
             except Exception:
                 # Whatever one request does to us, the stream and its client go on.
                 log.exception("a request for %s could not be served", request.type_url)
+            await stream.room()
         return None
 
     def _receive(self, stream: _Stream, request: Any) -> None:

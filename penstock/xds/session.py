@@ -1,10 +1,9 @@
-"""One incremental (delta) ADS stream as a sans-IO state machine: requests and snapshots in, responses out.
+"""One xDS stream as a sans-IO state machine: requests and snapshots in, responses out.
 
 Rules that a server gets wrong (Envoy's documentation, "xDS REST and gRPC protocol"), and how they are held:
 - Nothing is answered before the first complete snapshot: an early empty answer would take from a
   reconnecting client what it has.
-- ACK or NACK is told by `error_detail` alone. A nonce that is not outstanding acknowledges nothing, but the
-  subscription changes that come with it count.
+- ACK or NACK is told by `error_detail` alone. A nonce that is not outstanding acknowledges nothing.
 - Questions are answered at once, from the newest snapshot (those about routes and listeners only when its
   clusters are on their way too). Changes go out as one push per type; what is published until the push
   is acknowledged merges into the next. (Per type, not per stream: Envoy withholds the ACK of CDS for up
@@ -15,28 +14,32 @@ Rules that a server gets wrong (Envoy's documentation, "xDS REST and gRPC protoc
 Order within a stream (make before break), so that any publish is safe, also to a client that comes back
 after the world has changed: changed listeners, scopes and routes wait until no CDS response is
 unacknowledged; removals wait until all that may still use the removed is acknowledged (the chain
-_REMOVALS). Secrets and endpoints wait for nothing, so that nothing can wait for itself.
+_REMOVALS). Secrets and endpoints wait for nothing, so that nothing can wait for itself. A stream of a single
+type knows nothing of the others, and waits for none.
 
-`Session` is the incremental face. What the shell uses of it (receive, publish, settled, refusals, status,
-drain_events) is all that a state-of-the-world face needs to offer too.
+`Session` is the core; what differs between the variants of the protocol stands in the two faces: how a
+request changes what the client watches, which types travel whole, and the bytes of a response.
+
+    incremental          `DeltaSession` here
+    state of the world   `StateSession` in state.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 
-from envoy.service.discovery.v3 import discovery_pb2
-from google.protobuf import any_pb2
-
+from penstock.xds import wire
 from penstock.xds.errors import ProtocolError
 from penstock.xds.snapshot import Resource, Snapshot, TypeUrl
 from penstock.xds.watch import Parcel, Refusal, ResourceStatus, Watch
 
-# protobuf generates its classes at run time; these names say which message is meant.
-Request: TypeAlias = Any  # DeltaDiscoveryRequest
-Response: TypeAlias = Any  # DeltaDiscoveryResponse
+# protobuf generates its classes at run time; this name says which message is meant.
+Request: TypeAlias = Any  # DeltaDiscoveryRequest or DiscoveryRequest
+
+TTL_FEATURE = "xds.config.supports-resource-ttl"
+"""What a client says in node.client_features that drops resources by their time to live."""
 
 _AFTER_CLUSTERS = frozenset({TypeUrl.LDS, TypeUrl.SRDS, TypeUrl.RDS})
 _REMOVALS = (TypeUrl.LDS, TypeUrl.SRDS, TypeUrl.RDS, TypeUrl.CDS, TypeUrl.EDS)
@@ -64,31 +67,74 @@ class Nacked:
 Event = Acked | Nacked
 
 
+@dataclass(frozen=True, slots=True)
+class Response:
+    """What is to be said, before it is bytes (`Session.encode`)."""
+
+    type_url: str
+    nonce: str
+    resources: tuple[Resource, ...] = ()
+    removed: tuple[str, ...] = ()
+    kept: tuple[Resource, ...] = ()
+    version: str = ""
+
+
 class Session:
-    def __init__(self) -> None:
-        self.node_id = ""
-        """The client's node.id; it comes with the first request of a stream only."""
+    """The core; take one of the faces. `only` is the one type of a stream that is not aggregated."""
+
+    complete: ClassVar[frozenset[TypeUrl]] = frozenset()
+    """Types whose responses carry all that the client is to hold."""
+
+    def __init__(self, only: TypeUrl | None = None) -> None:
+        self.only = only
+        self.node: Any = None
+        """The client's node, an envoy.config.core.v3.Node; it comes with the first request only."""
         self.nacks = 0
         self._snapshot: Snapshot | None = None
         self._watches: dict[str, Watch] = {}
         self._nonce = 0
         self._events: list[Event] = []
 
+    @property
+    def node_id(self) -> str:
+        return self.node.id if self.node is not None else ""
+
+    @property
+    def understands_ttl(self) -> bool:
+        return self.node is not None and TTL_FEATURE in self.node.client_features
+
     def receive(self, request: Request) -> list[Response]:
-        """Take one request. Raises ProtocolError if it names no type; the stream must then end."""
-        if not request.type_url:
-            raise ProtocolError("the request on an aggregated stream has no type_url")
-        if not self.node_id and request.HasField("node"):
-            self.node_id = request.node.id
-        watch = self._watch(request.type_url)
+        """Take one request. Raises ProtocolError if its type is not the stream's, which must then end."""
+        watch = self._watch(self._kind(request.type_url))
+        if self.node is None and request.HasField("node"):
+            self.node = request.node
         responses = self._settle(watch, request)
-        if not watch.opened:
-            watch.open(request.resource_names_subscribe, dict(request.initial_resource_versions))
-            if self._snapshot is not None:
-                watch.compare_all(self._snapshot)
-        elif request.resource_names_subscribe or request.resource_names_unsubscribe:
-            watch.change(request.resource_names_subscribe, request.resource_names_unsubscribe, self._snapshot)
+        self._subscribe(watch, request)
         return responses + self._flush()
+
+    def encode(self, response: Response) -> bytes:
+        """The bytes of a response in this variant of the protocol."""
+        raise NotImplementedError
+
+    def _subscribe(self, watch: Watch, request: Request) -> None:
+        """Take what a request says about what the client watches."""
+        raise NotImplementedError
+
+    def _open(self, watch: Watch, names: Iterable[str], held: Mapping[str, str]) -> None:
+        watch.open(names, held)
+        if self._snapshot is not None:
+            watch.compare_all(self._snapshot)
+
+    def heartbeat(self) -> list[Response]:
+        """Renew what the client would drop otherwise. A client that still owes an answer is not pressed."""
+        if not self.understands_ttl or self._snapshot is None:
+            return []
+        responses: list[Response] = []
+        for watch in self._ordered():
+            kept = () if watch.outstanding else watch.alive(self._snapshot)
+            if kept:
+                responses += self._send(watch, Parcel(kept=kept))
+        return responses
 
     def publish(self, snapshot: Snapshot) -> list[Response]:
         """Make `snapshot` the wanted state."""
@@ -115,6 +161,8 @@ class Session:
         """
         if self._snapshot is None:
             return False
+        if self.only not in (None, type_url):
+            return True
         watch = self._watches.get(type_url)
         if watch is None or not watch.opened:
             return type_url not in (TypeUrl.CDS, TypeUrl.LDS) or not self._snapshot.of(type_url)
@@ -130,12 +178,31 @@ class Session:
         snapshot = self._snapshot or Snapshot()
         return {watch.type_url: watch.status(snapshot) for watch in self._ordered() if watch.opened}
 
+    @property
+    def snapshot(self) -> Snapshot:
+        """What is wanted; nothing before the first publish."""
+        return self._snapshot or Snapshot()
+
+    def watched(self) -> list[Watch]:
+        """What the client asked for, type by type."""
+        return [watch for watch in self._ordered() if watch.opened]
+
     # Inside
+
+    def _kind(self, type_url: str) -> str:
+        if self.only is not None and type_url in ("", self.only):
+            return self.only
+        if self.only is not None:
+            raise ProtocolError(f"{type_url} was asked for on a stream of {self.only}")
+        if not type_url:
+            raise ProtocolError("the request on an aggregated stream has no type_url")
+        return type_url
 
     def _watch(self, type_url: str) -> Watch:
         watch = self._watches.get(type_url)
         if watch is None:
-            watch = self._watches[type_url] = Watch(type_url)
+            complete = type_url in self.complete
+            watch = self._watches[type_url] = Watch(type_url, complete=complete)
         return watch
 
     def _ordered(self) -> list[Watch]:
@@ -156,13 +223,17 @@ class Session:
         self.nacks += 1
         message = request.error_detail.message
         self._events.append(Nacked(watch.type_url, names or tuple(sorted(parcel.removed)), message))
-        responses: list[Response] = []
-        for group in watch.nack(parcel, message):
-            found = (self._snapshot.get(watch.type_url, name) for name in group)
-            part = {item.name: item for item in found if item is not None and not watch.is_refused(item)}
-            if part:
-                responses += self._send(watch, Parcel(part))
-        return responses
+        groups = watch.nack(parcel, message)
+        if watch.complete:
+            watch.groups += groups
+            return []
+        return [response for group in groups for response in self._send_part(watch, group)]
+
+    def _send_part(self, watch: Watch, group: list[str]) -> list[Response]:
+        """What these names stand for now, as far as it was not refused alone."""
+        found = (self.snapshot.get(watch.type_url, name) for name in group)
+        part = {item.name: item for item in found if item is not None and not watch.is_refused(item)}
+        return self._send(watch, Parcel(part)) if part else []
 
     def _flush(self) -> list[Response]:
         """Say all that may be said now."""
@@ -186,18 +257,27 @@ class Session:
         return responses
 
     def _say(self, watch: Watch, snapshot: Snapshot) -> list[Response]:
-        """Answers to questions, and the push if none is outstanding."""
+        """Parts of what was refused, answers to questions, and the push if none is outstanding."""
         responses: list[Response] = []
-        if watch.due and not self._clusters_lack(watch, snapshot):
+        while watch.groups and not watch.outstanding:
+            responses += self._send_part(watch, watch.groups.pop(0))
+        resources: list[Resource] = []
+        missing: frozenset[str] = frozenset()
+        held_up = watch.complete and bool(watch.outstanding)
+        if watch.due and not held_up and not self._clusters_lack(watch, snapshot):
             resources, missing = watch.take_due(snapshot)
-            responses += self._add(watch, resources) + self._remove(watch, missing)
+            if not watch.complete:
+                responses += self._add(watch, resources) + self._remove(watch, missing)
+                resources, missing = [], frozenset()
+        greet = False
         if (watch.dirty or watch.greet) and not watch.outstanding and not self._must_wait(watch):
             greet = watch.greet
-            responses += self._add(watch, watch.take_additions(snapshot))
-            if watch.type_url not in _KNOWN:
-                responses += self._remove(watch, watch.take_removals(snapshot))
-            if greet and watch.greet:
-                responses += self._send(watch, Parcel())
+            resources = resources + watch.take_additions(snapshot)
+        responses += self._add(watch, resources, missing)
+        if watch.type_url not in _KNOWN and not watch.outstanding:
+            responses += self._remove(watch, watch.take_removals(snapshot))
+        if greet and watch.greet:
+            responses += self._send(watch, Parcel())
         return responses
 
     def _must_wait(self, watch: Watch) -> bool:
@@ -217,15 +297,27 @@ class Session:
         """Whether the client may still use, through this type, what is about to be removed.
 
         A client that comes back asks for LDS some moments after CDS. Until it has acknowledged an answer to
-        that (we always give one), we do not know its listeners and routes.
+        that (we always give one), we do not know its listeners and routes; a new one has none.
         """
+        if self.only is not None:
+            return False
         watch = self._watches.get(type_url)
         if watch is None or not watch.opened:
-            return type_url == TypeUrl.LDS and bool(snapshot.of(type_url))
+            returning = any(other.returning for other in self._watches.values())
+            return returning and type_url == TypeUrl.LDS and bool(snapshot.of(type_url))
         return watch.busy
 
-    def _add(self, watch: Watch, resources: list[Resource]) -> list[Response]:
-        return [response for parcel in watch.parcels(resources) for response in self._send(watch, parcel)]
+    def _add(
+        self, watch: Watch, resources: list[Resource], missing: frozenset[str] = frozenset()
+    ) -> list[Response]:
+        parcels = watch.parcels(resources)
+        if not watch.complete:
+            return [response for parcel in parcels for response in self._send(watch, parcel)]
+        watch.groups += [list(parcel.resources) for parcel in parcels[1:]]
+        if not parcels and not missing:
+            return []
+        first = parcels[0].resources if parcels else {}
+        return self._send(watch, Parcel(first, missing))
 
     def _owe_endpoints(self, clusters: Iterable[Resource]) -> None:
         endpoints = self._watch(TypeUrl.EDS)
@@ -244,13 +336,39 @@ class Session:
         watch.record(nonce, parcel)
         if watch.type_url == TypeUrl.CDS:
             self._owe_endpoints(parcel.resources.values())
-        response = discovery_pb2.DeltaDiscoveryResponse(
-            type_url=watch.type_url, nonce=nonce, removed_resources=sorted(parcel.removed)
+        return [self._response(watch, nonce, parcel)]
+
+    def _response(self, watch: Watch, nonce: str, parcel: Parcel) -> Response:
+        return Response(
+            watch.type_url,
+            nonce,
+            tuple(parcel.resources.values()),
+            tuple(sorted(parcel.removed)),
+            parcel.kept,
         )
-        for item in parcel.resources.values():
-            content = any_pb2.Any(type_url=item.type_url, value=item.body)
-            response.resources.add(name=item.name, version=item.version, resource=content)
-        return [response]
+
+
+class DeltaSession(Session):
+    """The incremental variant: a response carries what changed, and names what is gone.
+
+    A nonce that is not outstanding does not discard the subscription changes in its request.
+    """
+
+    def encode(self, response: Response) -> bytes:
+        return wire.delta_response(
+            response.type_url,
+            response.nonce,
+            response.resources,
+            response.removed,
+            response.kept,
+            ttl=self.understands_ttl,
+        )
+
+    def _subscribe(self, watch: Watch, request: Request) -> None:
+        if not watch.opened:
+            self._open(watch, request.resource_names_subscribe, dict(request.initial_resource_versions))
+        elif request.resource_names_subscribe or request.resource_names_unsubscribe:
+            watch.change(request.resource_names_subscribe, request.resource_names_unsubscribe, self._snapshot)
 
 
 _KNOWN = frozenset(TypeUrl)

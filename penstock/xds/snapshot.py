@@ -42,6 +42,9 @@ class Resource:
 
     `endpoints` is set on a cluster that takes its endpoints from EDS: the name of that EDS resource. A
     cluster that changes waits for its endpoints without asking for them again, so both must be sent.
+
+    `ttl` is in seconds: a client that understands it drops the resource when nobody renews it for so long.
+    `wire` is for `wire.py`, which keeps there what it made of the other fields.
     """
 
     name: str
@@ -49,9 +52,14 @@ class Resource:
     version: str
     body: bytes
     endpoints: str = ""
+    ttl: float | None = None
+    wire: bytes = field(default=b"", compare=False, repr=False)
+
+    def keep_wire(self, wire: bytes) -> None:
+        object.__setattr__(self, "wire", wire)
 
 
-def resource(name: str, message: Any) -> Resource:
+def resource(name: str, message: Any, ttl: float | None = None) -> Resource:
     """Serialise a protobuf message into a Resource.
 
     `name` must be what the message calls itself; clients look resources up by it.
@@ -61,7 +69,14 @@ def resource(name: str, message: Any) -> Resource:
     endpoints = ""
     if type_url == TypeUrl.CDS and message.type == message.EDS:
         endpoints = message.eds_cluster_config.service_name or message.name
-    return Resource(name, type_url, blake2b(body, digest_size=8).hexdigest(), body, endpoints)
+    hashed = body if ttl is None else body + str(ttl).encode()
+    return Resource(name, type_url, blake2b(hashed, digest_size=8).hexdigest(), body, endpoints, ttl)
+
+
+def version_of(resources: Iterable[Resource]) -> str:
+    """One version for all of these: a hash of their names and versions, whatever their order."""
+    listed = sorted((item.name, item.version) for item in resources)
+    return blake2b(repr(listed).encode(), digest_size=8).hexdigest()
 
 
 _NOTHING: Mapping[str, Resource] = MappingProxyType({})
@@ -72,6 +87,7 @@ class Snapshot:
     """Every resource that should be in force: type → name → resource. Never changed once made."""
 
     types: Mapping[str, Mapping[str, Resource]] = field(default_factory=dict)
+    _versions: dict[str, str] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     @classmethod
     def of_resources(cls, resources: Iterable[Resource]) -> Snapshot:
@@ -92,6 +108,13 @@ class Snapshot:
 
     def get(self, type_url: str, name: str) -> Resource | None:
         return self.of(type_url).get(name)
+
+    def version(self, type_url: str) -> str:
+        """The version of a type as a whole; the same content has the same."""
+        found = self._versions.get(type_url)
+        if found is None:
+            found = self._versions[type_url] = version_of(self.of(type_url).values())
+        return found
 
     def with_types(self, types: Mapping[str, Mapping[str, Resource]]) -> Snapshot:
         """This snapshot with some types replaced; the others are shared, so comparing them costs nothing."""

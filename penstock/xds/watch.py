@@ -1,4 +1,4 @@
-"""One resource type on one incremental stream: what the client asked for, was sent, and acknowledged.
+"""One resource type on one stream: what the client asked for, was sent, and acknowledged.
 
 Kept true here:
 - `sent` names all that the client may hold: each is removed before it is forgotten. After a NACK what it
@@ -59,15 +59,29 @@ class ResourceStatus:
 
 @dataclass(frozen=True, slots=True)
 class Parcel:
-    """What one response carries: resources, or the names of removed ones, never both."""
+    """What one response says: resources, or the names of removed ones; both only where `Watch.complete`.
+
+    `kept` are resources whose time to live begins anew.
+    """
 
     resources: Mapping[str, Resource] = field(default_factory=dict)
     removed: frozenset[str] = frozenset()
+    kept: tuple[Resource, ...] = ()
 
 
 class Watch:
-    def __init__(self, type_url: str) -> None:
+    """`complete`: each response carries all that the client is to hold, so only one may be on its way."""
+
+    def __init__(self, type_url: str, *, complete: bool = False) -> None:
         self.type_url = type_url
+        self.complete = complete
+        self.groups: list[list[str]] = []
+        """Of a complete type: parts of a refused response that are still to be tried."""
+        self.last_nonce = ""
+        self.named = False
+        """The client has asked for something by name on this stream (state of the world)."""
+        self.returning = False
+        """The client has something from an earlier stream."""
         self.opened = False
         """The client asked for this type on this stream."""
         self.wildcard = False
@@ -98,6 +112,7 @@ class Watch:
         self.wildcard = "*" in names or (not names and self.type_url in LEGACY_WILDCARD)
         self.greet = self.wildcard
         self.names = names - {"*"}
+        self.returning = bool(held)
         self.sent = {name: version for name, version in held.items() if self.wants(name)}
         self.acked = dict(self.sent)
         self.due = {name for name in self.due if self.wants(name)} | (self.names - held.keys())
@@ -187,21 +202,48 @@ class Watch:
             self._good.pop(name, None)
         return frozenset(gone & self.sent.keys())
 
+    def drop(self, names: Iterable[str]) -> None:
+        """These are gone, and the protocol has no words to say so."""
+        for name in names:
+            self.sent.pop(name, None)
+            self.acked.pop(name, None)
+
     def is_refused(self, item: Resource) -> bool:
         return item.version in self.refused.get(item.name, ())
 
     def parcels(self, resources: list[Resource]) -> list[Parcel]:
         """Cut resources into responses. A name that was refused before travels alone, not with good ones."""
-        if self.type_url not in BATCHED:
+        if self.type_url not in BATCHED and not self.complete:
             return [Parcel({item.name: item}) for item in resources]
         suspects = [item for item in resources if item.name in self.refused]
         others = {item.name: item for item in resources if item.name not in self.refused}
         return ([Parcel(others)] if others else []) + [Parcel({item.name: item}) for item in suspects]
 
+    def state(self, parcel: Parcel) -> dict[str, Resource]:
+        """All that the client is to hold after `parcel`: what it took before, and this."""
+        held = {name: item for name, item in self._good.items() if name not in parcel.removed}
+        return {**held, **parcel.resources}
+
+    def alive(self, snapshot: Snapshot) -> tuple[Resource, ...]:
+        """What the client has in force and would lose if nobody renewed it."""
+        found = []
+        for name, version in self.acked.items():
+            item = snapshot.get(self.type_url, name)
+            if item is None or item.version != version:
+                item = self._good.get(name)
+            if item is not None and item.ttl is not None and self.sent.get(name) == item.version:
+                found.append(item)
+        return tuple(found)
+
+    def last_good(self, name: str) -> Resource | None:
+        """What the client acknowledged last on this stream."""
+        return self._good.get(name)
+
     # What the client said
 
     def record(self, nonce: str, parcel: Parcel) -> None:
         self.outstanding[nonce] = parcel
+        self.last_nonce = nonce
         self.greet = False
         for name, item in parcel.resources.items():
             self.sent[name] = item.version
@@ -220,6 +262,7 @@ class Watch:
                 self.refused.pop(name, None)
         for name in parcel.removed:
             self.acked.pop(name, None)
+            self._good.pop(name, None)
 
     def nack(self, parcel: Parcel, message: str) -> list[list[str]]:
         """Keep the error of a single resource, or tell how to cut a larger response to find the bad one."""
@@ -237,7 +280,8 @@ class Watch:
     @property
     def busy(self) -> bool:
         """Something is still to be said or to be acknowledged."""
-        return bool(self.outstanding or self.dirty or self.greet or (self.opened and self.due))
+        open_ = any(not parcel.kept for parcel in self.outstanding.values())
+        return bool(open_ or self.groups or self.dirty or self.greet or (self.opened and self.due))
 
     def refusals(self, snapshot: Snapshot) -> list[Refusal]:
         """Resources that are wanted now and were refused as they are."""

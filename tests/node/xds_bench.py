@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -41,7 +42,12 @@ PATIENCE = 10.0
 """Seconds for what takes milliseconds. Less than the 15 s after which Envoy stops waiting by itself."""
 
 BOOTSTRAP = {
-    "node": {"id": "xds-test", "cluster": "test"},
+    # Envoy drops resources by their time to live only where its bootstrap says so.
+    "node": {
+        "id": "xds-test",
+        "cluster": "test",
+        "client_features": ["xds.config.supports-resource-ttl"],
+    },
     "dynamic_resources": {
         "ads_config": {
             "api_type": "DELTA_GRPC",
@@ -147,10 +153,10 @@ class Bench:
     records: asyncio.Queue[RequestRecord] = field(default_factory=asyncio.Queue)
     server: XdsServer | None = None
 
-    async def serve(self, snapshot: Snapshot) -> XdsServer:
+    async def serve(self, snapshot: Snapshot, **more: Any) -> XdsServer:
         """Start a server (a later one takes the place of the one before) that has this snapshot."""
         service = access_log_service(self.records.put_nowait)
-        self.server = XdsServer(self.directory / "xds.sock", services=[service])
+        self.server = XdsServer(self.directory / "xds.sock", services=[service], **more)
         self.server.publish(snapshot)
         await self.server.start()
         return self.server
@@ -206,8 +212,13 @@ async def backend(port: int, name: str) -> web.AppRunner:
 
 
 @contextlib.asynccontextmanager
-async def envoy(directory: Path) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A running Envoy that dials `xds.sock` in the directory, its admin at `admin.sock`."""
+async def envoy(
+    directory: Path, dynamic: dict[str, Any] | None = None
+) -> AsyncIterator[asyncio.subprocess.Process]:
+    """A running Envoy that dials `xds.sock` in the directory, its admin at `admin.sock`.
+
+    `dynamic` says how it asks; incremental ADS by itself.
+    """
     h2 = {"explicit_http_config": {"http2_protocol_options": {}}}
     options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions"
     pipe = {"endpoint": {"address": {"pipe": {"path": str(directory / "xds.sock")}}}}
@@ -218,6 +229,7 @@ async def envoy(directory: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     }
     config = {
         **BOOTSTRAP,
+        **({"dynamic_resources": dynamic} if dynamic else {}),
         "admin": {"address": {"pipe": {"path": str(directory / "admin.sock")}}},
         "static_resources": {"clusters": [server]},
     }
@@ -238,12 +250,18 @@ async def envoy(directory: Path) -> AsyncIterator[asyncio.subprocess.Process]:
 
 @pytest.fixture
 async def bench() -> AsyncIterator[Bench]:
+    async with open_bench() as made:
+        yield made
+
+
+@contextlib.asynccontextmanager
+async def open_bench(dynamic: dict[str, Any] | None = None) -> AsyncIterator[Bench]:
     directory = Path(tempfile.mkdtemp(prefix="xds-"))
     async with contextlib.AsyncExitStack() as stack:
         stack.callback(shutil.rmtree, directory)
         for port, name in ((BACKEND_A, "a"), (BACKEND_B, "b")):
             stack.push_async_callback((await backend(port, name)).cleanup)
-        process = await stack.enter_async_context(envoy(directory))
+        process = await stack.enter_async_context(envoy(directory, dynamic))
         client = await stack.enter_async_context(aiohttp.ClientSession())
         connector = aiohttp.UnixConnector(str(directory / "admin.sock"))
         admin = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))

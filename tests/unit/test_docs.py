@@ -9,7 +9,7 @@ import pytest
 
 from penstock.control import socket_path
 from penstock.envoy import marks
-from penstock.envoy.bootstrap import admin_socket, xds_socket
+from penstock.envoy.bootstrap import admin_socket, clients_socket, xds_socket
 from penstock.envoy.process import UID
 from penstock.redirect import host
 from penstock.redirect.datapath import CGROUP_PROGRAMS, NETDEV_PROGRAMS, WORKLOAD_PROGRAMS
@@ -50,7 +50,7 @@ def test_every_map_and_program() -> None:
     assert [name for name in sorted(programs) if name not in PAGE] == []
 
 
-@pytest.mark.parametrize("place", [socket_path, xds_socket, admin_socket])
+@pytest.mark.parametrize("place", [socket_path, xds_socket, clients_socket, admin_socket])
 def test_sockets(place) -> None:
     assert f"| {place(Path('RUN'))} |" in PAGE
 

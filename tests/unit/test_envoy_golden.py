@@ -25,6 +25,8 @@ from penstock.routing.actions import (
     Retry,
 )
 from penstock.routing.model import (
+    Certificate,
+    EdgeListener,
     ListenerKind,
     ProxyCluster,
     ProxyEndpoint,
@@ -35,8 +37,10 @@ from penstock.routing.model import (
     Route,
     RouteBackend,
     RouteMatch,
+    ServerTls,
     ServiceTable,
     StringMatch,
+    TcpChain,
 )
 from penstock.world import Settings
 
@@ -177,6 +181,41 @@ MODELS = {
         ),
         mirrored=("default/web-v1:80/4", "default/web-v2:80/4"),
         mirror_rights=(Rights((3,), ("v2",), ((RequestMatch(path="/copied"),),)),),
+    ),
+    "streams": ProxyModel(
+        edge=(
+            EdgeListener(
+                "gateway/default/gw:90/TCP",
+                (IPv4Address("10.97.0.1"),),
+                90,
+                (
+                    TcpChain(
+                        "gateway/default/gw:90/TCP",
+                        (RouteBackend("default/web:90/4/edge/tcp", 3), RouteBackend(None, 1)),
+                    ),
+                ),
+            ),
+            EdgeListener(
+                "gateway/default/gw:443/TCP",
+                (IPv4Address("10.97.0.1"),),
+                443,
+                (
+                    TcpChain("passed", (RouteBackend("default/web:90/4/edge/tcp", 1),), "*.a.example"),
+                    TcpChain("ended", (), "b.example", ServerTls(("certificate/default/b",))),
+                ),
+            ),
+        ),
+        clusters=(
+            ProxyCluster(
+                "default/web:90/4/edge/tcp",
+                4,
+                (ProxyEndpoint(V1, 9090, "v1"),),
+                source=IPv4Address("10.244.0.254"),
+                stream=True,
+            ),
+        ),
+        edge_secret="10.244.0.254",
+        certificates=(Certificate("certificate/default/b", b"chain", b"key"),),
     ),
     "workloads": ProxyModel(
         listeners=(ProxyListener("http-workload/3", ListenerKind.HTTP_WORKLOAD, 3, 15002),),

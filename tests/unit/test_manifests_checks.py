@@ -14,6 +14,11 @@ KINDS = {
     "Node": "v1",
     "EndpointSlice": "discovery.k8s.io/v1",
     "PeerAuthentication": "security.istio.io/v1",
+    "TLSRoute": "gateway.networking.k8s.io/v1",
+    "TCPRoute": "gateway.networking.k8s.io/v1",
+    "UDPRoute": "gateway.networking.k8s.io/v1",
+    "BackendTLSPolicy": "gateway.networking.k8s.io/v1",
+    "Ingress": "networking.k8s.io/v1",
 }
 
 

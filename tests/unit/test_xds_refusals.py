@@ -148,9 +148,9 @@ def test_parts_carry_the_newest_version() -> None:
 
 
 def test_what_was_refused_in_company_is_not_taken_for_held_when_it_is_wanted_again() -> None:
-    listener = res(LDS, "l")  # not asked for yet, so that removals of clusters wait
+    listener = res(LDS, "l")  # of a client that comes back, and not asked for yet: removals of clusters wait
     d = Dialogue(snap(*cds("a", "b"), listener))
-    (batch,) = d.ask(CDS)
+    (batch,) = d.ask(CDS, held={"a": "0"})
     d.publish(snap(listener))
     assert d.nack(batch) == []
     assert brief(d.publish(snap(*cds("a", "b"), listener))) == [(CDS, {"a": "1", "b": "1"}, ())]

@@ -196,4 +196,4 @@ def test_a_type_we_do_not_know_is_answered_too() -> None:
     kind = "type.googleapis.com/envoy.config.core.v3.TypedExtensionConfig"
     request = discovery_pb2.DeltaDiscoveryRequest(type_url=kind, resource_names_subscribe=["x"])
     (response,) = d.session.receive(request)
-    assert list(response.removed_resources) == ["x"]
+    assert list(response.removed) == ["x"]

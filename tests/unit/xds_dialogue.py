@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2
 
-from penstock.xds.session import Session
+from penstock.xds.session import DeltaSession, Response, Session
 from penstock.xds.snapshot import Resource, Snapshot, TypeUrl
+from penstock.xds.state import StateSession
 
 SDS, CDS, EDS, LDS, SRDS, RDS = TypeUrl
 
@@ -36,9 +36,31 @@ class Said:
     removed: tuple[str, ...]
 
 
-class Dialogue:
-    def __init__(self, snapshot: Snapshot | None = None) -> None:
-        self.session = Session()
+class _Speaker:
+    """What both variants have in common: `session`, and the way from its responses to `Said`."""
+
+    session: Session
+
+    def publish(self, snapshot: Snapshot) -> list[Said]:
+        return self._hear(self.session.publish(snapshot))
+
+    def _hear(self, said: list[Response]) -> list[Said]:
+        raise NotImplementedError
+
+    def ack(self, said: Said) -> list[Said]:
+        raise NotImplementedError
+
+    def ack_all(self, answers: list[Said]) -> list[Said]:
+        """Acknowledge these and whatever comes of it; give back all that was said in between."""
+        heard = list(answers)
+        for said in heard:
+            heard += self.ack(said)
+        return heard[len(answers) :]
+
+
+class Dialogue(_Speaker):
+    def __init__(self, snapshot: Snapshot | None = None, only: TypeUrl | None = None) -> None:
+        self.session = DeltaSession(only)
         if snapshot is not None:
             assert self.publish(snapshot) == []
 
@@ -71,19 +93,10 @@ class Dialogue:
     def nack(self, said: Said, error: str = "bad") -> list[Said]:
         return self.ask(said.kind, nonce=said.nonce, error=error)
 
-    def publish(self, snapshot: Snapshot) -> list[Said]:
-        return self._hear(self.session.publish(snapshot))
-
-    def ack_all(self, answers: list[Said]) -> list[Said]:
-        """Acknowledge these and whatever comes of it; give back all that was said in between."""
-        heard = list(answers)
-        for said in heard:
-            heard += self.ack(said)
-        return heard[len(answers) :]
-
-    def _hear(self, responses: list[Any]) -> list[Said]:
+    def _hear(self, said: list[Response]) -> list[Said]:
         heard = []
-        for response in responses:
+        for message in said:
+            response = discovery_pb2.DeltaDiscoveryResponse.FromString(self.session.encode(message))
             names = [item.name for item in response.resources] + list(response.removed_resources)
             assert len(names) == len(set(names)), "a client refuses a response that names a resource twice"
             for item in response.resources:
@@ -97,6 +110,55 @@ class Dialogue:
                     tuple(response.removed_resources),
                 )
             )
+        return heard
+
+
+class StateDialogue(_Speaker):
+    """The same in the state-of-the-world variant; `names` are what it watches, as of the last request."""
+
+    def __init__(self, snapshot: Snapshot | None = None, only: TypeUrl | None = None) -> None:
+        self.session = StateSession(only)
+        self.versions: dict[str, str] = {}
+        self.names: dict[str, tuple[str, ...]] = {}
+        if snapshot is not None:
+            assert self.publish(snapshot) == []
+
+    def ask(
+        self,
+        kind: TypeUrl | str,
+        *names: str,
+        nonce: str = "",
+        version: str = "",
+        error: str = "",
+        features: Iterable[str] = (),
+    ) -> list[Said]:
+        self.names[kind] = names
+        request = discovery_pb2.DiscoveryRequest(
+            type_url=kind, resource_names=names, response_nonce=nonce, version_info=version
+        )
+        if error:
+            request.error_detail.message = error
+        if features:
+            request.node.client_features.extend(features)
+        return self._hear(self.session.receive(request))
+
+    def ack(self, said: Said) -> list[Said]:
+        version = self.versions[said.nonce]
+        return self.ask(said.kind, *self.names[said.kind], nonce=said.nonce, version=version)
+
+    def nack(self, said: Said, error: str = "bad") -> list[Said]:
+        return self.ask(said.kind, *self.names[said.kind], nonce=said.nonce, error=error)
+
+    def _hear(self, said: list[Response]) -> list[Said]:
+        heard = []
+        for message in said:
+            response = discovery_pb2.DiscoveryResponse.FromString(self.session.encode(message))
+            self.versions[response.nonce] = response.version_info
+            bodies = [item.value.decode().partition("@") for item in response.resources]
+            assert len({name for name, _, _ in bodies}) == len(bodies)
+            assert {item.type_url for item in response.resources} <= {response.type_url}
+            found = {name: version for name, _, version in bodies}
+            heard.append(Said(TypeUrl(response.type_url), response.nonce, found, ()))
         return heard
 
 
