@@ -15,9 +15,10 @@ import msgspec
 
 from penstock import gateway_status
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.gateway_kinds import Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.gateway_kinds import GROUP, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress
 from penstock.manifests.kinds import Namespace, Service, Workload
-from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.problem import Problem
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus, Plan
@@ -126,6 +127,36 @@ def _route_status(
     return {"parents": parents}
 
 
+def _front_door(status: ObjectStatus, edge: Mapping[str, str]) -> dict[str, Any]:
+    """The address is told only when all of the front door serves."""
+    addresses: Any = status.extra.get("addresses", ())
+    serves: Any = status.extra.get("serves", ())
+    ready = bool(serves) and not any(edge.get(name, "not applied yet") for name in serves)
+    return {"loadBalancer": {"ingress": [{"ip": str(a)} for a in addresses]} if ready else {}}
+
+
+def _ancestors(
+    document: Document, status: ObjectStatus, transitions: Transitions, now: float
+) -> dict[str, Any]:
+    """What became of a policy at each Gateway (or Service of the mesh) that it has a say in."""
+    listed: Any = status.extra.get("ancestors", ())
+    return {
+        "ancestors": [
+            {
+                "ancestorRef": {
+                    "group": "" if key.kind == "Service" else GROUP,
+                    "kind": key.kind,
+                    "namespace": key.namespace,
+                    "name": key.name,
+                },
+                "controllerName": CONTROLLER,
+                "conditions": [_condition(document, str(key), c, transitions, now) for c in conditions],
+            }
+            for key, conditions in listed
+        ]
+    }
+
+
 def _without_nulls(value: Any) -> Any:
     """Absent fields are left out, as the API's own server does."""
     if isinstance(value, dict):
@@ -158,6 +189,12 @@ def view(
     shown["metadata"]["generation"] = document.generation
     status = plan.statuses.get(document.key, ObjectStatus())
     value = document.value
+    if isinstance(value, Ingress):
+        shown["status"] = _front_door(status, edge or {})
+        return shown
+    if isinstance(value, BackendTLSPolicy):
+        shown["status"] = _ancestors(document, status, transitions, now)
+        return shown
     if isinstance(value, HTTPRoute | GRPCRoute | TLSRoute | TCPRoute):
         shown["status"] = _route_status(document, status, transitions, now, in_force=in_force)
         return shown

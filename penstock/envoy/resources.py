@@ -78,7 +78,7 @@ class Builder(Generic[T]):
                 add_eds(cluster.name, cluster.endpoints)
                 continue
             how = (cluster.name, protocol, servers, ports)
-            if cluster.source is not None:
+            if cluster.source is not None or cluster.tls is not None:
                 how = (*how, cluster.source, cluster.tls)  # type: ignore[assignment]
             add(CLUSTER, cluster.name, clusters.service, *how)
             add_eds(cluster.name, cluster.endpoints)

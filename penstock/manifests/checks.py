@@ -10,9 +10,18 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from penstock.manifests import gateway_checks, l4_checks, netpol_checks, policy_checks, route_checks, syntax
+from penstock.manifests import (
+    gateway_checks,
+    ingress_checks,
+    l4_checks,
+    netpol_checks,
+    policy_checks,
+    route_checks,
+    syntax,
+)
 from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.kinds import (
     AnyKind,
     CiliumClusterwideNetworkPolicy,
@@ -25,7 +34,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
@@ -199,4 +208,7 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     ConfigMap: gateway_checks.check_config_map,
     TLSRoute: l4_checks.check_tls_route,
     TCPRoute: l4_checks.check_l4_route,
+    Ingress: ingress_checks.check,
+    IngressClass: ingress_checks.check_class,
+    BackendTLSPolicy: l4_checks.check_backend_tls,
 }

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.kinds import (
     AnyKind,
     CiliumClusterwideNetworkPolicy,
@@ -22,7 +23,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.l4_kinds import TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
@@ -108,6 +109,15 @@ SERVED: Mapping[str, ServedKind] = {
             "tcproutes",
             older=("gateway.networking.k8s.io/v1alpha2",),
         ),
+        ServedKind(
+            BackendTLSPolicy,
+            "gateway.networking.k8s.io/v1",
+            "backendtlspolicies",
+            ("btlspolicy",),
+            older=("gateway.networking.k8s.io/v1alpha3",),
+        ),
+        ServedKind(Ingress, "networking.k8s.io/v1", "ingresses", ("ing",), custom=False),
+        ServedKind(IngressClass, "networking.k8s.io/v1", "ingressclasses", namespaced=False, custom=False),
         ServedKind(Secret, "v1", "secrets", custom=False),
         ServedKind(ConfigMap, "v1", "configmaps", ("cm",), custom=False),
     )
@@ -115,9 +125,6 @@ SERVED: Mapping[str, ServedKind] = {
 
 NOT_SERVED: Mapping[str, tuple[str, ...]] = {
     "UDPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
-    "BackendTLSPolicy": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha3"),
-    "Ingress": ("networking.k8s.io/v1",),
-    "IngressClass": ("networking.k8s.io/v1",),
 }
 """Kinds that change traffic and that this version does not enforce yet: refused."""
 

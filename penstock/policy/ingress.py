@@ -17,6 +17,7 @@ from penstock.manifests.base import ObjectMeta
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import Gateway, GatewayClass
 from penstock.manifests.kinds import Node, Workload
+from penstock.policy import ingress_classes
 from penstock.world import Address, World, parse_address
 
 CONTROLLER = "penstock.dev/gateway-controller"
@@ -43,7 +44,7 @@ def gateways(world: World) -> Iterator[tuple[Document, Gateway]]:
 
 def has_edge(world: World) -> bool:
     """Whether anything stands at the edge at all: without it no ingress address is taken."""
-    return any(True for _ in gateways(world))
+    return any(True for _ in gateways(world)) or any(True for _ in ingress_classes.ingresses(world))
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +68,8 @@ def wanted_addresses(world: World) -> tuple[str, ...]:
         if not given:
             found.append(_key(document, 0))
         found += [_key(document, i) for i, a in enumerate(given) if a.type == "IPAddress" and not a.value]
+    if any(True for _ in ingress_classes.ingresses(world)):
+        found.append(ingress_classes.ADDRESS_KEY)
     if has_edge(world):
         found += [f"{INGRESS_KEY}/{version}" for version in _families(world) - _ranged(world)]
     return tuple(found)

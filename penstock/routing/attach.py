@@ -87,6 +87,17 @@ class Entry:
         return (self.listener.hostname or "").lower()
 
     @property
+    def passes_tls(self) -> bool:
+        """Whether TLS goes on to the backends as it is."""
+        return (
+            self.protocol == "TLS" and self.listener.tls is not None and self.listener.tls.mode != "Terminate"
+        )
+
+    @property
+    def ends_tls(self) -> bool:
+        return self.protocol in ("HTTPS", "TLS") and not self.passes_tls
+
+    @property
     def kinds(self) -> tuple[str, ...]:
         mode = self.listener.tls.mode if self.listener.tls else ""
         if self.protocol in ("HTTPS", "TLS") and not mode:

@@ -10,18 +10,20 @@ Source: Gateway API v1.6, Gateway, Listener, HTTPRoute (hostnames and precedence
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.kinds import Namespace
-from penstock.manifests.l4_kinds import TCPRoute, TLSRoute, UDPRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
-from penstock.routing import hosts
+from penstock.routing import hosts, ingresses
 from penstock.routing.attach import Attached, Entry, ListenerStatus, Namespaces, attach, by_port, entries_of
+from penstock.routing.backend_tls import BackendTls
 from penstock.routing.certificates import Vault
 from penstock.routing.frontend import client_certificate, lenient, server_tls
 from penstock.routing.l4routes import L4_KINDS, L4Route, Streams, hostnames, shares
@@ -34,15 +36,24 @@ from penstock.routing.model import (
     HostTable,
     HttpChain,
     Route,
-    ServerTls,
     TcpChain,
     UpstreamTls,
 )
 from penstock.routing.rules import Compiled, Ranked, Services, compile_rules
-from penstock.routing.services import ServedPort
+from penstock.routing.services import EDGE, ServedPort
 from penstock.world import Address, World
 
-EDGE_KINDS = (GatewayClass, Gateway, ListenerSet, Secret, ConfigMap, *L4_KINDS)
+EDGE_KINDS = (
+    GatewayClass,
+    Gateway,
+    ListenerSet,
+    Secret,
+    ConfigMap,
+    BackendTLSPolicy,
+    *L4_KINDS,
+    Ingress,
+    IngressClass,
+)
 """What the edge is made from, besides routes of HTTP, Services and Nodes."""
 
 _RESOLVED = Condition("ResolvedRefs", True, "ResolvedRefs")
@@ -79,7 +90,7 @@ class Memo:
     services: Services | None = None
     frame: tuple[Document, ...] = ()
     attached: dict[ObjectKey, tuple[Document, _Places, ObjectStatus | None]] = field(default_factory=dict)
-    rules: dict[tuple[ObjectKey, int], tuple[Document, Compiled]] = field(default_factory=dict)
+    rules: dict[tuple[ObjectKey, int, str], tuple[Document, Compiled]] = field(default_factory=dict)
     tables: dict[str, tuple[object, EdgeTable]] = field(default_factory=dict)
 
 
@@ -95,6 +106,8 @@ class Edge:
     statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)
     addresses: tuple[Address, ...] = ()
     """Of the listeners, and the node's ingress addresses."""
+    backend_tls: BackendTls | None = field(default=None, compare=False)
+    """TLS to the backends of routes of the mesh, too."""
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
 
@@ -110,7 +123,7 @@ def gateway_names(world: World) -> tuple[str, ...]:
         listed = [gateway.spec.listeners, *(s.spec.listeners for _, s in sets.get(document.key, ()))]
         ports = {(x.port, "UDP" if x.protocol.upper() == "UDP" else "TCP") for each in listed for x in each}
         found += [listener_name(document, port, protocol) for port, protocol in sorted(ports)]
-    return tuple(found)
+    return (*found, *ingresses.listener_names(world))
 
 
 def _sets(world: World) -> dict[ObjectKey, list[tuple[Document, ListenerSet]]]:
@@ -137,6 +150,13 @@ class _Gateway:
     routes: dict[int, list[tuple[Attached, Routed]]] = field(default_factory=dict)
     """By the position of their listener in `entries`."""
     streams: list[L4Routed] = field(default_factory=list)
+
+    @property
+    def edge(self) -> str:
+        backend = self.gateway.spec.tls.backend if self.gateway.spec.tls else None
+        if backend is None or backend.client_certificate_ref is None:
+            return EDGE
+        return f"{EDGE}/{self.document.key.namespace}/{self.document.key.name}"
 
     @property
     def accepted(self) -> Condition:
@@ -168,6 +188,7 @@ class Edges:
         self._same_frame = self._before.frame == frame
         self._namespaces = Namespaces(world)
         self._vault = Vault(world, self._services)
+        self._backend_tls = BackendTls(world, self._vault)
         self._clusters: dict[str, EdgeCluster] = {}
         self._statuses: dict[ObjectKey, ObjectStatus] = {}
 
@@ -189,7 +210,15 @@ class Edges:
             tables += more
             self._report(each)
         self._lonely_sets(found)
-        if found:
+        door = ingresses.compile_ingresses(self._world, self._services, self._vault)
+        for table, clusters in door.tables:
+            tables.append(EdgeTable(table, clusters))
+            self._add_clusters(clusters, None)
+        listeners += door.listeners
+        addresses += door.addresses
+        self._statuses.update(door.statuses)
+        self._statuses.update(self._backend_tls.statuses())
+        if found or door.addresses:
             addresses += ingress.of_node(self._world, self._world.node)
         return Edge(
             tuple(listeners),
@@ -199,6 +228,7 @@ class Edges:
             tuple(self._vault.authorities[name] for name in sorted(self._vault.authorities)),
             self._statuses,
             tuple(dict.fromkeys(addresses)),
+            self._backend_tls,
             self._remembered(),
         )
 
@@ -319,18 +349,18 @@ class Edges:
     def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> Condition:
         problems: Sequence[Condition]
         if isinstance(route, HTTPRoute | GRPCRoute):
-            problems = self._rules(document, route, 0).problems
+            problems = self._rules(document, route, 0, EDGE).problems
         else:
             problems = shares(document, route, self._services).problems
         return problems[0] if problems else _RESOLVED
 
-    def _rules(self, document: Document, route: HTTPRoute | GRPCRoute, port: int) -> Compiled:
+    def _rules(self, document: Document, route: HTTPRoute | GRPCRoute, port: int, edge: str) -> Compiled:
         """The rules of a route as dialled at `port`."""
-        known = self._before.rules.get((document.key, port))
+        known = self._before.rules.get((document.key, port, edge))
         if known is None or known[0] is not document:
-            made = compile_rules(document, route, self._services, port=port or 80, edge=True)
+            made = compile_rules(document, route, self._services, port=port or 80, edge=edge)
             known = (document, made)
-        self._memo.rules[(document.key, port)] = known
+        self._memo.rules[(document.key, port, edge)] = known
         return known[1]
 
     # --- listeners ------------------------------------------------------------------------------------------
@@ -340,7 +370,6 @@ class Edges:
         tables: list[EdgeTable] = []
         if not each.accepted.status or not each.placed.addresses:
             return listeners, tables
-        shows: dict[int, ServerTls] = {}
         for port, protocol, entries in by_port(each.entries):
             name = listener_name(each.document, port, protocol)
             chains: list[HttpChain | TcpChain] = []
@@ -348,34 +377,29 @@ class Edges:
             if http:
                 tables.append(self._table(name, port, http, http, each))
                 chains.append(HttpChain(name))
-            served = [e for e in entries if e.protocol in ("HTTPS", "TLS") and self._shows(e, each, shows)]
-            streams = Streams(self._services)
+            shows = {
+                id(e): tls
+                for e in entries
+                if e.ends_tls and (tls := server_tls(e, each.gateway, self._vault)) is not None
+            }
+            by_name = [e for e in entries if e.passes_tls or id(e) in shows]
+            streams = Streams(self._services, each.edge)
             for entry in entries:
                 if entry.protocol == "TCP":
                     streams.add_all(name, entry, each.streams)
-            for entry in served:
-                tls = shows.get(id(entry))
+            for entry in by_name:
                 if entry.protocol == "TLS":
-                    streams.add_tls(name, entry, each.streams, [e.hostname for e in served], tls)
+                    names = [e.hostname for e in by_name]
+                    streams.add_tls(name, entry, each.streams, names, shows.get(id(entry)))
                     continue
                 table = f"{name}/{entry.hostname or '*'}"
-                tables.append(self._table(table, port, [entry], served, each))
-                chains.append(HttpChain(table, entry.hostname, tls))
+                tables.append(self._table(table, port, [entry], by_name, each))
+                chains.append(HttpChain(table, entry.hostname, shows[id(entry)]))
             chains += streams.chains
-            for cluster in streams.clusters.values():
-                self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
+            self._add_clusters(streams.clusters.values(), each)
             if chains:
                 listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), "TCP"))
         return listeners, tables
-
-    def _shows(self, entry: Entry, each: _Gateway, shows: dict[int, ServerTls]) -> bool:
-        """Whether a listener for TLS can do what it says: pass it on, or end it (`shows` gets how)."""
-        if entry.listener.tls is not None and entry.listener.tls.mode == "Passthrough":
-            return True
-        tls = server_tls(entry, each.gateway, self._vault)
-        if tls is not None:
-            shows[id(entry)] = tls
-        return tls is not None
 
     def _table(
         self, name: str, port: int, mine: list[Entry], beside: list[Entry], each: _Gateway
@@ -389,6 +413,7 @@ class Edges:
         }
         inputs = (
             port,
+            each.edge,
             names,
             tuple(
                 (e.hostname, tuple((a.hosts, document) for a, (document, _) in routes[id(e)])) for e in mine
@@ -396,10 +421,9 @@ class Edges:
         )
         known = self._before.tables.get(name)
         if known is None or known[0] != inputs:
-            known = (inputs, self._made(name, port, mine, beside, routes))
+            known = (inputs, self._made(name, port, mine, beside, routes, each.edge))
         self._memo.tables[name] = known
-        for cluster in known[1].clusters:
-            self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster))
+        self._add_clusters(known[1].clusters, each)
         return known[1]
 
     def _made(
@@ -409,6 +433,7 @@ class Edges:
         mine: list[Entry],
         beside: list[Entry],
         routes: Mapping[int, list[tuple[Attached, Routed]]],
+        edge: str,
     ) -> EdgeTable:
         clusters: dict[str, ServedPort] = {}
         found: list[HostRoutes] = []
@@ -417,7 +442,7 @@ class Edges:
             by_name: dict[str, list[tuple[ObjectKey, list[Ranked]]]] = {}
             wanted = {entry.hostname}
             for attached, (document, route) in routes[id(entry)]:
-                made = self._rules(document, route, port)
+                made = self._rules(document, route, port, edge)
                 wanted.update(host for host, _ in attached.hosts)
                 for own in {each.lower() for _, each in attached.hosts}:
                     by_name.setdefault(own, []).append((document.key, made.routes))
@@ -429,6 +454,19 @@ class Edges:
             if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
                 found.append(HostRoutes(other.hostname, misdirected=True))
         return EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
+
+    def _add_clusters(self, clusters: Iterable[ServedPort], each: _Gateway | None) -> None:
+        """Backends of one Gateway, or of Ingresses, with the TLS that is asked for."""
+        certificate = ""
+        if each is not None and each.edge != EDGE:
+            certificate, _ = client_certificate(each.document, each.gateway, self._vault)
+        for cluster in clusters:
+            tls = self._backend_tls.of(cluster, each.document.key if each is not None else None)
+            if tls is not None and certificate:
+                tls = replace(tls, certificate=certificate)
+            lost = tls is None and self._backend_tls.applies(cluster)
+            served = replace(cluster, backends=()) if lost else cluster
+            self._clusters.setdefault(cluster.name, EdgeCluster(cluster.name, served, tls))
 
     # --- status ------------------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from penstock.routing import hosts
 from penstock.routing.attach import Attached, Entry
 from penstock.routing.model import RouteBackend, ServerTls, TcpChain
 from penstock.routing.rules import Services, backend
-from penstock.routing.services import ServedPort
+from penstock.routing.services import EDGE, ServedPort
 
 L4Route = TLSRoute | TCPRoute | UDPRoute
 L4_KINDS = (TLSRoute, TCPRoute, UDPRoute)
@@ -40,8 +40,8 @@ def hostnames(route: L4Route) -> list[str]:
     return route.spec.hostnames if isinstance(route, TLSRoute) else []
 
 
-def shares(document: Document, route: L4Route, services: Services) -> Shares:
-    """The backends of a route's only rule."""
+def shares(document: Document, route: L4Route, services: Services, edge: str = EDGE) -> Shares:
+    """The backends of a route's only rule, reached through `edge`."""
     protocol = "UDP" if isinstance(route, UDPRoute) else "TCP"
     found: list[RouteBackend] = []
     clusters: dict[str, ServedPort] = {}
@@ -49,6 +49,7 @@ def shares(document: Document, route: L4Route, services: Services) -> Shares:
     for rule in route.spec.rules:
         for ref in rule.backend_refs:
             target, problem = _target(document, ref, services, protocol)
+            target = target and replace(target, edge=edge)
             if problem is not None:
                 problems.append(problem)
             if target is not None:
@@ -72,7 +73,7 @@ def _target(
         why = f"port {ref.port} of Service {namespace}/{ref.name} is not {protocol}"
         return None, Condition("ResolvedRefs", False, "UnsupportedProtocol", why)
     chosen = min(fitting, key=lambda s: (not s.backends, s.family))
-    return replace(chosen, edge=True, stream=True), None
+    return replace(chosen, stream=True), None
 
 
 def _age(routed: Routed) -> tuple[object, ...]:
@@ -85,12 +86,13 @@ class Streams:
     """What the L4 routes of one port become. `clusters` are those that the chains name."""
 
     services: Services
+    edge: str = EDGE
     chains: list[TcpChain] = field(default_factory=list)
     clusters: dict[str, ServedPort] = field(default_factory=dict)
 
     def _chain(self, name: str, routed: Routed, sni: str | None, tls: ServerTls | None) -> None:
         _, document, route = routed
-        found = shares(document, route, self.services)
+        found = shares(document, route, self.services, self.edge)
         self.clusters.update({c.name: c for c in found.clusters})
         self.chains.append(TcpChain(name, found.backends, sni, tls))
 

@@ -24,7 +24,7 @@ from penstock.routing.model import (
     ProxyModel,
     ServiceTable,
 )
-from penstock.routing.services import Backend
+from penstock.routing.services import Backend, ServedPort
 
 
 def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyModel:
@@ -50,10 +50,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
         listeners=listeners,
         services=tuple(_table(facts, t) for t in facts.mesh.tables),
         clusters=(
-            *(
-                ProxyCluster(name, s.family, _endpoints(facts, s.backends), s.http2)
-                for name, s in sorted(clusters.items())
-            ),
+            *(_mesh_cluster(facts, name, s) for name, s in sorted(clusters.items())),
             *(_edge_cluster(facts, each) for each in facts.edge.clusters),
         ),
         workloads=tuple(workloads),
@@ -75,6 +72,20 @@ def _endpoints(facts: Facts, backends: tuple[Backend, ...]) -> tuple[ProxyEndpoi
     return tuple(_endpoint(facts, b) for b in backends if b.address not in facts.edge.addresses)
 
 
+def _mesh_cluster(facts: Facts, name: str, served: ServedPort) -> ProxyCluster:
+    endpoints = _endpoints(facts, served.backends)
+    policies = facts.edge.backend_tls
+    if policies is None or not policies.applies(served):
+        return ProxyCluster(name, served.family, endpoints, served.http2)
+    tls = policies.of(served)
+    return ProxyCluster(name, served.family, _plain(endpoints) if tls else (), served.http2, tls=tls)
+
+
+def _plain(endpoints: tuple[ProxyEndpoint, ...]) -> tuple[ProxyEndpoint, ...]:
+    """Without those of other nodes that are spoken to in mesh TLS: it cannot carry a backend's own TLS."""
+    return tuple(e for e in endpoints if e.server_id is None)
+
+
 def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
     served = each.served
     sources = [a for m in facts.members.ingress[:1] for a in m.addresses if a.version == served.family]
@@ -83,6 +94,8 @@ def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
     if served.stream:
         backends = tuple(b for b in backends if _open_to_edge(facts, b))
     endpoints = _endpoints(facts, backends)
+    if each.tls is not None:
+        endpoints = _plain(endpoints)
     return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls, served.stream)
 
 

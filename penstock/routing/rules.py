@@ -114,9 +114,9 @@ def compile_rules(
     *,
     port: int,
     family: int | None = None,
-    edge: bool = False,
+    edge: str = "",
 ) -> Compiled:
-    """All rules of `route` for requests that were dialled at `port`; `edge`: through a Gateway."""
+    """All rules of `route` for requests that were dialled at `port`; `edge`: through Gateways, and which."""
     made = Compiled()
     grpc = isinstance(route, GRPCRoute)
 

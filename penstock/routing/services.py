@@ -20,6 +20,9 @@ from penstock.world import Address, World, parse_address
 
 Family = Literal[4, 6]
 SLICE_LABEL = "kubernetes.io/service-name"
+EDGE = "edge"
+"""The way through Gateways that show backends no certificate of their own."""
+
 H2_PROTOCOLS = ("kubernetes.io/h2c", "grpc")
 
 
@@ -43,8 +46,9 @@ class ServedPort:
     backends: tuple[Backend, ...]
     grpc: bool = False
     """As the backend of a GRPCRoute: HTTP/2 is spoken to it whatever the port says."""
-    edge: bool = False
-    """As a backend of Gateways: requests leave from the node's own ingress address."""
+    edge: str = ""
+    """As a backend of Gateways: requests leave from the node's own ingress address. "edge" for all of them,
+    more for one that shows backends a certificate of its own."""
     stream: bool = False
     """As a backend of bytes or datagrams, which nobody can judge one by one."""
 
@@ -53,7 +57,7 @@ class ServedPort:
         """``namespace/service:port/family``: what clusters and route tables are called after."""
         plain = f"{self.document.key.namespace}/{self.document.key.name}:{self.port.port}/{self.family}"
         plain = f"{plain}/grpc" if self.grpc else plain
-        plain = f"{plain}/edge" if self.edge else plain
+        plain = f"{plain}/{self.edge}" if self.edge else plain
         return f"{plain}/{self.port.protocol.lower()}" if self.stream else plain
 
     @property

@@ -1,0 +1,213 @@
+"""BackendTLSPolicy, for Gateways and in the mesh, through the real Envoy and a backend that speaks TLS."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clients import Answer, ask
+from conftest import MeshFactory
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from objects import gateway, http_route, policy, route, select, service, to
+from rig import PENSTOCK, Mesh, workload
+from test_gateway_http import address, conditions, shown
+from test_gateway_streams import by_name, l4_route, secret, tls
+
+from penstock.lab.echo_tls import self_signed
+
+API = "gateway.networking.k8s.io/v1"
+URI = "spiffe://backend.example/api"
+PORTS = ({"name": "https", "port": 443, "targetPort": 8443}, {"name": "tls", "port": 94, "targetPort": 9443})
+API_SERVICE = service("api", *PORTS, selector={"app": "api"})
+
+
+def certificate() -> tuple[bytes, bytes]:
+    """A certificate that is its own CA, with names of both kinds."""
+    import datetime
+
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "backend")])
+    now = datetime.datetime.now(datetime.UTC)
+    names = [x509.DNSName("api.example"), x509.UniformResourceIdentifier(URI)]
+    made = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - datetime.timedelta(hours=1))
+        .not_valid_after(now + datetime.timedelta(hours=1))
+        .add_extension(x509.BasicConstraints(True, None), critical=True)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    pem = key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+    return made.public_bytes(serialization.Encoding.PEM), pem
+
+
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The backend's PEM file, and the certificate that vouches for it."""
+    chain, key = certificate()
+    file = tmp_path_factory.mktemp("pem") / "backend.pem"
+    file.write_bytes(chain + key)
+    return file, chain.decode()
+
+
+@pytest.fixture(scope="module")
+def mesh(make_mesh: MeshFactory, authority: tuple[Path, str]) -> Mesh:
+    echo = [*PENSTOCK, "lab", "echo", "--name", "api", "--https", "8443", "--tls", "9443", "--http", "8080"]
+    return make_mesh(
+        workload("client", "node-a"),
+        workload("api", "node-a", run=[[*echo, "--certificate", str(authority[0])]]),
+    )
+
+
+def config_map(pem: str, name: str = "ca") -> dict[str, Any]:
+    return {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name}, "data": {"ca.crt": pem}}
+
+
+def backend_tls(
+    name: str = "p", hostname: str = "api.example", section: str = "", **more: Any
+) -> dict[str, Any]:
+    target = {"group": "", "kind": "Service", "name": "api", **({"sectionName": section} if section else {})}
+    validation = {"hostname": hostname, **more}
+    if "wellKnownCACertificates" not in validation:
+        validation.setdefault("caCertificateRefs", [{"group": "", "kind": "ConfigMap", "name": "ca"}])
+    return {
+        "apiVersion": API,
+        "kind": "BackendTLSPolicy",
+        "metadata": {"name": name},
+        "spec": {"targetRefs": [target], "validation": validation},
+    }
+
+
+ROUTE = http_route("r", "gw", {"backendRefs": [to("api", port=443)]})
+
+
+def apply(mesh: Mesh, authority: tuple[Path, str], *more: dict[str, Any]) -> None:
+    mesh.apply(API_SERVICE, gateway("gw"), ROUTE, config_map(authority[1]), *more)
+
+
+def get(mesh: Mesh) -> Answer:
+    return ask(mesh["client"], address(mesh), 80)
+
+
+def told(mesh: Mesh, name: str = "p") -> dict[str, tuple[str, str]]:
+    (ancestor,) = shown(mesh, "backendtlspolicy", name)["status"]["ancestors"]
+    assert ancestor["ancestorRef"]["kind"] in ("Gateway", "Service")
+    assert ancestor["controllerName"] == "penstock.dev/gateway-controller"
+    return conditions(ancestor["conditions"])
+
+
+GOOD = {"Accepted": ("True", "Accepted"), "ResolvedRefs": ("True", "ResolvedRefs")}
+
+
+def test_BackendTLSPolicy(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    apply(mesh, authority, backend_tls())
+    answer = get(mesh)
+    assert (answer.status, answer.pod) == (200, "api")
+    assert answer.json["tls"]["serverName"] == "api.example"
+    assert told(mesh) == GOOD
+
+
+def test_a_backend_with_another_name_is_not_spoken_to(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    apply(mesh, authority, backend_tls(hostname="other.example"))
+    assert get(mesh).status == 503
+
+
+def test_a_backend_of_another_authority_is_not_spoken_to(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    other = self_signed(("api.example",))[0].decode()
+    mesh.apply(API_SERVICE, gateway("gw"), ROUTE, config_map(other), backend_tls())
+    assert get(mesh).status == 503
+    apply(mesh, authority, backend_tls(wellKnownCACertificates="System"))
+    assert get(mesh).status == 503
+    assert told(mesh) == GOOD
+
+
+def test_BackendTLSPolicySANValidation(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    names = [{"type": "URI", "uri": URI}, {"type": "Hostname", "hostname": "nobody.example"}]
+    apply(mesh, authority, backend_tls(hostname="sni.example", subjectAltNames=names))
+    answer = get(mesh)
+    assert (answer.status, answer.json["tls"]["serverName"]) == (200, "sni.example")
+    apply(mesh, authority, backend_tls(subjectAltNames=names[1:]))
+    assert get(mesh).status == 503
+
+
+@pytest.mark.parametrize(
+    ("ref", "reason"),
+    [
+        ({"group": "", "kind": "ConfigMap", "name": "nobody"}, "InvalidCACertificateRef"),
+        ({"group": "x.example", "kind": "Fancy", "name": "ca"}, "InvalidKind"),
+    ],
+)
+def test_BackendTLSPolicyInvalidCACertificateRef(
+    mesh: Mesh, authority: tuple[Path, str], ref: dict[str, str], reason: str
+) -> None:
+    apply(mesh, authority, backend_tls(caCertificateRefs=[ref]))
+    assert told(mesh) == {
+        "Accepted": ("False", "NoValidCACertificate"),
+        "ResolvedRefs": ("False", reason),
+    }
+    assert get(mesh).status >= 500
+
+
+def test_BackendTLSPolicyConflictResolution(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    """At equal age the first by name counts; one for the port by name comes before one for the Service."""
+    apply(mesh, authority, backend_tls("a"), backend_tls("b", hostname="other.example"))
+    assert get(mesh).status == 200
+    assert (told(mesh, "a"), told(mesh, "b")["Accepted"]) == (GOOD, ("False", "Conflicted"))
+    apply(mesh, authority, backend_tls("a", hostname="other.example"), backend_tls("b", section="https"))
+    assert get(mesh).status == 200
+    assert (told(mesh, "a"), told(mesh, "b")) == (GOOD, GOOD)
+
+
+def test_a_policy_comes_and_goes(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    apply(mesh, authority)
+    assert get(mesh).status >= 400
+    apply(mesh, authority, backend_tls())
+    assert get(mesh).status == 200
+
+
+def test_TLSRoute_terminate_and_encrypt_again(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    mesh.apply(
+        API_SERVICE,
+        secret("cert", "gw.example"),
+        config_map(authority[1]),
+        gateway("gw", tls("tls", "Terminate", "cert")),
+        l4_route("TLSRoute", "r", to("api", port=94), hostnames=["gw.example"]),
+        backend_tls(),
+    )
+    assert by_name(mesh, "gw.example") == ("api", "gw.example")
+
+
+def test_in_the_mesh(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    closed = policy(
+        "in",
+        select(app="api"),
+        ingress=[
+            {
+                "fromEndpoints": [select(app="client")],
+                "toPorts": [
+                    {"ports": [{"port": "8443", "protocol": "TCP"}], "rules": {"http": [{"path": "/open"}]}}
+                ],
+            }
+        ],
+    )
+    mesh.apply(
+        API_SERVICE,
+        route("r", "api", {"backendRefs": [to("api", port=443)]}),
+        config_map(authority[1]),
+        backend_tls(),
+        closed,
+    )
+    answer = ask(mesh["client"], mesh.vip("api"), 443, "/open")
+    assert (answer.status, answer.json["tls"]["serverName"]) == (200, "api.example")
+    # Policy judges inside of it.
+    assert ask(mesh["client"], mesh.vip("api"), 443, "/closed").status == 403
+    assert told(mesh) == GOOD
