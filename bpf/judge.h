@@ -12,6 +12,7 @@
 
 struct judgement {
 	struct decision d;
+	__u32 source_class;
 	__u32 src_ifindex;
 	__u32 dst_ifindex;
 	__u8 src_local_address;
@@ -41,39 +42,41 @@ static __always_inline void steer(struct decision *d, __u32 source_class, __u32 
 #define known_as_number(x) asm volatile("" : "+r"(x))
 
 /* `foreign`: somebody else speaks with the node's own address (masquerade, docker-proxy), and is the world. */
-/* To a Gateway, where the proxy listens itself. Ends by itself: joined with what follows the verifier takes twice as long. */
-static __always_inline void judge_gateway(const struct tuple *t, __be16 policy_port, const struct config *c,
-					  struct judgement *j, __u32 id, __u32 source_class, __u32 src_subject,
-					  __u32 src_is_local)
+/*
+ * To a Gateway, where the proxy listens itself: `id` is its number. Apart from judge(), which the verifier walks many
+ * times; what it knows of the sender is looked up again.
+ */
+static __noinline void judge_gateway(const struct tuple *t, __be16 policy_port, const struct config *c,
+				     struct judgement *j, __u32 id)
 {
-	__u8 verdict = VERDICT_ALLOW, other;
+	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
+	__u8 verdict = VERDICT_NONE, other;
 	__u32 rule = 0;
 
 	j->d.dst_identity = IDENTITY_INGRESS;
-	if (src_is_local) {
-		verdict = policy_verdict(src_subject, EGRESS, IDENTITY_INGRESS, t->protocol, policy_port, &j->d.rule);
+	if (src) {
+		verdict = policy_verdict(src->subject, EGRESS, IDENTITY_INGRESS, t->protocol, policy_port, &j->d.rule);
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_EGRESS);
 			return;
 		}
 	}
-	if (j->d.src_identity != IDENTITY_HOST || !(c->flags & CONFIG_HOST_ACCESS)) {
+	if (j->d.src_identity == IDENTITY_HOST && c->flags & CONFIG_HOST_ACCESS)
+		other = VERDICT_ALLOW;
+	else
 		other = policy_verdict(INGRESS_SUBJECT, INGRESS, j->d.src_identity, t->protocol, policy_port, &rule);
-		if (other >= verdict || !src_is_local) {
-			verdict = other;
-			j->d.rule = rule;
-		}
-		if (verdict == VERDICT_DENY) {
-			deny(&j->d, POLICY_DENIED_INGRESS);
-			return;
-		}
+	if (other >= verdict) {
+		verdict = other;
+		j->d.rule = rule;
 	}
-	if (verdict == VERDICT_REDIRECT) {
-		steer(&j->d, source_class, LISTENER_GATEWAY, id);
-		return;
+	if (verdict == VERDICT_DENY)
+		deny(&j->d, POLICY_DENIED_INGRESS);
+	else if (verdict == VERDICT_REDIRECT)
+		steer(&j->d, j->source_class, LISTENER_GATEWAY, id);
+	else {
+		j->d.verdict = VERDICT_ALLOW;
+		j->d.reason = FORWARDED_STACK;
 	}
-	j->d.verdict = VERDICT_ALLOW;
-	j->d.reason = FORWARDED_STACK;
 }
 
 static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
@@ -119,7 +122,8 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		struct service_value *s = bpf_map_lookup_elem(&services, &service);
 
 		if (s && s->flags & SERVICE_GATEWAY) {
-			judge_gateway(t, policy_port, c, j, s->id, source_class, src_subject, src_is_local);
+			j->source_class = source_class;
+			judge_gateway(t, policy_port, c, j, s->id);
 			return;
 		}
 		if (s) {

@@ -230,6 +230,24 @@ def test_nobody_speaks_as_the_gateway(mesh: Mesh) -> None:
     assert through(mesh) == 200
 
 
+def test_a_gateway_at_the_nodes_own_address_is_judged_like_any_other(mesh: Mesh) -> None:
+    own = str(mesh.spec.node("node-a").addresses[0])
+    only = clusterwide("p", INGRESS, ingress=[{"fromEndpoints": [select(app="client")]}])
+    mesh.apply(
+        service("api", WEB, selector={"app": "api"}),
+        gateway("gw", addresses=[{"value": own}]),
+        http_route("r", "gw", {"backendRefs": [to("api")]}),
+        only,
+    )
+    assert address(mesh) == own
+    assert through(mesh) == 200
+    assert silent(mesh, "stranger")
+    # From outside the node, too: there it comes by another device.
+    with pytest.raises(TimeoutError):
+        ask(mesh["away"], own, 80, timeout=REFUSED)
+    apply(mesh)
+
+
 def test_a_client_cannot_say_where_it_wants_to_go(mesh: Mesh) -> None:
     apply(mesh, policy("p", select(app="far"), ingress=[{"fromEndpoints": [select(app="nobody")]}]))
     target = f"{mesh['far'].address()}:8080"

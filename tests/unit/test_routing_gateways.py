@@ -11,6 +11,9 @@ from hypothesis import strategies as st
 from test_gateway_golden import BACKENDS, POLICY, gateway, route, rule
 from worlds import make, read, settle, workload
 
+from penstock.explain import explain
+from penstock.explain.kernel import Planned
+from penstock.explain.model import Question
 from penstock.manifests.document import ObjectKey
 from penstock.plan import ListenerKey, Plan, ServiceKey
 from penstock.planner import Planner
@@ -198,3 +201,17 @@ stringData: {tls.key: very-secret}
 """
     world, plan = make(secret)
     assert "very-secret" not in repr(world.documents) and "very-secret" not in repr(plan)
+
+
+def test_explain_says_what_is_decided_before_a_gateway() -> None:
+    facts_of = Planner()
+    _, plan = facts_of.plan(read(NODES + BACKENDS + gateway() + route(rule()) + POLICY))
+    assert facts_of.facts is not None
+    for client, path, verdict in (
+        ("api", "/public", "DENIED"),
+        ("other", "/public", "ALLOWED"),
+        ("other", "/x", "DENIED"),
+    ):
+        question = Question(f"default/{client}", "10.98.0.1", "80", method="GET", path=path)
+        found = explain(question, facts_of.facts, plan, Planned(plan.kernel))
+        assert found.verdict == verdict, (client, path)
