@@ -145,7 +145,8 @@ def _absent(facts: Facts, member: Member) -> tuple[str, str]:
     assert isinstance(workload, Workload)
     if workload.spec.container is None:
         return f"network namespace {member.netns} is absent", "NamespaceAbsent"
-    return f"container {workload.spec.container} does not run here", "ContainerAbsent"
+    what = f"container {workload.spec.container} does not run here"
+    return f"{what}, or its engine is not followed (penstock run --docker)", "ContainerAbsent"
 
 
 def _shared_vips(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
