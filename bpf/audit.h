@@ -21,8 +21,6 @@ struct judgement {
 	/* The reason of the view that would have denied first, or 0. */
 	__u8 audit;
 	__u8 audit_redirect;
-	/* To a Gateway: until judge_gateway() has judged, dst_ifindex is the sender's class and audit_rule its number. */
-	__u8 gateway;
 };
 
 static __noinline int audit(struct judgement *j, const struct tuple *t, __u32 subject, __u8 direction, __be16 port)

@@ -10,6 +10,10 @@
 #include <linux/errno.h>
 #include <linux/in.h>
 
+/* asm-generic/socket.h */
+#define SOL_SOCKET 1
+#define SO_MARK 36
+
 /* The decision itself, apart from its hooks, so that a test can run it (cgroup hooks have no test run). */
 static __always_inline int translate(__u64 cookie, __u32 random, const struct service_key *service,
 				     struct backend_value *to)
@@ -45,12 +49,34 @@ static __always_inline void count_one(__u32 reason)
 		c->packets++;
 }
 
+/*
+ * docker-proxy dials a container in the node's name for whoever dialled a published port: what it brings is the
+ * world's, or a workload could reach its neighbours as the host. A process that takes that name loses by it.
+ */
+static __always_inline void mark_proxies_of_others(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct netns_value *ns = bpf_map_lookup_elem(&netns, &cookie);
+	const char name[] = "docker-proxy";
+	int mark = MARK_FOR_OTHERS, i;
+	char comm[16];
+
+	if (!ns || !(ns->flags & NETNS_HOST) || bpf_get_current_comm(comm, sizeof(comm)))
+		return;
+#pragma unroll
+	for (i = 0; i < (int)sizeof(name); i++)
+		if (comm[i] != name[i])
+			return;
+	bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
+}
+
 static __always_inline int go(struct bpf_sock_addr *ctx, struct service_key *service, struct backend_value *to)
 {
 	struct translated_key key = {};
 	struct translated_value was = {};
 	int result;
 
+	mark_proxies_of_others(ctx);
 	service->port = (__be16)ctx->user_port;
 	service->protocol = ctx->protocol;
 	result = translate(bpf_get_netns_cookie(ctx), bpf_get_prandom_u32(), service, to);

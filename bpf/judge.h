@@ -29,59 +29,24 @@ static __always_inline void steer(struct decision *d, __u32 source_class, __u32 
 /* Keeps the compiler from folding tests of map pointers into arithmetic that the verifier refuses. */
 #define known_as_number(x) asm volatile("" : "+r"(x))
 
-/*
- * To a Gateway, where the proxy listens itself. Apart from judge_flow(), for the verifier and the stack; what that knew of
- * the sender is looked up again.
- */
-static __noinline void judge_gateway(const struct tuple *t, __be16 policy_port, const struct config *c,
-				     struct judgement *j)
-{
-	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
-	__u8 verdict = VERDICT_NONE, other = VERDICT_ALLOW, flags = 0;
-	__u32 rule = 0, source_class = j->dst_ifindex, id = j->audit_rule;
-
-	j->dst_ifindex = 0;
-	j->audit_rule = 0;
-	j->d.dst_identity = IDENTITY_INGRESS;
-	if (src) {
-		verdict = policy_verdict(src->subject, EGRESS, IDENTITY_INGRESS, t->protocol, policy_port, &j->d.rule,
-					 &flags);
-		if (verdict == VERDICT_DENY) {
-			deny(&j->d, POLICY_DENIED_EGRESS);
-			return;
-		}
-	}
-	if (j->d.src_identity != IDENTITY_HOST || !(c->flags & CONFIG_HOST_ACCESS))
-		other = policy_verdict(INGRESS_SUBJECT, INGRESS, j->d.src_identity, t->protocol, policy_port, &rule,
-				       &flags);
-	if (other >= verdict) {
-		verdict = other;
-		j->d.rule = rule;
-	}
-	if (verdict == VERDICT_DENY)
-		deny(&j->d, POLICY_DENIED_INGRESS);
-	else if (flags & POLICY_AUTHENTICATED && !src && j->d.src_identity != IDENTITY_HOST)
-		deny(&j->d, UNAUTHENTICATED);
-	else if (verdict == VERDICT_REDIRECT)
-		steer(&j->d, source_class, LISTENER_GATEWAY, id);
-	else {
-		j->d.verdict = VERDICT_ALLOW;
-		j->d.reason = FORWARDED_STACK;
-	}
-}
-
 /* `foreign`: somebody else speaks with the node's own address (masquerade, docker-proxy), and is the world. */
-static __noinline void judge_flow(const struct tuple *t, __be16 policy_port, const struct config *c,
-				  struct judgement *j, int foreign)
+__noinline int judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
+		     int foreign)
 {
-	struct service_key service = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
-	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
-	struct endpoint *dst = bpf_map_lookup_elem(&endpoints, &t->dst);
+	struct service_key service = {};
+	struct endpoint *src, *dst;
 	__u32 source_class = IDENTITY_WORLD, rule = 0, src_subject = 0, dst_subject = 0;
 	__u32 src_mesh = 0, dst_mesh = 0, dst_mode = 0, src_is_local = 0, dst_is_local = 0;
 	__u8 verdict = VERDICT_ALLOW, other, flags = 0, src_audit = 0, dst_audit = 0;
 	struct ipcache_value *who;
 
+	if (!t || !c || !j)
+		return -1;
+	service.addr = t->dst;
+	service.port = t->dport;
+	service.protocol = t->protocol;
+	src = bpf_map_lookup_elem(&endpoints, &t->src);
+	dst = bpf_map_lookup_elem(&endpoints, &t->dst);
 	__builtin_memset(j, 0, sizeof(*j));
 	j->d.src_identity = IDENTITY_WORLD;
 	j->d.dst_identity = IDENTITY_WORLD;
@@ -115,22 +80,20 @@ static __noinline void judge_flow(const struct tuple *t, __be16 policy_port, con
 	} else {
 		struct service_value *s = bpf_map_lookup_elem(&services, &service);
 
-		if (s && s->flags & SERVICE_GATEWAY) {
-			j->gateway = 1;
-			j->dst_ifindex = source_class;
-			j->audit_rule = s->id;
-			return;
-		}
-		if (s) {
+		if (s && !(s->flags & SERVICE_GATEWAY)) {
 			j->d.dst_identity = 0;
 			if (src_is_local && s->flags & SERVICE_HTTP)
 				steer(&j->d, source_class, LISTENER_HTTP_SERVICE, 0);
 			else
 				deny(&j->d, UNTRANSLATED_SERVICE);
-			return;
+			return 0;
 		}
-		who = identify(&t->dst);
-		if (who) {
+		who = s ? 0 : identify(&t->dst);
+		if (s) {
+			dst_is_local = 1;
+			dst_subject = INGRESS_SUBJECT;
+			j->d.dst_identity = IDENTITY_INGRESS;
+		} else if (who) {
 			j->d.dst_identity = who->identity;
 			dst_mesh = who->flags & IPCACHE_MESH;
 			dst_mode = who->mode;
@@ -143,7 +106,7 @@ static __noinline void judge_flow(const struct tuple *t, __be16 policy_port, con
 					 &flags);
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_EGRESS);
-			return;
+			return 0;
 		}
 		if (src_audit & (1 << EGRESS))
 			audit(j, t, src_subject, EGRESS, policy_port);
@@ -156,7 +119,7 @@ static __noinline void judge_flow(const struct tuple *t, __be16 policy_port, con
 		}
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_INGRESS);
-			return;
+			return 0;
 		}
 		if (dst_audit & (1 << INGRESS))
 			audit(j, t, dst_subject, INGRESS, policy_port);
@@ -168,7 +131,7 @@ static __noinline void judge_flow(const struct tuple *t, __be16 policy_port, con
 		if (t->protocol != IPPROTO_TCP || dst_mode == MESH_OFF ||
 		    (src_is_local ? !dst_mesh : !src_mesh || !in_proxy_range(c, t->sport))) {
 			deny(&j->d, UNAUTHENTICATED);
-			return;
+			return 0;
 		}
 		if (src_is_local)
 			dst_mode = MESH_STRICT;
@@ -181,20 +144,26 @@ static __noinline void judge_flow(const struct tuple *t, __be16 policy_port, con
 			if (j->audit_redirect && listener_port(source_class, LISTENER_TLS_HTTP, 0))
 				kind = LISTENER_TLS_HTTP;
 			steer(&j->d, source_class, kind, 0);
-			return;
+			return 0;
 		}
 		if (dst_mode == MESH_STRICT && j->d.src_identity != IDENTITY_HOST) {
 			deny(&j->d, PLAINTEXT_TO_STRICT);
-			return;
+			return 0;
 		}
+	}
+	if (verdict == VERDICT_REDIRECT && dst_subject == INGRESS_SUBJECT) {
+		struct service_value *s = bpf_map_lookup_elem(&services, &service);
+
+		steer(&j->d, source_class, LISTENER_GATEWAY, s ? s->id : 0);
+		return 0;
 	}
 	if (verdict == VERDICT_REDIRECT) {
 		steer(&j->d, source_class, LISTENER_HTTP_WORKLOAD, 0);
-		return;
+		return 0;
 	}
 	if (t->protocol == IPPROTO_TCP && src_is_local && dst_mesh && dst_mode == MESH_STRICT) {
 		steer(&j->d, source_class, LISTENER_TCP_MTLS, j->d.dst_identity);
-		return;
+		return 0;
 	}
 	if (j->audit_redirect) {
 		/* To judge requests as a policy in audit would. Where no listener is ready, nobody is told. */
@@ -202,19 +171,12 @@ static __noinline void judge_flow(const struct tuple *t, __be16 policy_port, con
 		if (j->d.proxy_port) {
 			j->d.verdict = VERDICT_REDIRECT;
 			j->d.reason = REDIRECTED;
-			return;
+			return 0;
 		}
 	}
 	j->d.verdict = VERDICT_ALLOW;
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
-}
-
-static __always_inline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
-				  int foreign)
-{
-	judge_flow(t, policy_port, c, j, foreign);
-	if (j->gateway)
-		judge_gateway(t, policy_port, c, j);
+	return 0;
 }
 
 /* The port that policy judges of a flow that something answered: of ICMP the type of the question. */

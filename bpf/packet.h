@@ -249,8 +249,14 @@ static __always_inline int parse_v6(struct __sk_buff *skb, __u32 offset, struct 
 	return parse_l4(skb, offset, p);
 }
 
-static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
+/*
+ * Global functions (not static) the verifier looks at once each, not again on every way that leads to them: parse()
+ * and judge(), of which everything else is made up, would otherwise cost seconds at each load.
+ */
+__noinline int parse(struct __sk_buff *skb, struct packet *p)
 {
+	if (!p)
+		return PARSED_MALFORMED;
 	__builtin_memset(p, 0, sizeof(*p));
 	p->length = skb->len;
 	if (skb->protocol == bpf_htons(ETH_P_IP))

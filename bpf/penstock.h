@@ -19,6 +19,8 @@
 #define MARK_STEERED 0x300
 /* Its sender is whom its source address says: from_workload or from_port has seen it. */
 #define MARK_PROVEN 0x600
+/* On sockets of the node that speak for others (docker-proxy): not the node's own word. */
+#define MARK_FOR_OTHERS 0xc00
 #define MARK_PROXY_DOWNSTREAM 0xa00
 #define MARK_PROXY_UPSTREAM 0xb00
 /* What the proxy takes at a Gateway's own address: like MARK_PROXY_DOWNSTREAM, but not steered. */

@@ -61,7 +61,7 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	__u8 side, macs[6] = {};
 	int parsed, known, answer;
 	/* What the node itself sends has come in nowhere. */
-	int foreign = skb->ingress_ifindex != 0;
+	int foreign = skb->ingress_ifindex != 0 || mark == MARK_FOR_OTHERS;
 
 	if (at && bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		return TC_ACT_SHOT;

@@ -133,8 +133,7 @@ class Applier:
         errors: list[str] = []
         changed, carried = 0, self._carried
         try:
-            changed, carried = await self._close(plan.kernel)
-            errors += await self._attach(plan.kernel)
+            changed, carried = await self._close(plan.kernel, errors)
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         errors = [e if e.startswith("kernel") else f"kernel: {e}" for e in errors]
@@ -196,7 +195,7 @@ class Applier:
 
     # --- the kernel ------------------------------------------------------------------------------------
 
-    async def _close(self, wanted: KernelTables) -> tuple[int, frozenset[Carried]]:
+    async def _close(self, wanted: KernelTables, errors: list[str]) -> tuple[int, frozenset[Carried]]:
         now = InKernel(
             self.tables.policy(),
             self.tables.listeners(),
@@ -204,6 +203,8 @@ class Applier:
             self.tables.ipcache(),
         )
         changed = self.tables.apply(before_proxy(wanted, now))
+        # Before the proxy's connections are looked at, which takes its time.
+        errors += await self._attach(wanted)
         if leaving := changing_hands(wanted, now):
             await self._blocking(reset_proxied, leaving)
         # What the proxy carries is looked at when it may have lost its way there, and while something has.

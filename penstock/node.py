@@ -132,6 +132,7 @@ async def open_node(
     datapath = Datapath(_pins(options.run_dir))
     tables = Tables(datapath.pins, settings.proxy_source_ports, host_access=settings.host_access)
     datapath.attach_cgroup()
+    datapath.attach_namespace()
     socket = xds_socket(options.run_dir)
     socket.unlink(missing_ok=True)
     users = frozenset({0, os.getuid(), UID})

@@ -19,6 +19,7 @@ from penstock.redirect import libbpf
 from penstock.redirect.libbpf import AttachType, BpfError, BpfObject
 
 OBJECTS = Path(__file__).parent / "objects"
+NAMES = ("from_workload", "to_workload", "from_netdev", "from_port", "from_bridge", "connect", "sockets")
 # A workload whose one link is routed; a link that is a bridge's port or one of several; a port of nobody we
 # know.
 WORKLOAD_PROGRAMS = {"from_workload": AttachType.TCX_INGRESS, "to_workload": AttachType.TCX_EGRESS}
@@ -35,7 +36,9 @@ CGROUP_PROGRAMS = {
     "recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
     "getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
     "getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
+    "remember_listener": AttachType.CGROUP_SOCK_OPS,
 }
+NAMESPACE_PROGRAMS = {"find_listener": AttachType.SK_LOOKUP}
 _MNT_DETACH = 2
 
 
@@ -93,10 +96,7 @@ class Datapath:
         self.pins = pins
         self._links = pins / "links"
         self._links.mkdir(exist_ok=True)
-        self._objects = [
-            BpfObject(OBJECTS / f"{name}.o", pins)
-            for name in ("from_workload", "to_workload", "from_netdev", "from_port", "from_bridge", "connect")
-        ]
+        self._objects = [BpfObject(OBJECTS / f"{name}.o", pins) for name in NAMES]
         self._programs = {name: fd for o in self._objects for name, fd in o.programs().items()}
         self._held: dict[str, int] = {}
         for pin in sorted(self._links.iterdir()):
@@ -140,6 +140,15 @@ class Datapath:
                 self._attach(program, root, attach, program)
         finally:
             os.close(root)
+
+    def attach_namespace(self) -> None:
+        """What sees all connections of the network namespace that the calling thread is in."""
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            for program, attach in NAMESPACE_PROGRAMS.items():
+                self._attach(program, here, attach, program)
+        finally:
+            os.close(here)
 
     def attach(
         self, workloads: Iterable[int], netdevs: Iterable[int], ports: Mapping[int, PortEntry] | None = None

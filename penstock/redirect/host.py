@@ -10,6 +10,7 @@ import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from penstock.files import write_atomically
+from penstock.redirect import rtnetlink
 from penstock.redirect.netns import cookie
 from penstock.world import Address, Network
 
@@ -34,9 +36,6 @@ SYSCTLS = {
     # A client's address comes in from a backend's veth where the proxy borrowed it.
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
-    # A SYN that we hand to a listener meets no TIME_WAIT handling: a closed connection of the same addresses
-    # and ports, kept for a minute, makes the kernel drop it without a word, and the client hangs.
-    "net/ipv4/tcp_max_tw_buckets": "0",
 }
 RANGE = "net/ipv4/ip_local_port_range"
 
@@ -88,24 +87,22 @@ class HostSettings:
     ) -> tuple[tuple[int, ...], list[str]]:
         """Make way for these workloads and routes; the node's own devices, and what went wrong."""
         netdevs = []
-        for link in self.ip.get_links():
-            name = link.get("IFLA_IFNAME")
-            if link["index"] in workloads:
+        for link in rtnetlink.links().values():
+            name = link.name
+            if link.index in workloads:
                 # The proxy borrows a client's address: answers to it come in from the backend's veth.
                 with suppress(FileNotFoundError):
                     Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
-            elif name != "lo" and link["state"] == "up":
-                netdevs.append(link["index"])
+            elif name != "lo" and link.up:
+                netdevs.append(link.index)
         return tuple(netdevs), self.routes(routes)
 
     def node_addresses(self) -> tuple[Address, ...]:
         """Global addresses of the node's own interfaces, without those that Gateways were given."""
         found = []
         ours = {ip_address(text) for text in self._done.addresses}
-        for message in self.ip.get_addr():
-            text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
-            address = ip_address(text)
-            if address not in ours and not (address.is_loopback or address.is_link_local):
+        for address in chain.from_iterable(rtnetlink.addresses().values()):
+            if address not in ours and not address.is_loopback:
                 found.append(address)
         return tuple(sorted(set(found), key=lambda a: (a.version, a)))
 

@@ -34,6 +34,8 @@ class AttachType(IntEnum):
     CGROUP_UDP6_RECVMSG = 20
     CGROUP_INET4_GETPEERNAME = 29
     CGROUP_INET6_GETPEERNAME = 30
+    CGROUP_SOCK_OPS = 3
+    SK_LOOKUP = 36
     TCX_INGRESS = 46
     TCX_EGRESS = 47
 
@@ -175,7 +177,10 @@ def open_pin(path: Path) -> int:
 
 
 def create_link(program: int, target: int, attach: AttachType) -> int:
-    """Attach `program` to an interface index (tcx) or a cgroup's file descriptor; the link's descriptor."""
+    """Attach `program` to an interface index (tcx), or to the file descriptor of a cgroup or namespace.
+
+    Returns the link's descriptor.
+    """
     return _check(_lib().bpf_link_create(program, target, attach, None), f"attach {attach.name} to {target}")
 
 

@@ -24,14 +24,15 @@ NAMED = [{"method": "GET", "path": "/public/.*"}]
 DUAL = {"ipFamilyPolicy": "RequireDualStack"}
 
 
-@pytest.fixture(scope="module")
-def mesh(make_mesh: MeshFactory) -> Mesh:
+@pytest.fixture(scope="module", params=["routed", "bridged"])
+def mesh(make_mesh: MeshFactory, request: pytest.FixtureRequest) -> Mesh:
     found = make_mesh(
         workload("client", "node-a"),
         workload("other", "node-a", serves=True),
         workload("api", "node-a", serves=True),
         workload("far", "node-b", serves=True),
         workload("away", "node-b"),
+        bridged=request.param == "bridged",
     )
     guards = [
         policy(
