@@ -59,7 +59,7 @@ def ask(host: str, path: str = "/", seconds: float = 2.0) -> tuple[int, str]:
         connection.request("GET", path)
         answer = connection.getresponse()
         return answer.status, answer.read().decode().strip()
-    except OSError as e:
+    except (OSError, http.client.HTTPException) as e:
         return 0, "no answer" if isinstance(e, TimeoutError) else str(e)
     finally:
         connection.close()
@@ -75,7 +75,11 @@ def ask_db() -> str:
 
 
 def frontend() -> None:
-    serve(lambda: ask("api"))
+    def answer() -> tuple[int, str]:
+        status, text = ask("api")
+        return status or 502, text
+
+    serve(answer)
 
 
 def api(name: str) -> None:

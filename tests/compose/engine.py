@@ -54,7 +54,7 @@ class Engine:
         self.socket = base / "docker.sock"
         self.log = base / "dockerd.log"
         self._process: subprocess.Popen[bytes] | None = None
-        self._before = _machine()
+        self._before = _machine(name)
 
     # --- life ------------------------------------------------------------------------------------------
 
@@ -147,7 +147,7 @@ class Engine:
                 group.rmdir()
         shutil.rmtree(self.base / "data", ignore_errors=True)
         shutil.rmtree(self.base / "exec", ignore_errors=True)
-        changed = _machine().items() ^ self._before.items()
+        changed = _machine(self.name).items() ^ self._before.items()
         assert not changed, f"the engine left something: {sorted(changed)}"
 
     def _cgroups(self) -> list[Path]:
@@ -246,8 +246,8 @@ class Engine:
         return done.stdout
 
 
-def _machine() -> dict[str, str]:
-    """What an engine could change on the machine outside its namespaces."""
+def _machine(name: str) -> dict[str, str]:
+    """What the engine `name` could change on the machine outside its namespaces."""
     found = {}
     for command in (["iptables-save"], ["ip", "-br", "link"], ["ip", "route", "show", "table", "all"]):
         done = subprocess.run(command, capture_output=True, text=True, check=False)
@@ -259,7 +259,7 @@ def _machine() -> dict[str, str]:
         with suppress(OSError):
             found[path] = Path("/proc/sys", path).read_text()
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
-    found["mounts"] = "\n".join(line for line in mounts if "docker" in line or "containerd" in line)
+    found["mounts"] = "\n".join(line for line in mounts if name in line)
     return found
 
 

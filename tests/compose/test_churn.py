@@ -1,6 +1,6 @@
 """Many containers, some of which come and go: what it costs, how soon one is served, and that nobody notices.
 
-PENSTOCK_CONTAINERS=100 is the size that README's figures are from; the tests take less.
+PENSTOCK_CONTAINERS=100 is the size that the limits are meant for; the tests take less.
 """
 
 from __future__ import annotations
