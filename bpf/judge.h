@@ -151,6 +151,12 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 			return 0;
 		}
 	}
+	if (verdict == VERDICT_REDIRECT && dst_subject == INGRESS_SUBJECT) {
+		struct service_value *s = bpf_map_lookup_elem(&services, &service);
+
+		steer(&j->d, source_class, LISTENER_GATEWAY, s ? s->id : 0);
+		return 0;
+	}
 	if (verdict == VERDICT_REDIRECT) {
 		steer(&j->d, source_class, LISTENER_HTTP_WORKLOAD, 0);
 		return 0;

@@ -23,6 +23,8 @@
 #define MARK_FOR_OTHERS 0xc00
 #define MARK_PROXY_DOWNSTREAM 0xa00
 #define MARK_PROXY_UPSTREAM 0xb00
+/* What the proxy takes at a Gateway's own address: like MARK_PROXY_DOWNSTREAM, but not steered. */
+#define MARK_PROXY_EDGE 0x900
 
 /* Reserved identities, with Cilium's meaning. */
 #define IDENTITY_HOST 1
@@ -46,6 +48,7 @@ enum listener_kind {
 	LISTENER_TLS_HTTP = 3,
 	LISTENER_TLS_TCP = 4,
 	LISTENER_TCP_MTLS = 5,
+	LISTENER_GATEWAY = 6,
 };
 
 /* penstock.plan.MeshMode */

@@ -72,7 +72,7 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 		count(NOT_FOR_THIS_PORT, skb->len);
 		return TC_ACT_SHOT;
 	}
-	if (mark == MARK_PROXY_DOWNSTREAM || mark == MARK_PROXY_UPSTREAM) {
+	if (mark == MARK_PROXY_DOWNSTREAM || mark == MARK_PROXY_UPSTREAM || mark == MARK_PROXY_EDGE) {
 		/* The client may have asked for a Service. */
 		if (mark == MARK_PROXY_DOWNSTREAM && nat_in_use() && !parse(skb, &p))
 			nat_answer(skb, &p);

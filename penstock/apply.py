@@ -31,8 +31,16 @@ from penstock.mtls.svid import SVID
 from penstock.plan import KernelTables, ListenerKey, Plan
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
-from penstock.redirect.sockets import proxied, reset, reset_proxied
-from penstock.redirect.stage import InKernel, Steering, after_proxy, before_proxy, changing_hands, steering
+from penstock.redirect.sockets import proxied, reset, reset_proxied, unsteered
+from penstock.redirect.stage import (
+    InKernel,
+    Steering,
+    after_proxy,
+    before_proxy,
+    changing_hands,
+    past_admission,
+    steering,
+)
 from penstock.redirect.tables import Tables
 from penstock.redirect.terminated import end_datagrams, lost_sockets
 from penstock.routing.model import HttpChain, ListenerKind
@@ -171,6 +179,8 @@ class Applier:
             changed += self.tables.apply(self._steered(plan, wanted, snapshot, refused, proxy=not waiting))
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
+        if changed and not errors and any(x.kind is ListenerKind.GATEWAY for x in plan.proxy.listeners):
+            await self._blocking(self._end_unjudged, wanted)
         lap("kernel_open")
 
         if not waiting:
@@ -226,6 +236,13 @@ class Applier:
         return frozenset(
             (c.client, c.address, c.port) for c, how in found.items() if how is Steering.PAST_PROXY
         )
+
+    def _end_unjudged(self, tables: KernelTables) -> None:
+        """Reset what began at a Gateway's own address and is now a matter of L7 rules."""
+        gone = past_admission(tables, unsteered())
+        if gone:
+            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
+            reset(gone)
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""

@@ -153,6 +153,7 @@ def _plan(facts: Facts) -> Plan:
         facts.toward,
         routed=bool(facts.mesh.tables),
         spiffe_id=facts.spiffe_id,
+        edge=facts.edge.listeners,
     )
     return Plan(
         kernel=kernel_tables(facts, demand.listeners),

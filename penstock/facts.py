@@ -34,7 +34,8 @@ from penstock.policy.rules import PolicySpec
 from penstock.routing.frontends import Frontends, frontends
 from penstock.routing.gateways import EDGE_KINDS, Edge, compile_edge
 from penstock.routing.mesh import MeshRoutes, mesh_routes
-from penstock.routing.model import Rights
+from penstock.routing.model import HostTable, Rights
+from penstock.routing.rules import Services, services_of
 from penstock.routing.services import ServedPort, served_ports
 from penstock.world import Address, Network, World
 
@@ -289,7 +290,15 @@ class Facts:
             and world.allocations.gateways == before.world.allocations.gateways
         ):
             return before.edge
-        return compile_edge(world, self.served)
+        return compile_edge(world, self.services, before.edge if before is not None else None)
+
+    @cached_property
+    def services(self) -> Services:
+        """The very same while neither Services nor grants change."""
+        before = self._before
+        if before is not None and self.served is before.served and self._same_documents(ReferenceGrant):
+            return before.services
+        return services_of(self.world, self.served)
 
     @cached_property
     def mesh(self) -> MeshRoutes:
@@ -321,6 +330,11 @@ class Facts:
     @cached_property
     def _bound(self) -> dict[int, Stance]:
         return self.stances.bound_senders()
+
+    @cached_property
+    def tables_memo(self) -> dict[str, tuple[object, HostTable]]:
+        """Table of the edge → what it was put together from, and it: the same one while that is the same."""
+        return dict(self._before.tables_memo) if self._before is not None else {}
 
     @cached_property
     def rights_memo(self) -> dict[str, tuple[Stance | None, tuple[SourceRights, ...]]]:

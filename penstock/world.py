@@ -143,12 +143,16 @@ class Allocations:
 
 @dataclass(frozen=True, slots=True)
 class Proxied:
-    """A connection that the proxy took: who dialled, and the address and port that were dialled."""
+    """A connection that the proxy took: who dialled, and the address and port that were dialled.
+
+    `steered` is false for one that came to a Gateway's own address by itself.
+    """
 
     client: Address
     client_port: int
     address: Address
     port: int
+    steered: bool = True
 
 
 Carried = tuple[Address, Address, int]

@@ -8,6 +8,7 @@ open connections.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from itertools import chain
 
 from envoy.config.core.v3 import protocol_pb2
@@ -15,6 +16,8 @@ from envoy.config.listener.v3 import listener_components_pb2 as components
 from envoy.config.listener.v3 import listener_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
+from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
+from envoy.extensions.filters.listener.original_dst.v3 import original_dst_pb2
 from envoy.extensions.filters.listener.tls_inspector.v3 import tls_inspector_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
@@ -22,11 +25,20 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from google.protobuf import wrappers_pb2
+from google.protobuf.message import Message
 
-from penstock.envoy import accesslog, edge_tls, http, marks, names, routes, states
+from penstock.envoy import accesslog, edge_tls, http, listeners, marks, names, rbac, routes, states
 from penstock.envoy.protos import ADS, pack, seconds, socket_address, socket_option
 from penstock.policy.labels import INGRESS
-from penstock.routing.model import EdgeListener, HostRoutes, HostTable, HttpChain, TcpChain
+from penstock.routing.model import (
+    EdgeListener,
+    HostRoutes,
+    HostTable,
+    HttpChain,
+    ProxyListener,
+    Route,
+    TcpChain,
+)
 
 _HANDSHAKE_TIMEOUT = 10.0
 _HEADERS_TIMEOUT = 30.0
@@ -38,32 +50,34 @@ FORWARDED_BY_ENVOY = ("x-envoy-external-address", "x-envoy-internal")
 """What Envoy tells backends of clients beside x-forwarded-for."""
 
 
-def _state(secret: str) -> components.Filter:
-    """What every connection to the edge says about itself."""
-    values = [
-        states.source_class(str(INGRESS)),
-        states.client_secret(secret or names.NO_SECRET),
-    ]
+def _state(secret: str, client: int | None) -> components.Filter:
+    """What a connection to the edge says about itself; `client` is the class of one that was steered."""
+    values = [states.source_class(str(INGRESS)), states.client_secret(secret or names.NO_SECRET)]
+    if client is not None:
+        values.append(states.state(names.CLIENT_CLASS_STATE, "envoy.string", str(client)))
     return components.Filter(
         name="envoy.filters.network.set_filter_state",
         typed_config=pack(set_filter_state_pb2.Config(on_new_connection=values)),
     )
 
 
-def manager(listener: EdgeListener, table: str) -> hcm_pb2.HttpConnectionManager:
-    made = http.base(listener.name, "edge")
+def _manager(name: str, table: str, *, judged: bool) -> hcm_pb2.HttpConnectionManager:
+    """`judged` puts a filter before all else that admits what the table's rules admit, else nothing."""
+    made = http.base(name, "edge")
     made.use_remote_address.value = True
     made.skip_xff_append = False
     made.request_headers_timeout.CopyFrom(seconds(_HEADERS_TIMEOUT))
     made.http2_protocol_options.CopyFrom(protocol_pb2.Http2ProtocolOptions(allow_connect=True))
     made.rds.CopyFrom(hcm_pb2.Rds(config_source=ADS, route_config_name=table))
+    if judged:
+        made.http_filters.append(http.http_filter(names.ADMISSION_FILTER, rbac.admission(())))
     made.http_filters.extend([http.http_filter(names.CORS_FILTER, cors_pb2.Cors()), http.router()])
     return made
 
 
-def _tcp_proxy(listener: EdgeListener, each: TcpChain) -> components.Filter:
+def _tcp_proxy(name: str, each: TcpChain) -> components.Filter:
     """Shares of zero get nothing; the share of what cannot be used is closed: its cluster is not there."""
-    made = tcp_proxy_pb2.TcpProxy(stat_prefix="edge", access_log=[accesslog.tcp(listener.name)])
+    made = tcp_proxy_pb2.TcpProxy(stat_prefix="edge", access_log=[accesslog.tcp(name)])
     shares = [backend for backend in each.backends if backend.weight > 0]
     if len(shares) < 2:
         made.cluster = (shares[0].cluster if shares else None) or names.NO_BACKEND
@@ -73,8 +87,8 @@ def _tcp_proxy(listener: EdgeListener, each: TcpChain) -> components.Filter:
     return components.Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(made))
 
 
-def _stream(listener: EdgeListener, each: TcpChain, secret: str) -> components.FilterChain:
-    made = components.FilterChain(name=each.name, filters=[_state(secret), _tcp_proxy(listener, each)])
+def _stream(name: str, each: TcpChain, secret: str) -> components.FilterChain:
+    made = components.FilterChain(name=each.name, filters=[_state(secret, None), _tcp_proxy(name, each)])
     if each.sni is not None:
         made.filter_chain_match.transport_protocol = "tls"
         if each.sni:
@@ -85,14 +99,17 @@ def _stream(listener: EdgeListener, each: TcpChain, secret: str) -> components.F
     return made
 
 
-def _chain(listener: EdgeListener, each: HttpChain | TcpChain, secret: str) -> components.FilterChain:
+def _chain(
+    name: str, each: HttpChain | TcpChain, secret: str, client: int | None = None
+) -> components.FilterChain:
     if isinstance(each, TcpChain):
-        return _stream(listener, each, secret)
+        assert client is None, "a stream cannot be judged by L7 rules"
+        return _stream(name, each, secret)
     terminal = components.Filter(
         name="envoy.filters.network.http_connection_manager",
-        typed_config=pack(manager(listener, each.table)),
+        typed_config=pack(_manager(name, each.table, judged=client is not None)),
     )
-    made = components.FilterChain(name=each.table, filters=[_state(secret), terminal])
+    made = components.FilterChain(name=each.table, filters=[_state(secret, client), terminal])
     if each.tls is not None:
         if each.sni:
             made.filter_chain_match.server_names.append(each.sni)
@@ -102,29 +119,63 @@ def _chain(listener: EdgeListener, each: HttpChain | TcpChain, secret: str) -> c
     return made
 
 
+def _listener_filter(name: str, config: Message) -> components.ListenerFilter:
+    return components.ListenerFilter(name=f"envoy.filters.listener.{name}", typed_config=pack(config))
+
+
+def _inspectors(each: EdgeListener) -> list[components.ListenerFilter]:
+    if all(
+        chain.tls is None and not (isinstance(chain, TcpChain) and chain.sni is not None)
+        for chain in each.chains
+    ):
+        return []
+    return [_listener_filter("tls_inspector", tls_inspector_pb2.TlsInspector())]
+
+
 def listener(each: EdgeListener, secret: str) -> listener_pb2.Listener:
     """`secret` is the certificate with which requests go on to other nodes.
 
     Transparent, so that it may be bound before the node has its addresses.
     """
     first, *others = (socket_address(str(a), each.port) for a in each.addresses)
-    made = listener_pb2.Listener(
+    return listener_pb2.Listener(
         name=each.name,
         stat_prefix="edge",
         address=first,
         additional_addresses=[listener_pb2.AdditionalAddress(address=a) for a in others],
         transparent=_TRUE,
-        socket_options=[socket_option(1, 36, marks.DOWNSTREAM, "SO_MARK")],
-        filter_chains=[_chain(each, c, secret) for c in each.chains],
+        socket_options=[socket_option(1, 36, marks.EDGE, "SO_MARK")],
+        listener_filters=_inspectors(each),
+        filter_chains=[_chain(each.name, c, secret) for c in each.chains],
     )
-    if any(c.tls is not None or c.sni is not None for c in each.chains if isinstance(c, TcpChain)) or any(
-        c.tls is not None for c in each.chains
-    ):
-        inspector = pack(tls_inspector_pb2.TlsInspector())
-        made.listener_filters.append(
-            components.ListenerFilter(name="envoy.filters.listener.tls_inspector", typed_config=inspector)
-        )
-    return made
+
+
+def steered(before: ProxyListener, each: EdgeListener, secret: str) -> listener_pb2.Listener:
+    """The same for what the kernel steers away from it, because an L7 rule names it: `before` says whose it
+    is."""
+    loopback = [socket_address(a, before.port) for a in ("127.0.0.1", "::1")]
+    return listener_pb2.Listener(
+        name=before.name,
+        stat_prefix="edge",
+        address=loopback[0],
+        additional_addresses=[listener_pb2.AdditionalAddress(address=loopback[1])],
+        transparent=_TRUE,
+        socket_options=[socket_option(1, 36, marks.DOWNSTREAM, "SO_MARK")],
+        listener_filters=[
+            _listener_filter("original_dst", original_dst_pb2.OriginalDst()),
+            *_inspectors(each),
+        ],
+        filter_chains=[
+            listeners.dialled_directly(),
+            *(_chain(before.name, c, secret, before.source_class) for c in each.chains),
+        ],
+    )
+
+
+@lru_cache(maxsize=16384)
+def _routes(route: Route) -> tuple[route_components_pb2.Route, ...]:
+    """Kept, because a table is made anew whenever one of its routes changes."""
+    return tuple(routes.compiled(route))
 
 
 def _host(each: HostRoutes) -> route_components_pb2.VirtualHost:
@@ -137,15 +188,19 @@ def _host(each: HostRoutes) -> route_components_pb2.VirtualHost:
             direct_response=route_components_pb2.DirectResponseAction(status=421),
         )
     else:
-        made.routes.extend(chain.from_iterable(map(routes.compiled, each.routes)))
+        made.routes.extend(chain.from_iterable(map(_routes, each.routes)))
     return made
 
 
 def table(each: HostTable) -> route_pb2.RouteConfiguration:
+    judges = {names.RIGHTS_FILTER: routes.rights(each.rights)}
+    if each.admission is not None:
+        rules = rbac_pb2.RBACPerRoute(rbac=rbac.admission(each.admission))
+        judges[names.ADMISSION_FILTER] = pack(rules)
     return route_pb2.RouteConfiguration(
         name=each.name,
         virtual_hosts=[_host(host) for host in each.hosts],
         ignore_port_in_host_matching=True,
         request_headers_to_remove=[names.DESTINATION_HEADER, *FORWARDED_BY_ENVOY],
-        typed_per_filter_config={names.RIGHTS_FILTER: routes.rights(each.rights)},
+        typed_per_filter_config=judges,
     )

@@ -89,7 +89,7 @@ def _served(listener: ProxyListener, stat_prefix: str) -> components.FilterChain
     return chain
 
 
-def _dialled_directly() -> components.FilterChain:
+def dialled_directly() -> components.FilterChain:
     loopback = [
         address_pb2.CidrRange(address_prefix=prefix, prefix_len=wrappers_pb2.UInt32Value(value=length))
         for prefix, length in (("127.0.0.0", 8), ("::1", 128))
@@ -123,6 +123,6 @@ def listener(listener: ProxyListener) -> listener_pb2.Listener:
         transparent=wrappers_pb2.BoolValue(value=True),
         socket_options=[socket_option(_SOL_SOCKET, _SO_MARK, marks.DOWNSTREAM, "SO_MARK")],
         listener_filters=_listener_filters(listener),
-        filter_chains=[_dialled_directly(), _served(listener, stat_prefix)],
+        filter_chains=[dialled_directly(), _served(listener, stat_prefix)],
         access_log=[accesslog.refused(listener.name)] if listener.kind in _TLS_KINDS else [],
     )

@@ -14,5 +14,8 @@ STEERED = 0x200
 DOWNSTREAM = 0xA00
 """On the sockets between a client and Envoy: listening ones, inherited by accepted ones."""
 
+EDGE = 0x900
+"""On the sockets that Envoy takes at a Gateway's own address: not steered."""
+
 UPSTREAM = 0xB00
 """On the sockets between Envoy and a backend, which bear the client's address."""

@@ -37,6 +37,9 @@ NO_SECRET = "none"
 SOURCE_CLASS_STATE = "penstock.source_class"
 """Filter state that states the source class of a connection, as decimal text."""
 
+CLIENT_CLASS_STATE = "penstock.client_class"
+"""Filter state that states the class of a Gateway's client, where an L7 rule names it."""
+
 SOURCE_NAMESPACE_STATE = "penstock.source_namespace"
 """Filter state that states the namespace of the source class, by which consumer routes match."""
 
@@ -48,6 +51,9 @@ UPSTREAM_SNI_STATE = "envoy.network.upstream_server_name"
 
 RIGHTS_FILTER = "penstock.rights"
 """The upstream filter that judges a request for the chosen endpoint; route tables carry its rules."""
+
+ADMISSION_FILTER = "penstock.admission"
+"""The filter that judges a request to a Gateway as the client sends it; route tables carry its rules."""
 
 CORS_FILTER = "envoy.filters.http.cors"
 """Envoy's own name: does nothing but on routes that configure it."""

@@ -16,7 +16,7 @@ from envoy.extensions.filters.network.rbac.v3 import rbac_pb2 as network_rbac_pb
 from envoy.type.matcher.v3 import filter_state_pb2, regex_pb2, string_pb2
 
 from penstock.envoy import cel
-from penstock.envoy.names import METADATA, METADATA_CLASS, SOURCE_CLASS_STATE
+from penstock.envoy.names import CLIENT_CLASS_STATE, METADATA, METADATA_CLASS, SOURCE_CLASS_STATE
 from penstock.routing.model import RequestMatch, Rights
 
 _ANY = rbac_pb2.Permission(any=True)
@@ -56,13 +56,13 @@ def _request(match: RequestMatch) -> rbac_pb2.Permission:
     return _all(permissions)
 
 
-def _principals(sources: tuple[int, ...] | None) -> list[rbac_pb2.Principal]:
+def _principals(sources: tuple[int, ...] | None, key: str = SOURCE_CLASS_STATE) -> list[rbac_pb2.Principal]:
     if sources is None:
         return [rbac_pb2.Principal(any=True)]
     return [
         rbac_pb2.Principal(
             filter_state=filter_state_pb2.FilterStateMatcher(
-                key=SOURCE_CLASS_STATE, string_match=string_pb2.StringMatcher(exact=str(source))
+                key=key, string_match=string_pb2.StringMatcher(exact=str(source))
             )
         )
         for source in sorted(set(sources))
@@ -99,6 +99,17 @@ def rules(rights: Iterable[Rights], audit: Iterable[Rights] | None = None) -> ht
     if audit is not None:
         made.shadow_rules.CopyFrom(_allowing(audit))
     return made
+
+
+def admission(rights: Iterable[Rights]) -> http_rbac_pb2.RBAC:
+    """What the clients of a Gateway may send to it. No rights deny everything."""
+    policies = {}
+    for number, item in enumerate(dict.fromkeys(rights)):
+        if item.sources != () and () not in item.requests:
+            groups = [_any([_request(match) for match in group]) for group in item.requests]
+            principals = _principals(item.sources, CLIENT_CLASS_STATE)
+            policies[f"{number:05}"] = rbac_pb2.Policy(permissions=[_all(groups)], principals=principals)
+    return http_rbac_pb2.RBAC(rules=rbac_pb2.RBAC(action=rbac_pb2.RBAC.Action.ALLOW, policies=policies))
 
 
 def sni_is_destination() -> network_rbac_pb2.RBAC:

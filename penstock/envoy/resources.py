@@ -86,8 +86,13 @@ class Builder(Generic[T]):
         for server_id in sorted({item.server_id for item in model.listeners if item.server_id}):
             name = names.mtls_cluster(server_id)
             add(CLUSTER, name, clusters.original_dst, name, ports, server_id)
+        at_edge = {each.name: each for each in model.edge}
         for listener in model.listeners:
-            add(LISTENER, listener.name, listeners.listener, listener)
+            if listener.kind is ListenerKind.GATEWAY:
+                where = at_edge[listener.edge]
+                add(LISTENER, listener.name, edge.steered, listener, where, model.edge_secret)
+            else:
+                add(LISTENER, listener.name, listeners.listener, listener)
         for table in model.services:
             add(SCOPED_ROUTE, table.name, routes.scope, table.name, table.address, table.port)
             add(ROUTE, table.name, routes.service, table)

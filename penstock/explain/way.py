@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from penstock.explain.gateway import first_hop
 from penstock.explain.hop import Hop, Missing, far_end
 from penstock.explain.kernel import Kernel
 from penstock.explain.l7 import Crossing, Judgement, Requests
@@ -76,6 +77,12 @@ class Way:
         service = self._kernel.service(ServiceKey(address, port, PROTOCOLS[ends.protocol]))
         if service is None:
             return [self._direct(self._hop(ends.source, identity, address, port))]
+        if service.gateway:
+            asked = (ends.protocol, port, self._request)
+            judges = (self._facts, self._kernel, self._sides, self._requests)
+            steps, outcome = first_hop(*judges, service, ends.source, identity, asked, home)
+            self.steps += steps
+            return [outcome]
         name = f"Service {service.name.rpartition('/')[0]} ({address})"
         if not home and service.outside is not None:
             self._step("service", f"{name} is served to clients from outside, by endpoints of the node asked")

@@ -56,6 +56,7 @@ class LiveKernel:
             name,
             self._backends(value.inside),
             value.http,
+            gateway=planned is not None and planned.gateway,
             external=value.external,
             outside=BackendSet(value.outside[0], self._backends(value.outside)) if value.outside[0] else None,
             alias=BackendSet(value.alias, self._backends((value.alias, 1))) if value.alias else None,

@@ -48,7 +48,7 @@ def check(gateway: Gateway) -> Iterator[Finding]:
         yield Finding(("spec", "addresses"), f"holds {len(spec.addresses)} entries, at most 16 are allowed")
     for i, address in enumerate(spec.addresses):
         here: Path = ("spec", "addresses", i, "value")
-        if address.type == "IPAddress" and address.value and (wrong := syntax.host_address(address.value)):
+        if address.type == "IPAddress" and address.value and (wrong := syntax.address(address.value)):
             yield Finding(here, wrong)
     given = [(a.type, a.value) for a in spec.addresses if a.value]
     if len(set(given)) < len(given):

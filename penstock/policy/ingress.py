@@ -75,9 +75,8 @@ def wanted_addresses(world: World) -> tuple[str, ...]:
     return tuple(found)
 
 
-def placed(world: World, document: Document, gateway: Gateway) -> Placed:
-    """Where a Gateway is served; the reasons are for its status."""
-    taken = _taken(world)
+def placed(world: World, document: Document, gateway: Gateway, taken: Mapping[Address, str]) -> Placed:
+    """Where a Gateway is served; the reasons are for its status. `taken` is that of `world`."""
     texts: list[str | None] = []
     for i, each in enumerate(gateway.spec.addresses):
         if each.type != "IPAddress":
@@ -104,7 +103,8 @@ def _unusable(address: Address) -> str:
     return ""
 
 
-def _taken(world: World) -> Mapping[Address, str]:
+def taken(world: World) -> Mapping[Address, str]:
+    """Addresses that are others', and whose."""
     found: dict[Address, str] = {}
     for document, node in world.of_kind(Node):
         if document.key.name != world.node:

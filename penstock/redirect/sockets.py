@@ -9,14 +9,14 @@ listener is gone there is no socket left to answer them with a reset.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from ipaddress import ip_address
 
 from penstock.errors import HostError
 from penstock.world import Address, Proxied
 
 # Downstream and upstream marks of Envoy's sockets (bpf/penstock.h): nobody else's connections are touched.
-_DOWNSTREAM, _UPSTREAM = "0xa00/0xf00", "0xb00/0xf00"
+_DOWNSTREAM, _UPSTREAM, _EDGE = "0xa00/0xf00", "0xb00/0xf00", "0x900/0xf00"
 _AT_ONCE = 100
 """Connections that one filter names."""
 
@@ -28,19 +28,26 @@ def reset_proxied(addresses: Collection[Address]) -> None:
     """
     for address in addresses:
         shown = _shown(address)
-        for mark in (_DOWNSTREAM, _UPSTREAM):
+        for mark in (_DOWNSTREAM, _UPSTREAM, _EDGE):
             _ss("-K", f"( src {shown} or dst {shown} ) and fwmark = {mark}")
 
 
 def proxied() -> list[Proxied]:
     """Every connection that the proxy has taken, in this network namespace. Raises HostError."""
-    found = []
-    for line in _ss("state", "connected", f"fwmark = {_DOWNSTREAM}").splitlines():
+    return [*_taken(_DOWNSTREAM), *unsteered()]
+
+
+def unsteered() -> list[Proxied]:
+    """Those that it took at a Gateway's own address, without being steered. Raises HostError."""
+    return list(_taken(_EDGE))
+
+
+def _taken(mark: str) -> Iterator[Proxied]:
+    for line in _ss("state", "connected", f"fwmark = {mark}").splitlines():
         *_, local, peer = line.split()[:5]
         address, port = _end(local)
         client, client_port = _end(peer)
-        found.append(Proxied(client, client_port, address, port))
-    return found
+        yield Proxied(client, client_port, address, port, steered=mark != _EDGE)
 
 
 def reset(connections: Sequence[Proxied]) -> None:
@@ -50,7 +57,8 @@ def reset(connections: Sequence[Proxied]) -> None:
             f"( src {_shown(c.address)}:{c.port} and dst {_shown(c.client)}:{c.client_port} )"
             for c in connections[first : first + _AT_ONCE]
         ]
-        _ss("-K", f"( {' or '.join(ends)} ) and fwmark = {_DOWNSTREAM}")
+        for mark in (_DOWNSTREAM, _EDGE):
+            _ss("-K", f"( {' or '.join(ends)} ) and fwmark = {mark}")
 
 
 def _ss(*arguments: str) -> str:

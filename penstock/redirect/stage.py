@@ -181,6 +181,19 @@ def _steering(
     return Steering.TO_PROXY if tls else Steering.PAST_PROXY
 
 
+def past_admission(tables: KernelTables, connections: Iterable[Proxied]) -> list[Proxied]:
+    """Of connections that began at a Gateway's own address those that an L7 rule names now.
+
+    They were never judged as requests, and their segments would go on to the socket that they have.
+    """
+    whois = Whois(tables.ipcache)
+    return [
+        c
+        for c in connections
+        if _gateway_verdict(tables, whois, tables.endpoints.get(c.client), c) is Verdict.REDIRECT
+    ]
+
+
 def _provable(
     source_ports: tuple[int, int],
     connection: Proxied,
@@ -205,16 +218,26 @@ def _provable(
 def _to_gateway(
     tables: KernelTables, whois: Whois, source: EndpointEntry | None, connection: Proxied
 ) -> Steering:
-    """A connection to a Gateway's own address, which the proxy takes without being steered."""
+    """A connection to a Gateway's own address, which the proxy takes also without being steered."""
+    verdict = _gateway_verdict(tables, whois, source, connection)
+    if verdict is Verdict.DENY:
+        return Steering.FORBIDDEN
+    past = verdict is Verdict.ALLOW and connection.steered
+    return Steering.PAST_PROXY if past else Steering.TO_PROXY
+
+
+def _gateway_verdict(
+    tables: KernelTables, whois: Whois, source: EndpointEntry | None, connection: Proxied
+) -> Verdict:
     who = whois(connection.client)
     identity = source.identity if source else who.identity if who else WORLD
     if source is None and identity in (HOST, INGRESS):
-        return Steering.TO_PROXY  # within the node: no hook sees it
+        return Verdict.ALLOW  # within the node: no hook sees it
     port = connection.port
     verdict = look_up(tables.policy, INGRESS_SUBJECT, Direction.INGRESS, identity, TCP, port)
     if source is not None:
         verdict = max(verdict, look_up(tables.policy, source.subject, Direction.EGRESS, INGRESS, TCP, port))
-    return Steering.FORBIDDEN if verdict is Verdict.DENY else Steering.TO_PROXY
+    return verdict
 
 
 def after_proxy(

@@ -61,7 +61,7 @@ class ListenerStatus:
     serves: str
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Entry:
     """One listener: what it says, what was found wrong with it, and what it is for."""
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field, replace
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
+from penstock.manifests.kinds import Namespace
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
@@ -34,10 +35,11 @@ from penstock.routing.model import (
     HostRoutes,
     HostTable,
     HttpChain,
+    Route,
     TcpChain,
     UpstreamTls,
 )
-from penstock.routing.rules import Ranked, Services, compile_rules, services_of
+from penstock.routing.rules import Compiled, Ranked, Services, compile_rules
 from penstock.routing.services import EDGE, ServedPort
 from penstock.world import Address, World
 
@@ -53,6 +55,8 @@ EDGE_KINDS = (
     IngressClass,
 )
 """What the edge is made from, besides routes of HTTP, Services and Nodes."""
+
+_RESOLVED = Condition("ResolvedRefs", True, "ResolvedRefs")
 
 Routed = tuple[Document, HTTPRoute | GRPCRoute]
 
@@ -74,6 +78,22 @@ class EdgeCluster:
     tls: UpstreamTls | None = None
 
 
+_Places = tuple[tuple[ObjectKey, int, tuple[tuple[str, str], ...]], ...]
+"""Where a route is attached: (Gateway, position of the listener, hosts)."""
+
+
+@dataclass(slots=True)
+class Memo:
+    """What the last World gave, for routes and tables whose inputs are the very same. `services` and
+    `frame` (all that decides about attachments but the routes) are those it was made with."""
+
+    services: Services | None = None
+    frame: tuple[Document, ...] = ()
+    attached: dict[ObjectKey, tuple[Document, _Places, ObjectStatus | None]] = field(default_factory=dict)
+    rules: dict[tuple[ObjectKey, int, str], tuple[Document, Compiled]] = field(default_factory=dict)
+    tables: dict[str, tuple[object, EdgeTable]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class Edge:
     """Everything north-south of one World. Ingress, TCPRoute and the like add to the same lists."""
@@ -88,6 +108,7 @@ class Edge:
     """Of the listeners, and the node's ingress addresses."""
     backend_tls: BackendTls | None = field(default=None, compare=False)
     """TLS to the backends of routes of the mesh, too."""
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
 
 def listener_name(gateway: Document, port: int, protocol: str) -> str:
@@ -127,6 +148,7 @@ class _Gateway:
     sets: list[Document]
     refused: list[Document]
     routes: dict[int, list[tuple[Attached, Routed]]] = field(default_factory=dict)
+    """By the position of their listener in `entries`."""
     streams: list[L4Routed] = field(default_factory=list)
 
     @property
@@ -154,9 +176,16 @@ class _Gateway:
 class Edges:
     """Compiles the edge of one World."""
 
-    def __init__(self, world: World, served: tuple[ServedPort, ...]) -> None:
+    def __init__(self, world: World, services: Services, before: Memo) -> None:
         self._world = world
-        self._services: Services = services_of(world, served)
+        self._services = services
+        self._sets = _sets(world)
+        self._taken = ingress.taken(world)
+        frame = tuple(world.of_kinds(GatewayClass, Gateway, ListenerSet, Namespace))
+        self._memo = Memo(services, frame)
+        self._before = before if before.services is services else Memo()
+        self._memo.rules = self._before.rules
+        self._same_frame = self._before.frame == frame
         self._namespaces = Namespaces(world)
         self._vault = Vault(world, self._services)
         self._backend_tls = BackendTls(world, self._vault)
@@ -200,7 +229,15 @@ class Edges:
             self._statuses,
             tuple(dict.fromkeys(addresses)),
             self._backend_tls,
+            self._remembered(),
         )
+
+    def _remembered(self) -> Memo:
+        if len(self._memo.rules) > 4 * len(self._memo.attached) + 64:
+            present = self._memo.attached
+            kept = {k: v for k, v in self._memo.rules.items() if k[0] in present}
+            self._memo.rules = kept
+        return self._memo
 
     # --- classes, Gateways ---------------------------------------------------------------------------------
 
@@ -219,7 +256,7 @@ class Edges:
     def _gateway(self, document: Document, gateway: Gateway) -> _Gateway:
         taken: list[tuple[Document, ListenerSet]] = []
         refused: list[tuple[Document, ListenerSet]] = []
-        for owner, each in _sets(self._world).get(document.key, ()):
+        for owner, each in self._sets.get(document.key, ()):
             fits = self._namespaces.allowed(
                 gateway.spec.allowed_listeners, document.key.namespace, owner.key.namespace
             )
@@ -228,7 +265,7 @@ class Edges:
         made = _Gateway(
             document,
             gateway,
-            ingress.placed(self._world, document, gateway),
+            ingress.placed(self._world, document, gateway, self._taken),
             entries,
             [d for d, _ in taken],
             [d for d, _ in refused],
@@ -251,66 +288,80 @@ class Edges:
             *self._world.of_kind(UDPRoute),
         ]
         for document, route in routes:
-            parents = []
-            for parent in route.spec.parent_refs:
-                if parent.group != GROUP:
-                    continue
-                parents.append((parent, self._attach(document, route, parent, of_parent)))
-            if parents:
-                pending = next((c.message for _, cs in parents for c in cs if not c.status), "")
-                self._statuses[document.key] = ObjectStatus(
-                    pending=pending, extra={"parents": tuple(parents)}
-                )
+            known = self._before.attached.get(document.key) if self._same_frame else None
+            if known is None or known[0] is not document:
+                known = (document, *self._attach(document, route, of_parent))
+            self._memo.attached[document.key] = known
+            for key, position, pairs in known[1]:
+                gateway = found[key]
+                entry = gateway.entries[position]
+                entry.attached.add(document.key)
+                if isinstance(route, HTTPRoute | GRPCRoute):
+                    listed = gateway.routes.setdefault(position, [])
+                    listed.append((Attached(entry, pairs), (document, route)))
+                else:
+                    gateway.streams.append((Attached(entry, pairs), document, route))
+            if known[2] is not None:
+                self._statuses[document.key] = known[2]
 
     def _attach(
         self,
         document: Document,
         route: HTTPRoute | GRPCRoute | L4Route,
-        parent: ParentReference,
         of_parent: Mapping[ObjectKey, tuple[_Gateway, list[Entry]]],
-    ) -> tuple[Condition, Condition]:
-        key = ObjectKey(parent.kind, parent.namespace or document.key.namespace, parent.name)
-        resolved = self._resolved(document, route)
-        if key not in of_parent:
-            why = f"there is no {key} of a class of Penstock's"
-            return Condition("Accepted", False, "NoMatchingParent", why), resolved
-        gateway, entries = of_parent[key]
-        if not isinstance(route, HTTPRoute | GRPCRoute):
-            return self._attach_stream(document, route, parent, gateway, entries), resolved
-        attached, accepted = attach(document, parent, route.spec.hostnames, entries, self._namespaces)
-        for each in attached:
-            port = each.entry.listener.port
-            listed = gateway.routes.setdefault(port, [])
-            # Two parentRefs may name one listener.
-            if all(a.entry is not each.entry or d is not document for a, (d, _) in listed):
-                listed.append((each, (document, route)))
-        return accepted, resolved
-
-    def _attach_stream(
-        self,
-        document: Document,
-        route: L4Route,
-        parent: ParentReference,
-        gateway: _Gateway,
-        entries: list[Entry],
-    ) -> Condition:
-        names = hostnames(route)
-        attached, accepted = attach(
-            document, parent, names, entries, self._namespaces, by_host=lambda e: e.protocol == "TLS"
-        )
-        known = {(id(a.entry), d.key) for a, d, _ in gateway.streams}
-        gateway.streams += [
-            (a, document, route) for a in attached if (id(a.entry), document.key) not in known
-        ]
-        return accepted
+    ) -> tuple[_Places, ObjectStatus | None]:
+        """Where a route is attached, and its status; None if it has no parent here."""
+        # Two parentRefs may name one listener.
+        places: dict[tuple[ObjectKey, int], tuple[tuple[str, str], ...]] = {}
+        parents: list[tuple[ParentReference, tuple[Condition, Condition]]] = []
+        resolved = _RESOLVED
+        http = isinstance(route, HTTPRoute | GRPCRoute)
+        names = route.spec.hostnames if isinstance(route, HTTPRoute | GRPCRoute) else hostnames(route)
+        for parent in route.spec.parent_refs:
+            if parent.group != GROUP:
+                continue
+            if not parents:
+                resolved = self._resolved(document, route)
+            key = ObjectKey(parent.kind, parent.namespace or document.key.namespace, parent.name)
+            if key not in of_parent:
+                why = f"there is no {key} of a class of Penstock's"
+                parents.append((parent, (Condition("Accepted", False, "NoMatchingParent", why), resolved)))
+                continue
+            gateway, entries = of_parent[key]
+            attached, accepted = attach(
+                document,
+                parent,
+                names,
+                entries,
+                self._namespaces,
+                by_host=lambda e: http or e.protocol == "TLS",
+            )
+            parents.append((parent, (accepted, resolved)))
+            for each in attached:
+                position = next(i for i, e in enumerate(gateway.entries) if e is each.entry)
+                places.setdefault((gateway.document.key, position), each.hosts)
+        if not parents:
+            return (), None
+        pending = next((c.message for _, cs in parents for c in cs if not c.status), "")
+        status = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
+        return tuple((*place, pairs) for place, pairs in places.items()), status
 
     def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> Condition:
         problems: Sequence[Condition]
         if isinstance(route, HTTPRoute | GRPCRoute):
-            problems = compile_rules(document, route, self._services, port=80, edge=EDGE).problems
+            problems = self._rules(document, route, 0, EDGE).problems
         else:
             problems = shares(document, route, self._services).problems
-        return problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
+        return problems[0] if problems else _RESOLVED
+
+    def _rules(self, document: Document, route: HTTPRoute | GRPCRoute, port: int, edge: str) -> Compiled:
+        """The rules of a route as dialled at `port`."""
+        known = self._before.rules.get((document.key, port, edge))
+        if known is None or known[0] is not document:
+            made = compile_rules(document, route, self._services, port=port or 80, edge=edge)
+            known = (document, made)
+        self._memo.rules[(document.key, port, edge)] = known
+        return known[1]
 
     # --- listeners ------------------------------------------------------------------------------------------
 
@@ -354,24 +405,54 @@ class Edges:
         self, name: str, port: int, mine: list[Entry], beside: list[Entry], each: _Gateway
     ) -> EdgeTable:
         """The table of the listeners `mine`, which share a port with those of `beside`."""
+        names = tuple(e.hostname for e in beside)
+        routes = {
+            id(entry): each.routes.get(position, [])
+            for position, entry in enumerate(each.entries)
+            if entry in mine
+        }
+        inputs = (
+            port,
+            each.edge,
+            names,
+            tuple(
+                (e.hostname, tuple((a.hosts, document) for a, (document, _) in routes[id(e)])) for e in mine
+            ),
+        )
+        known = self._before.tables.get(name)
+        if known is None or known[0] != inputs:
+            known = (inputs, self._made(name, port, mine, beside, routes, each.edge))
+        self._memo.tables[name] = known
+        self._add_clusters(known[1].clusters, each)
+        return known[1]
+
+    def _made(
+        self,
+        name: str,
+        port: int,
+        mine: list[Entry],
+        beside: list[Entry],
+        routes: Mapping[int, list[tuple[Attached, Routed]]],
+        edge: str,
+    ) -> EdgeTable:
         clusters: dict[str, ServedPort] = {}
         found: list[HostRoutes] = []
         names = [e.hostname for e in beside]
         for entry in mine:
-            routes = [(a, routed) for a, routed in each.routes.get(port, ()) if a.entry is entry]
-            compiled: list[tuple[Attached, list[Ranked]]] = []
-            for attached, (document, route) in routes:
-                made = compile_rules(document, route, self._services, port=port, edge=each.edge)
-                compiled.append((attached, made.routes))
+            by_name: dict[str, list[tuple[ObjectKey, list[Ranked]]]] = {}
+            wanted = {entry.hostname}
+            for attached, (document, route) in routes[id(entry)]:
+                made = self._rules(document, route, port, edge)
+                wanted.update(host for host, _ in attached.hosts)
+                for own in {each.lower() for _, each in attached.hosts}:
+                    by_name.setdefault(own, []).append((document.key, made.routes))
                 clusters.update({c.name: c for c in made.clusters})
-            wanted = {entry.hostname, *(h for a, _ in routes for h, _ in a.hosts)}
             for host in sorted(wanted):
                 if hosts.owner(host, names) == entry.hostname:
-                    found.append(_host(host, compiled))
+                    found.append(_host(host, by_name))
         for other in beside:
             if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
                 found.append(HostRoutes(other.hostname, misdirected=True))
-        self._add_clusters(clusters.values(), each)
         return EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
 
     def _add_clusters(self, clusters: Iterable[ServedPort], each: _Gateway | None) -> None:
@@ -456,20 +537,25 @@ def _listener_status(entry: Entry, gateway: Condition) -> ListenerStatus:
     )
 
 
-def _host(host: str, compiled: Iterable[tuple[Attached, list[Ranked]]]) -> HostRoutes:
-    """The routes for one host: those of the most specific of their own host names first."""
-    ranked = []
-    for attached, routes in compiled:
-        own = [name for _, name in attached.hosts if hosts.covers(name, host)]
-        if own:
-            exact, length = hosts.specific(max(own, key=hosts.specific))
-            ranked += [((not exact, -length, *rank), route) for rank, route in routes]
-    return HostRoutes(host, tuple(route for _, route in sorted(ranked, key=lambda r: r[0])))
+def _host(host: str, by_name: Mapping[str, list[tuple[ObjectKey, list[Ranked]]]]) -> HostRoutes:
+    """The routes for one host, by their own host names: those of the most specific one first."""
+    found: list[Route] = []
+    seen: set[ObjectKey] = set()
+    for name in hosts.covering(host):
+        listed = [item for item in by_name.get(name, ()) if item[0] not in seen]
+        seen.update(key for key, _ in listed)
+        ranked = [r for _, routes in listed for r in routes]
+        found += [route for _, route in sorted(ranked, key=_rank)]
+    return HostRoutes(host, tuple(found))
 
 
-def compile_edge(world: World, served: tuple[ServedPort, ...]) -> Edge:
-    """What stands at the edge of `world`."""
-    return Edges(world, served).compile()
+def _rank(ranked: Ranked) -> tuple[object, ...]:
+    return ranked[0]
+
+
+def compile_edge(world: World, services: Services, before: Edge | None = None) -> Edge:
+    """What stands at the edge of `world`. `before` never changes a result."""
+    return Edges(world, services, before.memo if before else Memo()).compile()
 
 
 def joined(mine: ObjectStatus | None, other: ObjectStatus) -> ObjectStatus:

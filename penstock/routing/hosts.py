@@ -8,7 +8,7 @@ Source: Gateway API v1.6, Hostname; HTTPRouteSpec.hostnames.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 ANY = ""
 
@@ -39,6 +39,19 @@ def intersections(listener: str, routes: Iterable[str]) -> tuple[tuple[str, str]
         elif both is not None:
             found.setdefault(both, name)
     return tuple(found.items())
+
+
+def covering(name: str) -> Iterator[str]:
+    """Every name that covers `name`, the most specific first."""
+    yield name
+    rest = name.removeprefix("*.")
+    if name and not name.startswith("*."):
+        rest = name
+    while "." in rest:
+        rest = rest.partition(".")[2]
+        yield f"*.{rest}"
+    if name:
+        yield ANY
 
 
 def specific(name: str) -> tuple[bool, int]:

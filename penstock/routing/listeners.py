@@ -6,15 +6,15 @@ source to another listener. The kernel finds the listener by (class, kind, desti
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from penstock.plan import AUDIT_VIEW, Direction, MeshMode, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.entries import ANY
-from penstock.policy.identities import Member, Members
-from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
+from penstock.policy.identities import INGRESS_SUBJECT, Member, Members
+from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD
 from penstock.policy.mesh_tls import MeshModes, TowardModes
-from penstock.routing.model import ListenerKind, ProxyListener
+from penstock.routing.model import EdgeListener, HttpChain, ListenerKind, ProxyListener
 from penstock.world import World
 
 Entries = Mapping[tuple[int, Direction], Mapping[PolicyKey, PolicyEntry]]
@@ -82,17 +82,58 @@ def _wanted(
     return wanted
 
 
-def _carried(world: World, members: Members) -> set[tuple[ListenerKind, int, int]]:
+def _covers(key: PolicyKey, port: int) -> bool:
+    return key.port <= port < key.port + (1 << (16 - key.port_bits))
+
+
+def _numbered(world: World, edge: Iterable[EdgeListener]) -> Mapping[int, EdgeListener]:
+    """Listeners of Gateways whose requests can be judged, by their number in the kernel."""
+    return {
+        world.allocations.service_ids[each.name]: each
+        for each in edge
+        if each.name in world.allocations.service_ids
+        and all(isinstance(chain, HttpChain) for chain in each.chains)
+    }
+
+
+def _to_gateways(
+    members: Members, entries: Entries, gateways: Mapping[int, EdgeListener]
+) -> set[tuple[ListenerKind, int, int]]:
+    """For whom L7 rules stand before a Gateway: rules about Gateways, and about what clients may send."""
+    inward = entries.get((INGRESS_SUBJECT, Direction.INGRESS), {})
+    wanted: set[tuple[ListenerKind, int, int]] = set()
+    for number, listener in gateways.items():
+        here = {k: e for k, e in inward.items() if _covers(k, listener.port)}
+        peers = _redirected_peers(here, members) - {INGRESS}
+        for member in members.local():
+            egress = entries[(member.subject, Direction.EGRESS)]
+            if any(
+                e.verdict is Verdict.REDIRECT and k.identity in (ANY, INGRESS) and _covers(k, listener.port)
+                for k, e in egress.items()
+            ):
+                peers.add(member.identity)
+        wanted |= {(ListenerKind.GATEWAY, peer, number) for peer in peers}
+    return wanted
+
+
+def _carried(
+    world: World, members: Members, gateways: Mapping[int, EdgeListener]
+) -> set[tuple[ListenerKind, int, int]]:
     """Listeners that a connection which nothing steers here any more may have come by: they outlive it."""
     if not world.carried:
         return set()
     by_address = {a: m for m in members.all for a in m.addresses}
     candidates: set[tuple[ListenerKind, int, int]] = set()
-    for client, address, _ in world.carried:
+    for client, address, port in world.carried:
         source, target = by_address.get(client), by_address.get(address)
         strangers = (WORLD, REMOTE_NODE, *members.index.prefixes.identities.values())
         for identity in (source.identity,) if source else strangers:
             candidates.add((ListenerKind.HTTP_WORKLOAD, identity, 0))
+            candidates |= {
+                (ListenerKind.GATEWAY, identity, number)
+                for number, each in gateways.items()
+                if address in each.addresses and port == each.port
+            }
             if source is not None:
                 candidates |= {(kind, identity, 0) for kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)}
             if target is not None:
@@ -109,13 +150,16 @@ def listeners(
     *,
     routed: bool,
     spiffe_id: Callable[[Member], str],
+    edge: Iterable[EdgeListener] = (),
 ) -> Demand:
     """Every listener that this node's proxy must have; `routed` if any Service has a route."""
     who = members.representatives()
     namespaces = {m.identity: m.namespace for m in who.values()}
     ids = {m.identity: spiffe_id(m) for m in who.values()}
     found, names, unallocated = [], [], []
-    wanted = _wanted(members, entries, modes, toward, routed=routed) | _carried(world, members)
+    gateways = _numbered(world, edge)
+    wanted = _wanted(members, entries, modes, toward, routed=routed)
+    wanted |= _to_gateways(members, entries, gateways) | _carried(world, members, gateways)
     for kind, source_class, destination in sorted(wanted):
         name = name_of(kind, source_class, destination)
         names.append(name)
@@ -132,8 +176,9 @@ def listeners(
                 port,
                 peer_id=ids[source_class] if tls else None,
                 destination=destination,
-                server_id=ids[destination] if destination else None,
+                server_id=ids[destination] if kind is ListenerKind.TCP_MTLS else None,
                 namespace=namespaces[source_class] if kind is ListenerKind.HTTP_SERVICE else "",
+                edge=gateways[destination].name if kind is ListenerKind.GATEWAY else "",
             )
         )
     return Demand(tuple(found), tuple(unallocated), tuple(names))

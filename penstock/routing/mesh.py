@@ -99,6 +99,8 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
             for condition in (accepted, resolved):
                 if not condition.status and not pending:
                     pending = condition.message
+        if not parents and route.spec.parent_refs:
+            continue
         statuses[document.key] = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
 
     tables = [

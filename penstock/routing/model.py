@@ -31,6 +31,8 @@ class ListenerKind(IntEnum):
     """Mesh TLS from another node to a local workload; inside is anything, judged at L4 by the kernel."""
     TCP_MTLS = 5
     """Plain TCP of a local workload to a workload of another node that requires mesh TLS."""
+    GATEWAY = 6
+    """What an L7 rule about Gateways names: served as by the Gateway's own listener, once it is admitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +52,8 @@ class ProxyListener:
     server_id: str | None = None
     namespace: str = ""
     """Of the class' members, which HTTP_SERVICE listeners state for consumer routes."""
+    edge: str = ""
+    """The EdgeListener that a GATEWAY listener stands before; `destination` is its number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +201,16 @@ class HostTable:
     name: str
     hosts: tuple[HostRoutes, ...]
     rights: tuple[Rights, ...] = ()
+    admission: tuple[Rights, ...] | None = None
+    """Who may send what to the Gateway itself, as its client sends it; None where no L7 rule names it."""
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        # There may be thousands of routes inside, and it is asked for at every change.
+        if not self._hash:
+            found = hash((self.name, self.hosts, self.rights, self.admission))
+            object.__setattr__(self, "_hash", found or 1)
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

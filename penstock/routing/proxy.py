@@ -16,6 +16,8 @@ from penstock.routing.gateways import EdgeCluster, EdgeTable
 from penstock.routing.mesh import RouteTable
 from penstock.routing.model import (
     HostTable,
+    HttpChain,
+    ListenerKind,
     ProxyCluster,
     ProxyEndpoint,
     ProxyListener,
@@ -31,6 +33,14 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
     reached = clusters | {each.name: each.served for each in facts.edge.clusters}
     mirrored = _mirrored(facts)
     guarded = _guarded(facts)
+    behind = {each.edge for each in listeners if each.kind is ListenerKind.GATEWAY}
+    guarded_ports = {
+        chain.table: each.port
+        for each in facts.edge.listeners
+        if each.name in behind
+        for chain in each.chains
+        if isinstance(chain, HttpChain)
+    }
     own = [facts.destination(m.identity, m, port) for m, port in guarded]
     workloads = (
         _endpoint(facts, Backend(address, port, member))
@@ -52,7 +62,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
         workload_rights=facts.rights(own),
         workload_audit=facts.audit_rights(own),
         edge=facts.edge.listeners,
-        tables=tuple(_edge_table(facts, t) for t in facts.edge.tables),
+        tables=tuple(_edge_table(facts, t, guarded_ports.get(t.table.name)) for t in facts.edge.tables),
         edge_secret=next((str(a) for m in facts.members.ingress[:1] for a in m.addresses), ""),
         certificates=facts.edge.certificates,
         authorities=facts.edge.authorities,
@@ -81,13 +91,13 @@ def _plain(endpoints: tuple[ProxyEndpoint, ...]) -> tuple[ProxyEndpoint, ...]:
 def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
     served = each.served
     sources = [a for m in facts.members.ingress[:1] for a in m.addresses if a.version == served.family]
-    endpoints = _endpoints(facts, served.backends) if sources else ()
     source = sources[0] if sources else None
+    backends = served.backends if sources else ()
+    if served.stream:
+        backends = tuple(b for b in backends if _open_to_edge(facts, b))
+    endpoints = _endpoints(facts, backends)
     if each.tls is not None:
         endpoints = _plain(endpoints)
-    if served.stream:
-        open_ = {(b.address, b.port) for b in served.backends if _open_to_edge(facts, b)}
-        endpoints = tuple(e for e in endpoints if (e.address, e.port) in open_)
     return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls, served.stream)
 
 
@@ -99,11 +109,20 @@ def _open_to_edge(facts: Facts, backend: Backend) -> bool:
     )
 
 
-def _edge_table(facts: Facts, each: EdgeTable) -> HostTable:
-    """With the rights of Gateways alone: no other class comes by it."""
+def _edge_table(facts: Facts, each: EdgeTable, guarded: int | None) -> HostTable:
+    """With the rights of Gateways alone: no other class comes by it. `guarded` is the port that L7 rules of
+    clients or about Gateways name."""
     rights = facts.rights(_destination(facts, b) for s in each.clusters for b in s.backends)
     mine = tuple(replace(r, sources=(INGRESS,)) for r in rights if r.sources is None or INGRESS in r.sources)
-    return replace(each.table, rights=tuple(dict.fromkeys(mine)))
+    admission = None
+    if guarded is not None:
+        admission = facts.rights([Destination(INGRESS, facts.members.ingress[0], guarded)])
+    inputs = (each.table, tuple(dict.fromkeys(mine)), admission)
+    known = facts.tables_memo.get(each.table.name)
+    if known is None or known[0] != inputs:
+        known = (inputs, replace(each.table, rights=inputs[1], admission=admission))
+        facts.tables_memo[each.table.name] = known
+    return known[1]
 
 
 def _mirrored(facts: Facts) -> tuple[str, ...]:

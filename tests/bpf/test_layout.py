@@ -99,6 +99,7 @@ def test_constants(header: btf.Btf) -> None:
             "MARK_TO_PROXY": marks.STEERED,
             "MARK_PROXY_DOWNSTREAM": marks.DOWNSTREAM,
             "MARK_PROXY_UPSTREAM": marks.UPSTREAM,
+            "MARK_PROXY_EDGE": marks.EDGE,
             "IDENTITY_HOST": labels.HOST,
             "IDENTITY_WORLD": labels.WORLD,
             "IPCACHE_MESH": layout.IPCACHE_MESH,

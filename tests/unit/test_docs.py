@@ -31,17 +31,18 @@ def test_ports_marks_and_tables() -> None:
     settings = Settings()
     for low, high in (settings.proxy_listen_ports, settings.proxy_source_ports):
         assert f"{low}–{high}" in PAGE
-    for mark in (marks.STEERED, marks.DOWNSTREAM, marks.UPSTREAM):
+    for mark in (marks.STEERED, marks.EDGE, marks.DOWNSTREAM, marks.UPSTREAM):
         assert f"| mark {mark:#x}" in PAGE
     assert f"rule {host.PRIORITY}: fwmark {host.MARK:#x}/{host.MARK_MASK:#x} lookup {host.TABLE}" in PAGE
     assert f"user and group {UID}" in PAGE
     assert ", ".join(map(str, settings.service_ranges)) in PAGE
+    assert ", ".join(map(str, settings.gateway_ranges)) in PAGE
 
 
 def test_every_mark_of_the_programs() -> None:
     header = (ROOT / "bpf" / "penstock.h").read_text()
     values = set(re.findall(r"#define MARK_\w+ (0x\w+)", header))
-    assert len(values) == 8
+    assert len(values) == 9
     assert [value for value in sorted(values) if value not in PAGE] == []
 
 
