@@ -172,6 +172,11 @@ struct backend_value {
 	__u8 pad[2];
 };
 
+/* The number under which `backends` tells where the proxy's datagrams leave from; the slot is the family, 4 or 6. */
+#define PROXY_SOURCES 0xffffffff
+/* penstock/envoy/process.py */
+#define PROXY_UID 64055
+
 /* Which socket spoke to which backend instead of which service: for getpeername and recvmsg. */
 struct translated_key {
 	__u64 cookie;

@@ -115,6 +115,8 @@ class KernelTables:
     """Ranges of other nodes → the node's address."""
     addresses: tuple[Address, ...] = ()
     """What this node must have for its Gateways, besides its own."""
+    datagram_sources: tuple[Address, ...] = ()
+    """Where the proxy's datagrams leave from, one of each family."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -45,6 +45,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         attach=attach,
         routes=_routes(facts),
         addresses=facts.edge.addresses,
+        datagram_sources=tuple(a for m in facts.members.ingress[:1] for a in m.addresses),
     )
 
 
