@@ -14,28 +14,55 @@
 #define FIRST_EPHEMERAL_PORT 32768
 
 /*
- * To the local workload behind `ifindex`, past this namespace's stack; or up the stack. What goes up carries no
- * mark of ours: if somebody's rule sends it on to a local workload after all (DNAT of a published port), it meets
- * to_workload as what it is by then.
+ * To the local workload behind `ifindex`, past this namespace's stack and bridges; or their way. Of what goes their
+ * way only the sender is known for good: if somebody's rule sends it on to a local workload after all (DNAT of a
+ * published port), it meets to_workload as what it is by then.
  */
-static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, __u32 ifindex)
+static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, __u32 ifindex, int direct,
+				   struct way w)
 {
-	if (ifindex) {
+	if (ifindex && direct) {
 		count(FORWARDED_LOCAL, p->length);
+		/* A bridge's port takes frames that bear its neighbours' addresses. */
+		if (w.bridged)
+			bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(ifindex, 0);
 	}
-	count(FORWARDED_STACK, p->length);
+	if (w.here)
+		skb->mark = (skb->mark & ~MARK_MASK) | MARK_PROVEN;
+	count(ifindex ? FORWARDED_LOCAL : FORWARDED_STACK, p->length);
 	return TC_ACT_OK;
 }
 
-static __always_inline int to_proxy(struct __sk_buff *skb, const struct packet *p, struct decision *d, __u8 hook)
+/*
+ * 1 if packets of the flow to a local workload need not go the way that the kernel would take. Between routed veths
+ * nobody else has a say. Frames within a bridge are its ports' own matter, unless netfilter was asked to see them.
+ * Between bridges, and from the world to one, the engine that made them has its rules (Docker's isolation).
+ */
+static __noinline int short_cut(const struct judgement *j, int ipv6)
 {
-	if (!begins(p) && !assign_own(skb, p)) {
+	__u32 src = j->src_ifindex, dst = j->dst_ifindex;
+	struct port *from = bpf_map_lookup_elem(&ports, &src);
+	struct port *to = bpf_map_lookup_elem(&ports, &dst);
+	__u32 a = from ? from->bridge : 0, b = to ? to->bridge : 0;
+
+	if (j->elsewhere)
+		return 0;
+	if (src && dst)
+		return a == b && (!from || !a || from->flags & (ipv6 ? PORT_DIRECT6 : PORT_DIRECT4));
+	if (src)
+		return !a;
+	return !b || j->src_mesh;
+}
+
+static __always_inline int to_proxy(struct __sk_buff *skb, const struct packet *p, struct decision *d, struct way w)
+{
+	if (!begins(p) && !to_own(skb, p, w)) {
 		count(REDIRECTED, p->length);
 		return TC_ACT_OK;
 	}
-	if (assign_listener(skb, p, d->proxy_port))
-		return drop(p, d, PROXY_NOT_READY, hook);
+	if (to_listener(skb, p, d->proxy_port, w))
+		return drop(p, d, PROXY_NOT_READY, w.hook);
 	count(REDIRECTED, p->length);
 	return TC_ACT_OK;
 }
@@ -50,17 +77,33 @@ static __always_inline int client_speaks(const struct packet *p)
 	return bpf_ntohs(p->t.sport) >= FIRST_EPHEMERAL_PORT && bpf_ntohs(p->t.dport) < FIRST_EPHEMERAL_PORT;
 }
 
-/* The whole way of a packet at an ingress hook. `here` is 0 on the node's devices: no local workload speaks there. */
-static __always_inline int ingress_hook(struct __sk_buff *skb, const struct packet *p, const struct config *c, __u8 hook)
+/* An error about a proxied connection goes to the proxy's socket: up the bridge, too. */
+static __always_inline int ingress_error(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+					 struct way w)
+{
+	int action = icmp_error(skb, p, c, w.here, w.hook);
+
+	if (w.bridged && action == TC_ACT_OK && (skb->mark & MARK_MASK) == MARK_TO_PROXY) {
+		if (raise(skb, 0))
+			return TC_ACT_SHOT;
+		skb->mark = (skb->mark & ~MARK_MASK) | MARK_TO_PROXY;
+	}
+	return action;
+}
+
+/* The whole way of a packet at an ingress hook. */
+static __always_inline int ingress_hook(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+					struct way w)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
 	struct ct_value *ct, fresh = {};
-	int known, midstream, one_way = 0, answer = 0;
+	int known, midstream, one_way = 0, answer = 0, direct;
 	struct judgement j;
 	struct ct_key key;
 	struct tuple first;
 	__be16 port = p->policy_port;
-	__u32 here = hook == HOOK_FROM_WORKLOAD ? skb->ifindex : 0;
+	__u32 here = w.here;
+	__u8 hook = w.hook;
 	__u8 side = ct_make_key(&key, &p->t);
 
 	ct = bpf_map_lookup_elem(&conntrack, &key);
@@ -69,21 +112,21 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 	if (known && ct->epoch == c->epoch) {
 		if (ct->verdict == VERDICT_ALLOW) {
 			ct_touch(ct, now);
-			return forward(skb, p, ct->ifindex[!side]);
+			return forward(skb, p, ct->ifindex[!side], ct->direct, w);
 		}
 		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
 
-			return to_proxy(skb, p, &d, hook);
+			return to_proxy(skb, p, &d, w);
 		}
 	}
 
 	if (p->icmp_error)
-		return icmp_error(skb, p, c, hook);
+		return ingress_error(skb, p, c, w);
 
 	if (midstream && !client_speaks(p)) {
 		first = reversed(&p->t);
-		judge(&first, first.dport, c, &j);
+		judge(&first, first.dport, c, &j, 0);
 		one_way = j.d.verdict != VERDICT_ALLOW;
 	}
 
@@ -95,7 +138,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		first = reversed(&p->t);
 		port = asked_port(&first);
 	}
-	judge(&first, port, c, &j);
+	judge(&first, port, c, &j, 0);
 	if (!answer) {
 		/* Who speaks must be who the device says (anti-spoofing), on both kinds of device. */
 		if (j.src_ifindex != here || (!here && j.src_local_address))
@@ -116,11 +159,11 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 			return drop(p, &j.d, POLICY_CHANGED, hook);
 		/* A proxied connection: its resets must reach the proxy, it may outlive its route, else it is reset. */
 		if (was == VERDICT_REDIRECT || (p->t.protocol == IPPROTO_TCP && !begins(p))) {
-			if ((p->tcp_flags & TCP_RST || j.d.reason == UNTRANSLATED_SERVICE) && !assign_own(skb, p)) {
+			if ((p->tcp_flags & TCP_RST || j.d.reason == UNTRANSLATED_SERVICE) && !to_own(skb, p, w)) {
 				count(REDIRECTED, p->length);
 				return TC_ACT_OK;
 			}
-			if (was == VERDICT_REDIRECT && !assign_listener(skb, p, proxy_port)) {
+			if (was == VERDICT_REDIRECT && !to_listener(skb, p, proxy_port, w)) {
 				j.d.reason = POLICY_CHANGED;
 				count(POLICY_CHANGED, p->length);
 				tell(p, &j.d, hook);
@@ -134,7 +177,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 
 	/* A proxied connection goes on through the proxy to its end, also when no rule names it any more. */
 	if (j.d.verdict == VERDICT_ALLOW && !answer && p->t.protocol == IPPROTO_TCP && !begins(p) &&
-	    (!known || ct->verdict == VERDICT_REDIRECT) && !assign_own(skb, p)) {
+	    (!known || ct->verdict == VERDICT_REDIRECT) && !to_own(skb, p, w)) {
 		count(REDIRECTED, p->length);
 		return TC_ACT_OK;
 	}
@@ -145,7 +188,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 	/* Another listener reads it from now on (an L7 rule now names what a tunnel carries): it must begin anew there. */
 	if (known && ct->verdict == VERDICT_REDIRECT && j.d.verdict == VERDICT_REDIRECT &&
 	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST) &&
-	    !assign_listener(skb, p, j.d.proxy_port)) {
+	    !to_listener(skb, p, j.d.proxy_port, w)) {
 		j.d.reason = POLICY_CHANGED;
 		count(POLICY_CHANGED, p->length);
 		tell(p, &j.d, hook);
@@ -157,6 +200,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 	fresh.seen = now;
 	fresh.epoch = c->epoch;
 	fresh.initiator = answer ? !side : side;
+	direct = short_cut(&j, p->ipv6);
+	fresh.direct = direct;
 	fresh.verdict = j.d.verdict;
 	fresh.proxy_port = j.d.proxy_port;
 	if (fresh.initiator) {
@@ -168,8 +213,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 	}
 	bpf_map_update_elem(&conntrack, &key, &fresh, BPF_ANY);
 	if (j.d.verdict == VERDICT_REDIRECT)
-		return to_proxy(skb, p, &j.d, hook);
-	return forward(skb, p, answer ? j.src_ifindex : j.dst_ifindex);
+		return to_proxy(skb, p, &j.d, w);
+	return forward(skb, p, answer ? j.src_ifindex : j.dst_ifindex, direct, w);
 }
 
 #endif

@@ -5,6 +5,7 @@
 SEC("tc")
 int from_workload(struct __sk_buff *skb)
 {
+	struct way w = {.here = skb->ifindex, .hook = HOOK_FROM_WORKLOAD};
 	struct config *c;
 	struct packet p;
 	__u32 zero = 0;
@@ -28,7 +29,7 @@ int from_workload(struct __sk_buff *skb)
 			return TC_ACT_OK;
 		}
 	}
-	return ingress_hook(skb, &p, c, HOOK_FROM_WORKLOAD);
+	return ingress_hook(skb, &p, c, w);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -89,10 +89,9 @@ static __always_inline int borrowed_source(const struct packet *p, __u32 here)
 	return who && who->flags & IPCACHE_LOCAL;
 }
 
-static __noinline int icmp_error(struct __sk_buff *skb, const struct packet *p, const struct config *c,
-				      __u8 hook)
+static __noinline int icmp_error(struct __sk_buff *skb, const struct packet *p, const struct config *c, __u32 here,
+				 __u8 hook)
 {
-	__u32 here = hook == HOOK_FROM_WORKLOAD ? skb->ifindex : 0;
 	struct decision d = {};
 
 	/* At to_workload the node itself may speak. */

@@ -15,6 +15,9 @@ struct judgement {
 	__u32 src_ifindex;
 	__u32 dst_ifindex;
 	__u8 src_local_address;
+	__u8 src_mesh;
+	/* One of the two is on another link of its workload than the one that its ifindex means. */
+	__u8 elsewhere;
 };
 
 static __always_inline void deny(struct decision *d, __u8 reason)
@@ -37,7 +40,9 @@ static __always_inline void steer(struct decision *d, __u32 source_class, __u32 
 /* Keeps the compiler from folding tests of map pointers into arithmetic that the verifier refuses. */
 #define known_as_number(x) asm volatile("" : "+r"(x))
 
-static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j)
+/* `foreign`: somebody else speaks with the node's own address (masquerade, docker-proxy), and is the world. */
+static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
+			     int foreign)
 {
 	struct service_key service = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
 	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
@@ -55,13 +60,15 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		src_subject = src->subject;
 		j->src_ifindex = src->ifindex;
 		j->d.src_identity = src->identity;
+		j->elsewhere = src->flags & ENDPOINT_ELSEWHERE;
 		source_class = src->source_class;
 	} else {
 		who = identify(&t->src);
-		if (who) {
+		if (who && !(foreign && who->identity == IDENTITY_HOST)) {
 			j->d.src_identity = who->identity;
 			source_class = who->source_class;
 			src_mesh = who->flags & IPCACHE_MESH;
+			j->src_mesh = src_mesh;
 			j->src_local_address = who->flags & IPCACHE_LOCAL;
 		}
 	}
@@ -72,6 +79,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		dst_mode = dst->mode;
 		j->dst_ifindex = dst->ifindex;
 		j->d.dst_identity = dst->identity;
+		j->elsewhere |= dst->flags & ENDPOINT_ELSEWHERE;
 	} else {
 		struct service_value *s = bpf_map_lookup_elem(&services, &service);
 

@@ -12,6 +12,7 @@
 #define MAX_SERVICES 65536
 #define MAX_BACKENDS 262144
 #define MAX_CT 262144
+#define MAX_PORTS 16384
 
 #define PINNED_MAP(NAME, TYPE, KEY, VALUE, ENTRIES, FLAGS)         \
 	struct {                                                    \
@@ -33,6 +34,7 @@ PINNED_MAP(backends, BPF_MAP_TYPE_HASH, struct backend_key, struct backend_value
 PINNED_MAP(translated, BPF_MAP_TYPE_LRU_HASH, struct translated_key, struct translated_value, 65536, 0);
 PINNED_MAP(conntrack, BPF_MAP_TYPE_LRU_HASH, struct ct_key, struct ct_value, MAX_CT, 0);
 PINNED_MAP(fragments, BPF_MAP_TYPE_LRU_HASH, struct fragment_key, struct fragment_value, 8192, 0);
+PINNED_MAP(ports, BPF_MAP_TYPE_HASH, __u32, struct port, MAX_PORTS, BPF_F_NO_PREALLOC);
 PINNED_MAP(netns, BPF_MAP_TYPE_HASH, __u64, struct netns_value, MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
 PINNED_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, REASON_MAX, 0);
 

@@ -15,6 +15,10 @@
 #define MARK_MASK 0xf00
 #define MARK_TO_PROXY 0x200
 #define MARK_JUDGED 0x400
+/* On its way up a bridge, to be given to the listener whose port is skb->priority (0: the proxy's own socket). */
+#define MARK_STEERED 0x300
+/* Its sender is whom its source address says: from_workload or from_port has seen it. */
+#define MARK_PROVEN 0x600
 #define MARK_PROXY_DOWNSTREAM 0xa00
 #define MARK_PROXY_UPSTREAM 0xb00
 
@@ -77,6 +81,8 @@ enum reason {
 	UNTRANSLATED_SERVICE = 41,
 	NO_BACKEND = 42,
 	POLICY_CHANGED = 43,
+	NOT_FOR_THIS_PORT = 44,
+	LINK_PROTOCOL = 45,
 	REASON_MAX = 64,
 };
 
@@ -94,8 +100,30 @@ struct endpoint {
 	__u32 subject;
 	__u32 source_class;
 	__u8 mode;
+	__u8 flags;
+	__u8 pad[2];
+};
+
+/* The address is on another link of the workload than `ifindex`: the short cut does not lead there. */
+#define ENDPOINT_ELSEWHERE 1
+
+/*
+ * A port of a bridge, or one of several links of a workload, by the host side's index. `home` is the ifindex that
+ * stands for the workload in `endpoints` (0: no workload of ours), `mac` the workload's own on this link.
+ */
+struct port {
+	__u32 home;
+	__u32 bridge;
+	__u32 subject;
+	__u8 mac[6];
+	__u8 bridge_mac[6];
+	__u8 flags;
 	__u8 pad[3];
 };
+
+/* Frames between two ports of the bridge need not pass the bridge: nobody's firewall asked to see them. */
+#define PORT_DIRECT4 1
+#define PORT_DIRECT6 2
 
 /* Who an address is. LPM. */
 struct ipcache_key {
@@ -209,7 +237,11 @@ struct ct_value {
 	__u64 seen;
 	__u32 epoch;
 	__u32 ifindex[2];
-	__u8 initiator;
+	__u8 initiator : 1;
+	/* Past the stack and the bridge, straight into the workload's namespace. */
+	__u8 direct : 1;
+	/* Begun by a process of the node. */
+	__u8 of_node : 1;
 	__u8 verdict;
 	__be16 proxy_port;
 };
@@ -282,6 +314,7 @@ enum hook {
 	HOOK_FROM_WORKLOAD = 1,
 	HOOK_TO_WORKLOAD = 2,
 	HOOK_FROM_NETDEV = 3,
+	HOOK_FROM_BRIDGE = 4,
 };
 
 #endif

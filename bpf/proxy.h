@@ -91,6 +91,59 @@ static __noinline int assign_listener(struct __sk_buff *skb, const struct packet
 	return err;
 }
 
+/*
+ * 0 when the frame is on its way up the bridge that `skb` came in by a port of, to be given there to the listener on
+ * `port`, or with 0 to the proxy's own socket: a socket that is assigned on a port is lost on the way through the
+ * bridge and br_netfilter. The bridge passes up what bears its own address.
+ */
+static __noinline int raise(struct __sk_buff *skb, __be16 port)
+{
+	__u32 ifindex = skb->ifindex;
+	struct port *at = bpf_map_lookup_elem(&ports, &ifindex);
+
+	if (!at || !at->bridge || bpf_skb_store_bytes(skb, 0, at->bridge_mac, sizeof(at->bridge_mac), 0))
+		return -1;
+	skb->priority = bpf_ntohs(port);
+	skb->mark = (skb->mark & ~MARK_MASK) | MARK_STEERED;
+	return 0;
+}
+
+static __noinline int raise_to_own(struct __sk_buff *skb, const struct packet *p)
+{
+	int state = socket_state(skb, p, &p->t);
+
+	if (!state || state == TCP_STATE_LISTEN || state == TCP_STATE_TIME_WAIT)
+		return -1;
+	return raise(skb, 0);
+}
+
+static __noinline int raise_to_listener(struct __sk_buff *skb, const struct packet *p, __be16 port)
+{
+	struct tuple t = {.dport = port, .protocol = IPPROTO_TCP};
+
+	t.dst.w[3] = p->ipv6 ? bpf_htonl(1) : bpf_htonl(0x7f000001);
+	if (socket_state(skb, p, &t) != TCP_STATE_LISTEN)
+		return -1;
+	return raise(skb, port);
+}
+
+/* Where a packet came in. `here` stands for the workload that speaks there (0: none of ours). */
+struct way {
+	__u32 here;
+	__u8 hook;
+	__u8 bridged;
+};
+
+static __always_inline int to_own(struct __sk_buff *skb, const struct packet *p, struct way w)
+{
+	return w.bridged ? raise_to_own(skb, p) : assign_own(skb, p);
+}
+
+static __always_inline int to_listener(struct __sk_buff *skb, const struct packet *p, __be16 port, struct way w)
+{
+	return w.bridged ? raise_to_listener(skb, p, port) : assign_listener(skb, p, port);
+}
+
 static __always_inline int in_proxy_range(const struct config *c, __be16 port)
 {
 	__u16 p = bpf_ntohs(port);

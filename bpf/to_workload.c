@@ -1,9 +1,11 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
- * tcx egress, host side of a workload's veth: what neither from_workload nor from_netdev has judged. That is
- * the node's own processes, and packets from devices that carry no program. Nothing can be redirected here.
+ * tcx egress, host side of a workload's veth: what has not been handed to it past the stack and its bridge. That is
+ * the node's own processes, the proxy, what a bridge or somebody's rule brought, and what came by devices that carry
+ * no program. Nothing can be redirected here.
  */
 #include "flow.h"
+#include "port.h"
 
 static __always_inline int pass(struct ct_value *ct, const struct packet *p, __u64 now)
 {
@@ -12,11 +14,41 @@ static __always_inline int pass(struct ct_value *ct, const struct packet *p, __u
 	return TC_ACT_OK;
 }
 
-SEC("tc")
-int to_workload(struct __sk_buff *skb)
+/* What a bridge sends to all its ports (broadcast, multicast) is for nobody by name: each port's workload judges. */
+static __noinline int to_all(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+			     const struct port *at)
+{
+	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &p->t.src);
+	struct decision d = {.src_identity = IDENTITY_WORLD};
+	struct ipcache_value *who;
+
+	if (src) {
+		d.src_identity = src->identity;
+		if ((skb->mark & MARK_MASK) != MARK_PROVEN)
+			return drop(p, &d, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
+	} else {
+		who = identify(&p->t.src);
+		if (who)
+			d.src_identity = who->identity;
+		if (d.src_identity == IDENTITY_HOST && skb->ingress_ifindex)
+			return drop(p, &d, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
+	}
+	if (!(d.src_identity == IDENTITY_HOST && c->flags & CONFIG_HOST_ACCESS) &&
+	    policy_verdict(at->subject, INGRESS, d.src_identity, p->t.protocol, p->policy_port, &d.rule) !=
+		    VERDICT_ALLOW) {
+		count(POLICY_DENIED_INGRESS, p->length);
+		return TC_ACT_SHOT;
+	}
+	count(FORWARDED_STACK, p->length);
+	return TC_ACT_OK;
+}
+
+/* `at` is 0 where the link is the only one of its workload, and routed. */
+static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct port *at)
 {
 	__u32 mark = skb->mark & MARK_MASK;
 	struct ct_value *ct, fresh = {};
+	struct decision nobody = {};
 	struct judgement j;
 	struct config *c;
 	struct ct_key key;
@@ -25,9 +57,18 @@ int to_workload(struct __sk_buff *skb)
 	__u32 zero = 0;
 	__be16 port;
 	__u64 now;
-	__u8 side;
+	__u8 side, macs[6] = {};
 	int parsed, known, answer;
+	/* What the node itself sends has come in nowhere. */
+	int foreign = skb->ingress_ifindex != 0;
 
+	if (at && bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
+		return TC_ACT_SHOT;
+	/* A bridge that does not know where an address is sends the frame to all its ports. */
+	if (at && !(macs[0] & 1) && !same_mac(macs, at->mac)) {
+		count(NOT_FOR_THIS_PORT, skb->len);
+		return TC_ACT_SHOT;
+	}
 	if (mark == MARK_PROXY_DOWNSTREAM || mark == MARK_PROXY_UPSTREAM) {
 		count(FROM_PROXY, skb->len);
 		return TC_ACT_OK;
@@ -35,20 +76,31 @@ int to_workload(struct __sk_buff *skb)
 	if (mark == MARK_JUDGED)
 		return TC_ACT_OK;
 	parsed = parse(skb, &p);
+	if (at && parsed == PARSED_NOT_IP && skb->protocol != bpf_htons(ETH_P_ARP))
+		return drop(&p, &nobody, LINK_PROTOCOL, HOOK_TO_WORKLOAD);
 	if (parsed)
 		return unparsed(&p, parsed, HOOK_TO_WORKLOAD);
 	c = bpf_map_lookup_elem(&config, &zero);
 	if (!c)
 		return TC_ACT_SHOT;
+	if (at && macs[0] & 1 && !bpf_map_lookup_elem(&endpoints, &p.t.dst))
+		return to_all(skb, &p, c, at);
 
 	now = bpf_ktime_get_coarse_ns();
 	side = ct_make_key(&key, &p.t);
 	ct = bpf_map_lookup_elem(&conntrack, &key);
 	known = ct && continues(ct, &p, side, now) && ct->verdict == VERDICT_ALLOW;
+	if (known && ct->ifindex[side & 1] && mark != MARK_PROVEN)
+		return drop(&p, &nobody, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
+	if (known && ct->of_node && foreign && ct->initiator == side)
+		known = 0;
 	if (known && ct->epoch == c->epoch)
 		return pass(ct, &p, now);
-	if (p.icmp_error)
-		return icmp_error(skb, &p, c, HOOK_TO_WORKLOAD);
+	if (p.icmp_error) {
+		if (mark != MARK_PROVEN && bpf_map_lookup_elem(&endpoints, &p.t.src))
+			return drop(&p, &nobody, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
+		return icmp_error(skb, &p, c, 0, HOOK_TO_WORKLOAD);
+	}
 
 	/* An answer is judged as the flow that it answers. */
 	first = p.t;
@@ -58,7 +110,7 @@ int to_workload(struct __sk_buff *skb)
 		first = reversed(&p.t);
 		port = asked_port(&first);
 	}
-	judge(&first, port, c, &j);
+	judge(&first, port, c, &j, foreign);
 	if (answer) {
 		if (j.d.verdict != VERDICT_ALLOW) {
 			bpf_map_delete_elem(&conntrack, &key);
@@ -67,7 +119,7 @@ int to_workload(struct __sk_buff *skb)
 		ct->epoch = c->epoch;
 		return pass(ct, &p, now);
 	}
-	if (j.dst_ifindex != skb->ifindex)
+	if (j.dst_ifindex != here || (j.src_ifindex && mark != MARK_PROVEN))
 		return drop(&p, &j.d, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
 	if (j.d.verdict == VERDICT_REDIRECT)
 		return drop(&p, &j.d, PROXY_NOT_READY, HOOK_TO_WORKLOAD);
@@ -80,14 +132,36 @@ int to_workload(struct __sk_buff *skb)
 	fresh.seen = now;
 	fresh.epoch = c->epoch;
 	fresh.initiator = side;
+	fresh.of_node = !foreign;
 	fresh.verdict = VERDICT_ALLOW;
-	if (side)
+	if (side) {
+		fresh.ifindex[1] = j.src_ifindex;
 		fresh.ifindex[0] = j.dst_ifindex;
-	else
+	} else {
+		fresh.ifindex[0] = j.src_ifindex;
 		fresh.ifindex[1] = j.dst_ifindex;
+	}
 	bpf_map_update_elem(&conntrack, &key, &fresh, BPF_ANY);
 	count(FORWARDED_STACK, p.length);
 	return TC_ACT_OK;
+}
+
+SEC("tc")
+int to_workload(struct __sk_buff *skb)
+{
+	return to(skb, skb->ifindex, 0);
+}
+
+/* The same for a bridge's port, and for each link of a workload that has several. */
+SEC("tc")
+int to_port(struct __sk_buff *skb)
+{
+	struct port *at = port_here(skb);
+
+	/* Being attached or let go just now. */
+	if (!at || !at->home)
+		return TC_ACT_SHOT;
+	return to(skb, at->home, at);
 }
 
 char _license[] SEC("license") = "GPL";

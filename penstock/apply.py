@@ -215,12 +215,12 @@ class Applier:
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
-        place = (wanted.attach, wanted.routes, wanted.addresses)
+        place = (wanted.attach, wanted.ports, wanted.routes, wanted.addresses)
         if place == self._place:
             return []
         netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
         problems += await self._blocking(self._host.addresses, wanted.addresses)
-        self._datapath.attach(wanted.attach, netdevs)
+        self._datapath.attach(wanted.attach, netdevs, wanted.ports)
         self._place = place if not problems else None
         return list(problems)
 

@@ -113,7 +113,7 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     for member in facts.members.all:
         key = member.document.key
         if member.local and member.attachment is None:
-            why, reason = _absent(member)
+            why, reason = _absent(facts, member)
             found[key] = ObjectStatus((Condition("Ready", False, reason, why),), pending=why)
         elif member.local:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
@@ -126,8 +126,13 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     return found
 
 
-def _absent(member: Member) -> tuple[str, str]:
+def _absent(facts: Facts, member: Member) -> tuple[str, str]:
     """What a local workload that is not attached waits for, and the word for it."""
+    there = facts.world.attachments.get((member.namespace, member.document.key.name))
+    if there is not None:
+        owner = next(m for m in facts.members.local() if m.attachment and m.attachment.cookie == there.cookie)
+        why = "shares the network namespace of {}, and counts as that: its own labels select nothing"
+        return why.format(owner.document.key), "SharedNamespace"
     workload = member.document.value
     assert isinstance(workload, Workload)
     if workload.spec.container is None:

@@ -41,7 +41,7 @@ from penstock.redirect.layout import decode_event
 from penstock.report import Report, directory
 from penstock.sources.docker import DockerSource, combined
 from penstock.sources.files import FileSource
-from penstock.sources.netns import Found, NamespaceEvents, Wanted, attachments
+from penstock.sources.netns import NamespaceEvents, Surroundings, Wanted, attachments
 from penstock.world import Address, World
 from penstock.xds.snapshot import Resource, Snapshot, resource
 
@@ -72,7 +72,7 @@ class Daemon:
         self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
-        self._attached: dict[Wanted, Found] = {}
+        self._surroundings = Surroundings({})
         self._sought: list[Wanted] = []
         self._dirty = asyncio.Event()
         self._look_at_namespaces = True
@@ -248,12 +248,13 @@ class Daemon:
             self._sought = wanted
             self._node.applier.forget_host()
             self._namespaces.watch(w.netns for w in wanted)
-            self._attached = await self._blocking(attachments, wanted, self._attached)
+            self._surroundings = await self._blocking(attachments, wanted, self._surroundings.found)
             addresses = await self._blocking(self._node.host.node_addresses)
         world = World(
             self.options.node,
             documents,
-            attachments={w.name: found.attachment for w, found in self._attached.items()},
+            attachments={w.name: found.attachment for w, found in self._surroundings.found.items()},
+            other_ports=self._surroundings.other_ports,
             node_addresses=addresses,
             node_cookie=self._node.cookie,
             allocations=self._world.allocations,
@@ -302,7 +303,8 @@ class Daemon:
 
     def _plan_ahead(self, wanted: list[Wanted], applied: Applied) -> None:
         """What will set the loop going without an event: certificates, and namespaces not yet whole."""
-        absent = [w for w in wanted if w not in self._attached and Path(w.netns).exists()]
+        found = self._surroundings.found
+        absent = [w for w in wanted if Path(w.netns).exists() and not (w in found and found[w].settled)]
         if absent and self._unsettled_pause <= UNSETTLED_RETRY[1]:
             self._wake_in(self._unsettled_pause, namespaces=True)
             self._unsettled_pause *= 2

@@ -34,14 +34,30 @@ class MeshMode(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class EndpointEntry:
-    """A local workload's address. `subject` names its set of policy entries."""
+    """A local workload's address. `subject` names its set of policy entries.
+
+    `ifindex` stands for the workload; `elsewhere` is set for an address on another of its links.
+    """
 
     identity: int
     subject: int
     ifindex: int
-    mac: bytes
-    host_mac: bytes
     mode: MeshMode
+    elsewhere: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class PortEntry:
+    """A port of a bridge, or one of several links of a workload. `home` is the workload's ifindex; 0:
+    nobody's.
+    """
+
+    home: int
+    subject: int = 0
+    mac: bytes = bytes(6)
+    bridge: int = 0
+    bridge_mac: bytes = bytes(6)
+    direct: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +125,8 @@ class KernelTables:
     """Port of the listener that stands for (source class, kind, destination)."""
     netns: Mapping[int, int] = field(default_factory=dict)
     """Network namespace cookie → identity, for the connect hooks."""
+    ports: Mapping[int, PortEntry] = field(default_factory=dict)
+    """By interface index."""
     attach: Mapping[int, WorkloadName] = field(default_factory=dict)
     """Host-side interface index → workload."""
     routes: Mapping[Network, Address] = field(default_factory=dict)

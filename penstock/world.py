@@ -42,19 +42,46 @@ def parse_address(text: str) -> Address:
 
 
 @dataclass(frozen=True, slots=True)
-class Attachment:
-    """How a local workload hangs on this node, as the kernel tells it.
+class Link:
+    """One veth, seen from the node.
 
-    `ifindex` and `host_mac` belong to the host side of its veth, `mac` to the workload's own side;
-    `cookie` is the network namespace's cookie (SO_NETNS_COOKIE), which the connect hooks see.
+    `ifindex` and `interface` are its host side's, `mac` and `addresses` the workload's own. `bridge` is the
+    index of the bridge that the host side is a port of (0: routed), `bridge_mac` that bridge's address.
+    `direct` are the IP versions whose frames need not pass the bridge from port to port: nobody asked
+    netfilter to see them.
     """
 
     ifindex: int
-    host_mac: bytes
-    mac: bytes
-    cookie: int
-    addresses: tuple[Address, ...]
     interface: str = ""
+    mac: bytes = bytes(6)
+    addresses: tuple[Address, ...] = ()
+    bridge: int = 0
+    bridge_mac: bytes = bytes(6)
+    direct: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Attachment:
+    """How a local workload hangs on this node, as the kernel tells it.
+
+    `cookie` is the network namespace's cookie (SO_NETNS_COOKIE), which the connect hooks see. The first of
+    `links` is the one with the default route: its index stands for the workload.
+    """
+
+    cookie: int
+    links: tuple[Link, ...]
+
+    @property
+    def ifindex(self) -> int:
+        return self.links[0].ifindex
+
+    @property
+    def interface(self) -> str:
+        return self.links[0].interface
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return tuple(address for link in self.links for address in link.addresses)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,6 +146,8 @@ class World:
     node: str
     documents: Mapping[ObjectKey, Document]
     attachments: Mapping[WorkloadName, Attachment] = field(default_factory=dict)
+    other_ports: tuple[Link, ...] = ()
+    """Ports of this node's bridges that are no workload's: other containers, or a device of the node."""
     node_addresses: tuple[Address, ...] = ()
     node_cookie: int = 0
     """The node's own network namespace, for the connect hooks; 0 if unknown."""

@@ -11,7 +11,7 @@ from penstock.manifests.loader import load
 from penstock.plan import Plan
 from penstock.planner import Planner
 from penstock.policy.identities import identity_text
-from penstock.world import Allocations, Attachment, Settings, WorkloadName, World
+from penstock.world import Allocations, Attachment, Link, Settings, WorkloadName, World
 
 NODE = "node-a"
 
@@ -32,9 +32,8 @@ def read(text: str, *, node: str = NODE, absent: tuple[str, ...] = (), **more: o
             continue
         if value.spec.node in (None, node) and (value.spec.netns or value.spec.container):
             addresses = tuple(ip_address(a) for a in value.spec.addresses)
-            attachments[(document.key.namespace, document.key.name)] = Attachment(
-                10 + number, b"\2\0\0\0\0\1", b"\2\0\0\0\0\2", 100 + number, addresses, f"veth{number}"
-            )
+            link = Link(10 + number, f"veth{number}", b"\2\0\0\0\0\2", addresses)
+            attachments[(document.key.namespace, document.key.name)] = Attachment(100 + number, (link,))
     return replace(World(node, documents, attachments), **more)  # type: ignore[arg-type]
 
 

@@ -14,7 +14,7 @@ from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Node, Workload
 from penstock.plan import Plan
 from penstock.planner import Planner
-from penstock.world import Attachment, WorkloadName, World, parse_address
+from penstock.world import Attachment, Link, WorkloadName, World, parse_address
 
 _UNKNOWN = int(IPv4Address("198.18.0.1"))
 
@@ -43,7 +43,7 @@ def world(documents: Mapping[ObjectKey, Document], node: str) -> World:
         if isinstance(value, Workload) and value.spec.node in (None, node) and value.spec.netns:
             own = tuple(map(parse_address, value.spec.addresses)) or (IPv4Address(_UNKNOWN + number),)
             attachments[(key.namespace, key.name)] = Attachment(
-                number + 1, bytes(6), bytes(6), number + 1, own, f"veth{number}"
+                number + 1, (Link(number + 1, f"veth{number}", addresses=own),)
             )
         elif isinstance(value, Node) and key.name == node:
             addresses += [parse_address(a.address) for a in value.status.addresses if a.type == "InternalIP"]

@@ -12,21 +12,17 @@ answers for it (proxy_arp, or that link-local address), and the node has a full-
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Any
 
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from penstock.lab import netns
+from penstock.lab import bridged, netns
 from penstock.lab.errors import LabError
+from penstock.lab.links import add_address, index, inside, veth
 from penstock.lab.spec import LabNode, LabSpec, LabWorkload
 
 GATEWAY4, GATEWAY6 = "169.254.1.1", "fe80::1"
 BRIDGE = "br0"
-IFA_F_NODAD = 0x02
 RTNH_F_ONLINK = 4
 RT_SCOPE_LINK = 253
 
@@ -81,42 +77,37 @@ def _build(spec: LabSpec) -> None:
             netns.write_sysctls(_COMMON)
     _underlay(spec)
     for node in spec.nodes:
-        with _inside(node.netns, _NODE) as ip:
+        with inside(node.netns, _NODE) as ip:
             _node(ip, spec, node)
             for workload in spec.workloads:
                 if workload.node == node.name:
-                    _workload(ip, workload)
-
-
-@contextmanager
-def _inside(path: Path, sysctls: Iterable[tuple[str, str]] = ()) -> Iterator[IPRoute]:
-    """Netlink in a namespace that was just made, with its loopback up."""
-    with netns.entered(path):
-        netns.write_sysctls(sysctls)
-        with IPRoute() as ip:
-            ip.link("set", index=1, state="up")
-            yield ip
+                    if workload.links:
+                        bridged.workload(ip, workload)
+                    else:
+                        _workload(ip, workload)
 
 
 def _underlay(spec: LabSpec) -> None:
-    with _inside(spec.underlay_netns, _UNDERLAY) as ip:
+    with inside(spec.underlay_netns, _UNDERLAY) as ip:
         ip.link("add", ifname=BRIDGE, kind="bridge", br_stp_state=0, br_mcast_snooping=0)
-        bridge = _index(ip, BRIDGE)
+        bridge = index(ip, BRIDGE)
         ip.link("set", index=bridge, state="up")
         for number, node in enumerate(spec.nodes):
             port = f"port{number}"
-            _veth(ip, port, node.netns)
-            ip.link("set", index=_index(ip, port), master=bridge, state="up")
+            veth(ip, port, node.netns)
+            ip.link("set", index=index(ip, port), master=bridge, state="up")
 
 
 def _node(ip: IPRoute, spec: LabSpec, node: LabNode) -> None:
-    device = _index(ip, "eth0")
+    device = index(ip, "eth0")
     ip.link("set", index=device, state="up")
     for address in node.addresses:
         network = next(n for n in spec.underlay if address in n)
-        _address(ip, device, str(address), network.prefixlen)
+        add_address(ip, device, str(address), network.prefixlen)
     # Proxy ARP answers for an address that is routed elsewhere; nothing is ever sent there.
     ip.route("add", dst=f"{GATEWAY4}/32", oif=device, scope=RT_SCOPE_LINK)
+    for bridge in node.bridges:
+        bridged.bridge(ip, bridge)
     if spec.routes:
         for other in spec.nodes:
             for cidr in other.pod_cidrs if other is not node else ():
@@ -127,7 +118,7 @@ def _node(ip: IPRoute, spec: LabSpec, node: LabNode) -> None:
 
 def _workload(ip: IPRoute, workload: LabWorkload) -> None:
     """`ip` is in the node's namespace."""
-    _veth(ip, workload.device, workload.netns)
+    veth(ip, workload.device, workload.netns)
     netns.write_sysctls(
         [
             (f"net/ipv4/conf/{workload.device}/proxy_arp", "1"),
@@ -135,13 +126,13 @@ def _workload(ip: IPRoute, workload: LabWorkload) -> None:
             (f"net/ipv4/neigh/{workload.device}/proxy_delay", "0"),
         ]
     )
-    host = _index(ip, workload.device)
+    host = index(ip, workload.device)
     ip.link("set", index=host, state="up")
-    with _inside(workload.netns) as inner:
-        device = _index(inner, "eth0")
+    with inside(workload.netns) as inner:
+        device = index(inner, "eth0")
         inner.link("set", index=device, state="up")
         for address in workload.addresses:
-            _address(inner, device, str(address), address.max_prefixlen)
+            add_address(inner, device, str(address), address.max_prefixlen)
         for version in {address.version for address in workload.addresses}:
             gateway = GATEWAY4 if version == 4 else GATEWAY6
             inner.route(
@@ -151,24 +142,7 @@ def _workload(ip: IPRoute, workload: LabWorkload) -> None:
                 oif=device,
                 flags=RTNH_F_ONLINK,
             )
-    _address(ip, host, GATEWAY6, 64)
+    add_address(ip, host, GATEWAY6, 64)
     for address in workload.addresses:
         extra = {"scope": RT_SCOPE_LINK} if address.version == 4 else {}
         ip.route("add", dst=f"{address}/{address.max_prefixlen}", oif=host, **extra)
-
-
-def _veth(ip: IPRoute, name: str, peer_netns: Path) -> None:
-    with open(peer_netns, "rb") as peer:
-        ip.link("add", ifname=name, kind="veth", peer={"ifname": "eth0", "net_ns_fd": peer.fileno()})
-
-
-def _address(ip: IPRoute, device: int, address: str, prefix: int) -> None:
-    flags: dict[str, Any] = {"flags": IFA_F_NODAD} if ":" in address else {}
-    ip.addr("add", index=device, address=address, prefixlen=prefix, **flags)
-
-
-def _index(ip: IPRoute, name: str) -> int:
-    found = ip.link_lookup(ifname=name)
-    if not found:
-        raise LabError(f"the kernel made no link {name}")
-    return int(found[0])

@@ -7,6 +7,14 @@
     workloads:
       - {name: frontend, node: node-a, labels: {app: frontend}, ports: [{containerPort: 8080}]}
 
+A node may have bridges, as Docker makes them, and a workload then hangs on one or several of them instead
+of on a routed veth. The ranges of bridges are parts of the node's podCIDRs:
+
+    nodes:
+      node-a: {podCIDRs: [10.244.1.0/24], bridges: {front: [10.244.1.0/25], back: [10.244.1.128/25]}}
+    workloads:
+      - {name: api, node: node-a, bridges: [front, back]}
+
 Filling in is deterministic: the same file gives the same addresses each time, in the order of the
 file. A node's first ten addresses of each range are left to the node itself (its ingress address).
 """
@@ -25,7 +33,7 @@ import msgspec
 
 from penstock.lab import netns
 from penstock.lab.errors import LabSpecError
-from penstock.lab.spec import LabNode, LabSpec, LabWorkload
+from penstock.lab.spec import LabBridge, LabLink, LabNode, LabSpec, LabWorkload
 from penstock.lab.yamlfile import Lines, parse
 from penstock.manifests.base import Labels
 from penstock.manifests.kinds import ContainerPort
@@ -33,6 +41,7 @@ from penstock.world import Address, Network
 
 DEFAULT_UNDERLAY = ["192.168.77.0/24", "fd00:192:168:77::/64"]
 FIRST_WORKLOAD_HOST = 10
+MAX_BRIDGE_NAME = 12
 _LABEL = re.compile(r"[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?")
 
 
@@ -43,6 +52,7 @@ class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="ca
 class _NodeEntry(_Entry, frozen=True):
     pod_cidrs: list[str] = msgspec.field(default_factory=list, name="podCIDRs")
     address: str | list[str] = []
+    bridges: dict[str, list[str]] = {}
 
 
 class _WorkloadEntry(_Entry, frozen=True):
@@ -53,6 +63,7 @@ class _WorkloadEntry(_Entry, frozen=True):
     labels: Labels = {}
     service_account_name: str = "default"
     ports: list[ContainerPort] = []
+    bridges: list[str] = []
     run: list[str | list[str]] = []
 
 
@@ -132,7 +143,24 @@ class _Resolver:
                     if cidr.version == other.version and cidr.overlaps(other):
                         raise self.error(f"{cidr} overlaps {other}", "nodes", name, "podCIDRs")
                 ranges.append(cidr)
-            yield LabNode(name, netns.path_of(f"{lab}-{name}"), own, cidrs)
+            bridges = tuple(self.bridges(name, cidrs))
+            yield LabNode(name, netns.path_of(f"{lab}-{name}"), own, cidrs, bridges)
+
+    def bridges(self, node: str, cidrs: tuple[Network, ...]) -> Iterator[LabBridge]:
+        taken: list[Network] = []
+        for name, texts in self.entry.nodes[node].bridges.items():
+            path = ("nodes", node, "bridges", name)
+            if len(self.label(name, *path)) > MAX_BRIDGE_NAME:
+                raise self.error(f"{name!r} has more than {MAX_BRIDGE_NAME} characters", *path)
+            ranges = tuple(self.networks(texts, *path))
+            for own in ranges:
+                if not any(own.version == c.version and own.subnet_of(c) for c in cidrs):  # type: ignore[arg-type]
+                    raise self.error(f"{own} is not in the node's podCIDRs", *path)
+                for other in taken:
+                    if own.version == other.version and own.overlaps(other):
+                        raise self.error(f"{own} overlaps {other}", *path)
+                taken.append(own)
+            yield LabBridge(name, f"br-{name}", ranges)
 
     def workloads(self, lab: str, nodes: tuple[LabNode, ...]) -> Iterator[LabWorkload]:
         by_name = {node.name: node for node in nodes}
@@ -157,8 +185,15 @@ class _Resolver:
             if full in names:
                 raise self.error(f"{'/'.join(full)} is there twice", "workloads", i, "name")
             names.add(full)
-            own = given[i] or tuple(
-                self.free(cidr, taken, FIRST_WORKLOAD_HOST, "workloads", i) for cidr in node.pod_cidrs
+            device = "veth-" + hashlib.sha256("/".join(full).encode()).hexdigest()[:8]
+            links = tuple(self.links(i, entry, node, device, taken))
+            own = tuple(a for link in links for a in link.addresses)
+            own = (
+                own
+                or given[i]
+                or tuple(
+                    self.free(cidr, taken, FIRST_WORKLOAD_HOST, "workloads", i) for cidr in node.pod_cidrs
+                )
             )
             if not own:
                 raise self.error(f"no addresses, and {node.name} has no podCIDRs", "workloads", i)
@@ -167,13 +202,31 @@ class _Resolver:
                 namespace=entry.namespace,
                 node=entry.node,
                 netns=netns.path_of(f"{lab}-{entry.namespace}.{entry.name}"),
-                device="veth-" + hashlib.sha256("/".join(full).encode()).hexdigest()[:8],
+                device=device,
+                links=links,
                 addresses=own,
                 labels=entry.labels,
                 service_account_name=entry.service_account_name,
                 ports=tuple(entry.ports),
                 run=tuple(self.command(line, "workloads", i, "run", n) for n, line in enumerate(entry.run)),
             )
+
+    def links(
+        self, i: int, entry: _WorkloadEntry, node: LabNode, device: str, taken: set[Address]
+    ) -> Iterator[LabLink]:
+        if entry.bridges and entry.addresses:
+            raise self.error("a bridge gives the addresses", "workloads", i, "addresses")
+        for number, name in enumerate(entry.bridges):
+            bridge = next((b for b in node.bridges if b.name == name), None)
+            if bridge is None:
+                known = ", ".join(b.name for b in node.bridges) or "none"
+                raise self.error(
+                    f"{node.name} has no bridge {name}; there is {known}", "workloads", i, "bridges"
+                )
+            own = tuple(
+                self.free(r, taken, FIRST_WORKLOAD_HOST, "workloads", i, "bridges") for r in bridge.ranges
+            )
+            yield LabLink(bridge, f"eth{number}", device if not number else f"{device}-{number}", own)
 
     def label(self, text: str, *path: str | int) -> str:
         if not _LABEL.fullmatch(text):

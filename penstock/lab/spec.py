@@ -15,6 +15,29 @@ from penstock.world import Address, Network
 
 
 @dataclass(frozen=True, slots=True)
+class LabBridge:
+    """A bridge as Docker makes them: its own address in each range is the workloads' gateway."""
+
+    name: str
+    device: str
+    ranges: tuple[Network, ...]
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        return tuple(network[1] for network in self.ranges)
+
+
+@dataclass(frozen=True, slots=True)
+class LabLink:
+    """A workload's veth into a bridge; `interface` is its name in the workload, `device` in the node."""
+
+    bridge: LabBridge
+    interface: str
+    device: str
+    addresses: tuple[Address, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class LabNode:
     """A node: `addresses` are its own on the underlay (one per family), `pod_cidrs` its workloads' ranges."""
 
@@ -22,11 +45,15 @@ class LabNode:
     netns: Path
     addresses: tuple[Address, ...]
     pod_cidrs: tuple[Network, ...]
+    bridges: tuple[LabBridge, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class LabWorkload:
-    """A workload; `device` is the host side of its veth, in the namespace of its node."""
+    """A workload; `device` is the host side of its (first) veth, in the namespace of its node.
+
+    It hangs on the bridges of its `links`; without any its veth is routed.
+    """
 
     name: str
     namespace: str
@@ -38,6 +65,7 @@ class LabWorkload:
     service_account_name: str = "default"
     ports: tuple[ContainerPort, ...] = ()
     run: tuple[tuple[str, ...], ...] = ()
+    links: tuple[LabLink, ...] = ()
 
     def address(self, version: int = 4) -> Address:
         """Its first address of the IP version 4 or 6. Raises LookupError if it has none."""

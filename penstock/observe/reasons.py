@@ -41,6 +41,11 @@ class Reason(IntEnum):
     UNTRANSLATED_SERVICE = 41, "sent to a Service address that was not translated when the socket connected"
     NO_BACKEND = 42, "the Service has no endpoint"
     POLICY_CHANGED = 43, "a rule changed while the connection was open"
+    NOT_FOR_THIS_PORT = 44, "a bridge sent it to every port, and this one is not its destination's"
+    LINK_PROTOCOL = (
+        45,
+        "on a bridge: a frame that is neither IP nor ARP, or speaks as a router",
+    )
 
     @property
     def is_drop(self) -> bool:

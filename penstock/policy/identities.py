@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from penstock.manifests.document import Document
+from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Namespace, Node, Workload
 from penstock.policy.ingress import ACCOUNT, has_edge, ingress_document, of_node
 from penstock.policy.labels import (
@@ -160,6 +160,7 @@ def members(world: World, before: Members | None = None) -> Members:
     labels.update(dict.fromkeys(networks.values(), WORLD_LABELS))
 
     result = []
+    owners: dict[int, ObjectKey] = {}
     for document, workload, identity, ports, old in found:
         own = labels.get(identity)
         if own is None:
@@ -172,6 +173,9 @@ def members(world: World, before: Members | None = None) -> Members:
         here = workload.spec.netns is not None or workload.spec.container is not None
         local = here and workload.spec.node in (None, world.node)
         attachment = world.attachments.get((document.key.namespace, document.key.name)) if local else None
+        # Packets say which namespace they come from, not which program of it: the first name is its identity.
+        if attachment is not None and owners.setdefault(attachment.cookie, document.key) != document.key:
+            attachment = None
         subject = identity * 256 + port_sets[identity].index(ports) % 256
         mesh = not local and workload.spec.node in meshed
         if old is not None and (old.subject, old.mesh, old.attachment) == (subject, mesh, attachment):

@@ -6,7 +6,15 @@ from ipaddress import ip_network
 
 from penstock.facts import Facts
 from penstock.manifests.kinds import Node
-from penstock.plan import EndpointEntry, KernelTables, ListenerKey, ServiceEntry, ServiceKey
+from penstock.plan import (
+    EndpointEntry,
+    KernelTables,
+    ListenerKey,
+    PortEntry,
+    ServiceEntry,
+    ServiceKey,
+)
+from penstock.policy.identities import Member
 from penstock.policy.labels import HOST
 from penstock.policy.rules import PROTOCOLS
 from penstock.routing.model import ProxyListener
@@ -23,12 +31,14 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         at = member.attachment
         assert at is not None
         name = (member.namespace, member.document.key.name)
+        elsewhere = {address for link in at.links[1:] for address in link.addresses}
+        mode = facts.modes.of(member)
         for address in member.addresses:
             endpoints[address] = EndpointEntry(
-                member.identity, member.subject, at.ifindex, at.mac, at.host_mac, facts.modes.of(member)
+                member.identity, member.subject, at.ifindex, mode, elsewhere=address in elsewhere
             )
         netns[at.cookie] = member.identity
-        attach[at.ifindex] = name
+        attach.update(dict.fromkeys((link.ifindex for link in at.links), name))
     if facts.world.node_cookie:
         netns[facts.world.node_cookie] = HOST
     policy = {key: entry for table in facts.entries.values() for key, entry in table.items()}
@@ -42,11 +52,35 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
             for listener in listeners
         },
         netns=netns,
+        ports=_ports(facts),
         attach=attach,
         routes=_routes(facts),
         addresses=facts.edge.addresses,
         datagram_sources=tuple(a for m in facts.members.ingress[:1] for a in m.addresses),
     )
+
+
+def _ports(facts: Facts) -> dict[int, PortEntry]:
+    """Whatever is a port of a bridge, and each link of a workload that has several."""
+    found = {
+        link.ifindex: PortEntry(0, bridge=link.bridge, bridge_mac=link.bridge_mac)
+        for link in facts.world.other_ports
+    }
+    for member in facts.members.local():
+        found.update(_own_ports(member))
+    return found
+
+
+def _own_ports(member: Member) -> dict[int, PortEntry]:
+    at = member.attachment
+    assert at is not None
+    return {
+        link.ifindex: PortEntry(
+            at.ifindex, member.subject, link.mac, link.bridge, link.bridge_mac, link.direct
+        )
+        for link in at.links
+        if link.bridge or len(at.links) > 1
+    }
 
 
 def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:

@@ -10,15 +10,21 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
+from penstock.plan import PortEntry
 from penstock.redirect import libbpf
 from penstock.redirect.libbpf import AttachType, BpfError, BpfObject
 
 OBJECTS = Path(__file__).parent / "objects"
+# A workload whose one link is routed; a link that is a bridge's port or one of several; a port of nobody we
+# know.
 WORKLOAD_PROGRAMS = {"from_workload": AttachType.TCX_INGRESS, "to_workload": AttachType.TCX_EGRESS}
+PORT_PROGRAMS = {"from_port": AttachType.TCX_INGRESS, "to_port": AttachType.TCX_EGRESS}
+OTHER_PORT_PROGRAMS = {"from_port": AttachType.TCX_INGRESS}
+BRIDGE_PROGRAMS = {"from_bridge": AttachType.TCX_INGRESS}
 NETDEV_PROGRAMS = {"from_netdev": AttachType.TCX_INGRESS}
 CGROUP_PROGRAMS = {
     "connect4": AttachType.CGROUP_INET4_CONNECT,
@@ -81,7 +87,7 @@ class Datapath:
         self._links.mkdir(exist_ok=True)
         self._objects = [
             BpfObject(OBJECTS / f"{name}.o", pins)
-            for name in ("from_workload", "to_workload", "from_netdev", "connect")
+            for name in ("from_workload", "to_workload", "from_netdev", "from_port", "from_bridge", "connect")
         ]
         self._programs = {name: fd for o in self._objects for name, fd in o.programs().items()}
         self._held: dict[str, int] = {}
@@ -127,17 +133,32 @@ class Datapath:
         finally:
             os.close(root)
 
-    def attach(self, workloads: Iterable[int], netdevs: Iterable[int]) -> None:
-        """Programs on exactly these interfaces (by index): workloads' host sides, and the node's devices."""
+    def attach(
+        self, workloads: Iterable[int], netdevs: Iterable[int], ports: Mapping[int, PortEntry] | None = None
+    ) -> None:
+        """Programs on exactly these interfaces (by index), and no others.
+
+        `workloads` are their host sides, `netdevs` the node's devices; `ports` says which of either are
+        more than that: ports of a bridge, or links of a workload with several.
+        """
+        ports = ports or {}
+        bridges = {port.bridge for port in ports.values() if port.bridge}
         wanted: dict[str, tuple[str, int, AttachType]] = {}
-        for programs, interfaces in ((WORKLOAD_PROGRAMS, workloads), (NETDEV_PROGRAMS, netdevs)):
+        for programs, interfaces in (
+            (BRIDGE_PROGRAMS, bridges),
+            (OTHER_PORT_PROGRAMS, [index for index, port in ports.items() if not port.home]),
+            (PORT_PROGRAMS, [index for index, port in ports.items() if port.home]),
+            (WORKLOAD_PROGRAMS, [index for index in workloads if index not in ports]),
+            (NETDEV_PROGRAMS, [i for i in netdevs if i not in ports and i not in bridges]),
+        ):
             for index in interfaces:
                 for program, attach in programs.items():
                     wanted[f"{program}-{index}"] = (program, index, attach)
-        for name in [n for n in self._held if "-" in n and n not in wanted]:
-            self._detach(name)
+        # The new ones first: an interface that changes its kind is never without a program.
         for name, (program, index, attach) in wanted.items():
             self._attach(program, index, attach, name)
+        for name in [n for n in self._held if "-" in n and n not in wanted]:
+            self._detach(name)
 
     def close(self) -> None:
         """Let go of the descriptors; what is pinned stays in force."""

@@ -16,14 +16,17 @@ from penstock.plan import (
     ListenerKey,
     MeshMode,
     PolicyKey,
+    PortEntry,
     ServiceKey,
     Verdict,
 )
 from penstock.redirect.layout import (
+    ENDPOINT_ELSEWHERE,
     IPCACHE_LOCAL,
     IPCACHE_MESH,
     MAPPED,
     POLICY_FIXED_BITS,
+    PORT_DIRECT,
     SERVICE_HTTP,
     address_of,
 )
@@ -40,9 +43,14 @@ def port(raw: bytes) -> int:
 
 
 def endpoint(raw: bytes) -> EndpointEntry:
-    """The addresses of its link are not in the map, and are left empty."""
-    ifindex, identity, subject, _, mode = struct.unpack_from("=IIIIB", raw)
-    return EndpointEntry(identity, subject, ifindex, b"", b"", MeshMode(mode))
+    ifindex, identity, subject, _, mode, flags = struct.unpack_from("=IIIIBB", raw)
+    return EndpointEntry(identity, subject, ifindex, MeshMode(mode), bool(flags & ENDPOINT_ELSEWHERE))
+
+
+def bridge_port(raw: bytes) -> PortEntry:
+    home, bridge, subject, mac, bridge_mac, flags = struct.unpack_from("=III6s6sB", raw)
+    direct = tuple(version for version, bit in PORT_DIRECT.items() if flags & bit)
+    return PortEntry(home, subject, mac, bridge, bridge_mac, direct)
 
 
 def ipcache_key(raw: bytes) -> Network:
@@ -107,7 +115,8 @@ class Connection:
 
 def connection(key: bytes, value: bytes) -> Connection:
     a, b, port_a, port_b, protocol = _CT_KEY.unpack(key)
-    seen, epoch, _, _, initiator, verdict, proxy_port = _CT_VALUE.unpack_from(value)
+    seen, epoch, _, _, bits, verdict, proxy_port = _CT_VALUE.unpack_from(value)
+    initiator = bits & 1
     ends = [(address_of(a), port(port_a)), (address_of(b), port(port_b))]
     (source, source_port), (destination, destination_port) = ends if not initiator else reversed(ends)
     return Connection(

@@ -20,6 +20,7 @@ from penstock.plan import (
     ListenerKey,
     PolicyEntry,
     PolicyKey,
+    PortEntry,
     ServiceEntry,
     ServiceKey,
 )
@@ -29,6 +30,8 @@ from penstock.world import Address, Network
 IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
 SERVICE_HTTP, SERVICE_GATEWAY = 1, 2
 NETNS_HOST = 1
+ENDPOINT_ELSEWHERE = 1
+PORT_DIRECT = {4: 1, 6: 2}
 CONFIG_HOST_ACCESS = 1
 POLICY_FIXED_BITS = 32 + 32 + 8
 MAPPED = b"\0" * 10 + b"\xff\xff"
@@ -51,6 +54,7 @@ SHAPES: Mapping[str, MapShape] = {
     "listeners": MapShape(12, 4, 8192),
     "services": MapShape(20, 12, 65536),
     "backends": MapShape(8, 20, 262144),
+    "ports": MapShape(4, 28, 16384),
     "netns": MapShape(8, 8, 16384),
     "conntrack": MapShape(40, 24, 262144),
     "counters": MapShape(4, 16, 64),
@@ -76,7 +80,17 @@ def _port(port: int) -> bytes:
 
 
 def endpoint(entry: EndpointEntry) -> bytes:
-    return struct.pack("=IIIIB3x", entry.ifindex, entry.identity, entry.subject, entry.identity, entry.mode)
+    flags = ENDPOINT_ELSEWHERE if entry.elsewhere else 0
+    return struct.pack(
+        "=IIIIBB2x", entry.ifindex, entry.identity, entry.subject, entry.identity, entry.mode, flags
+    )
+
+
+def port(entry: PortEntry) -> bytes:
+    flags = sum(PORT_DIRECT[version] for version in entry.direct)
+    return struct.pack(
+        "=III6s6sB3x", entry.home, entry.bridge, entry.subject, entry.mac, entry.bridge_mac, flags
+    )
 
 
 def ipcache_key(network: Network) -> bytes:
@@ -163,6 +177,7 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
     "services": (lambda t: t.services, service_key, service_value),
     "backends": (_with_sources, backend_key, _backend_value),
+    "ports": (lambda t: t.ports, struct.Struct("=I").pack, port),
     "netns": (lambda t: t.netns, struct.Struct("=Q").pack, _netns_value),
 }
 

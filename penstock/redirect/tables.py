@@ -19,8 +19,8 @@ from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
 from penstock.world import Address, is_host
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
-DELETE_FIRST = ("endpoints", "listeners", "netns", "services")
-PUT = ("policy", "ipcache", "backends", "services", "listeners", "endpoints", "netns")
+DELETE_FIRST = ("endpoints", "listeners", "netns", "services", "ports")
+PUT = ("policy", "ipcache", "backends", "services", "listeners", "ports", "endpoints", "netns")
 # An address is nobody in particular before what was said of its identity goes.
 DELETE_LAST = ("ipcache", "policy", "backends")
 

@@ -1,8 +1,9 @@
 """How workloads hang on this node: asked of the kernel, told again when it changes.
 
-A workload's namespace is entered for its interface, addresses and cookie; the host side of its veth is
-the peer that the kernel names (IFLA_LINK). Changes come as events, never by polling: netlink tells of
-interfaces on the node, inotify of namespaces that appear or go.
+A workload's namespace is entered for its interfaces, addresses and cookie; the host side of each veth is
+the peer that the kernel names (IFLA_LINK), and its bridge the host side's master. Changes come as events,
+never by polling: netlink tells of interfaces on the node, inotify of namespaces that appear or go. A
+namespace is entered again only when the set of links that lead to it has changed.
 """
 
 from __future__ import annotations
@@ -12,105 +13,169 @@ import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 from asyncinotify import Inotify, Mask
-from pyroute2 import IPRoute
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
+from penstock.redirect import rtnetlink
 from penstock.redirect.netns import cookie, entered
-from penstock.world import Address, Attachment, WorkloadName
+from penstock.redirect.rtnetlink import HostLink
+from penstock.world import Address, Attachment, Link, WorkloadName
 
 _APPEARS = Mask.CREATE | Mask.MOVED_TO | Mask.DELETE | Mask.MOVED_FROM
+_BRIDGE_NETFILTER = {4: "bridge-nf-call-iptables", 6: "bridge-nf-call-ip6tables"}
 
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """A local workload to look for; without `interface`, the one with the default route is meant."""
+    """A local workload to look for; without `interface`, the one with the default route comes first."""
 
     name: WorkloadName
     netns: str
     interface: str | None
 
 
-def _mac(text: str | None) -> bytes:
-    return bytes.fromhex(text.replace(":", "")) if text else bytes(6)
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """One end of a veth, as seen in its own namespace."""
 
-
-def _default_index(ip: IPRoute) -> int | None:
-    """The interface with the default route, or the only one there is beside lo."""
-    for family in (socket.AF_INET, socket.AF_INET6):
-        for route in ip.get_default_routes(family=family):
-            index = route.get("RTA_OIF")
-            if index:
-                return int(index)
-    others = [link["index"] for link in ip.get_links() if link.get("IFLA_IFNAME") != "lo"]
-    return int(others[0]) if len(others) == 1 else None
+    index: int
+    peer: int
+    name: str
+    mac: bytes
+    addresses: tuple[Address, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """An attachment, and what tells that it is still the same: the namespace's inode."""
+    """An attachment, and what tells that it is still the same.
+
+    `inode` is the namespace's, `sides` are the links here that lead there. `inside` are those of there, the
+    first one first; not `settled` while one of them has no address yet.
+    """
 
     attachment: Attachment
     inode: int
+    nsid: int
+    sides: frozenset[int]
+    inside: tuple[Inside, ...]
+
+    @property
+    def settled(self) -> bool:
+        return all(each.addresses for each in self.inside)
 
 
-def _inside(wanted: Wanted) -> tuple[int, Any, list[Address]] | None:
-    """(cookie, link, addresses) of the workload's interface, as seen in its own namespace."""
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What was found of the workloads, and the ports of this node's bridges that are none of theirs."""
+
+    found: Mapping[Wanted, Found]
+    other_ports: tuple[Link, ...] = ()
+
+
+def _look_inside(wanted: Wanted) -> tuple[int, tuple[Inside, ...]]:
+    """(cookie, veths with the most important one first) of the workload's namespace."""
     with entered(wanted.netns):
         number = cookie()
-        with IPRoute() as ip:
-            named = ip.link_lookup(ifname=wanted.interface) if wanted.interface else []
-            index = named[0] if named else _default_index(ip)
-            if index is None:
-                return None
-            link = ip.get_links(index)[0]
-            found = [ip_address(a.get("IFA_LOCAL") or a.get("IFA_ADDRESS")) for a in ip.get_addr(index=index)]
-    addresses = sorted((a for a in found if not a.is_link_local), key=lambda a: (a.version, a))
-    return number, link, addresses
-
-
-def _attachment(wanted: Wanted, hosts: Mapping[int, Any]) -> Attachment | None:
-    """What the kernel says of one workload; None if it is not (or not yet) attached to this node."""
-    inside = _inside(wanted)
-    if inside is None:
-        return None
-    number, link, addresses = inside
-    host = hosts.get(link.get("IFLA_LINK"))
-    if host is None or host.get("IFLA_LINK") != link["index"]:
-        return None
-    return Attachment(
-        ifindex=host["index"],
-        host_mac=_mac(host.get("IFLA_ADDRESS")),
-        mac=_mac(link.get("IFLA_ADDRESS")),
-        cookie=number,
-        addresses=tuple(addresses),
-        interface=host.get("IFLA_IFNAME") or "",
+        links = rtnetlink.links()
+        addresses = rtnetlink.addresses()
+        default = rtnetlink.default_link()
+    veths = [link for link in links.values() if link.kind == "veth" and link.up]
+    veths.sort(key=lambda link: (link.name != wanted.interface, link.index != default, link.index))
+    return number, tuple(
+        Inside(
+            link.index,
+            link.peer,
+            link.name,
+            link.mac,
+            tuple(sorted(addresses.get(link.index, ()), key=lambda a: (a.version, a))),
+        )
+        for link in veths
     )
 
 
-def attachments(wanted: Iterable[Wanted], known: Mapping[Wanted, Found]) -> dict[Wanted, Found]:
-    """All that are attached now. Blocks; enters namespaces on the calling thread.
+class _Node:
+    """The node's links as they are now."""
 
-    A namespace is entered only if it is new: a known one whose inode and host side are still there is kept.
-    """
-    with IPRoute() as node:
-        hosts = {link["index"]: link for link in node.get_links()}
-    result = {}
+    def __init__(self) -> None:
+        self.links = rtnetlink.links()
+        self.leading: dict[int, set[int]] = {}
+        for link in self.links.values():
+            if link.kind == "veth" and link.nsid >= 0:
+                self.leading.setdefault(link.nsid, set()).add(link.index)
+        self._filtered = {version for version, name in _BRIDGE_NETFILTER.items() if _is_set(name)}
+
+    def bridge_of(self, link: HostLink) -> HostLink | None:
+        master = self.links.get(link.master)
+        return master if master is not None and master.kind == "bridge" else None
+
+    def link(self, host: HostLink, inside: Inside | None = None) -> Link:
+        bridge = self.bridge_of(host)
+        direct: tuple[int, ...] = ()
+        if bridge is not None and not host.isolated:
+            seen = self._filtered | set(bridge.filtered)
+            direct = tuple(version for version in (4, 6) if version not in seen)
+        return Link(
+            ifindex=host.index,
+            interface=host.name,
+            mac=inside.mac if inside else bytes(6),
+            addresses=inside.addresses if inside else (),
+            bridge=bridge.index if bridge else 0,
+            bridge_mac=bridge.mac if bridge else bytes(6),
+            direct=direct,
+        )
+
+    def attachment(self, number: int, inside: Iterable[Inside], sides: Iterable[int]) -> Attachment | None:
+        found = []
+        for each in inside:
+            host = self.links.get(each.peer)
+            if host is not None and host.index in sides and host.peer == each.index and each.addresses:
+                found.append(self.link(host, each))
+        return Attachment(number, tuple(found)) if found else None
+
+
+def _is_set(name: str) -> bool:
+    with suppress(OSError):
+        return Path("/proc/sys/net/bridge", name).read_text().strip() != "0"
+    return False
+
+
+def attachments(wanted: Iterable[Wanted], known: Mapping[Wanted, Found]) -> Surroundings:
+    """All that are attached now. Blocks; enters namespaces on the calling thread."""
+    node = _Node()
+    found = {}
     for each in wanted:
         with suppress(OSError):
-            inode = Path(each.netns).stat().st_ino
-            before = known.get(each)
-            if before is not None and before.inode == inode and before.attachment.ifindex in hosts:
-                result[each] = before
-                continue
-            found = _attachment(each, hosts)
-            if found is not None:
-                result[each] = Found(found, inode)
-    return result
+            one = _find(each, known.get(each), node)
+            if one is not None:
+                found[each] = one
+    own = {link.ifindex for one in found.values() for link in one.attachment.links}
+    others = tuple(
+        node.link(link)
+        for link in node.links.values()
+        if link.index not in own and node.bridge_of(link) is not None
+    )
+    return Surroundings(found, others)
+
+
+def _find(wanted: Wanted, before: Found | None, node: _Node) -> Found | None:
+    inode = Path(wanted.netns).stat().st_ino
+    if before is not None and before.inode == inode and before.settled:
+        sides = frozenset(node.leading.get(before.nsid, ()))
+        if sides == before.sides:
+            attachment = node.attachment(before.attachment.cookie, before.inside, sides)
+            if attachment is not None:
+                return Found(attachment, inode, before.nsid, sides, before.inside)
+    with open(wanted.netns, "rb") as there:
+        nsid = rtnetlink.namespace_id(there.fileno())
+    sides = frozenset(node.leading.get(nsid, ()))
+    if not sides:
+        return None
+    number, inside = _look_inside(wanted)
+    inside = tuple(each for each in inside if each.peer in sides)
+    attachment = node.attachment(number, inside, sides)
+    return Found(attachment, inode, nsid, sides, inside) if attachment else None
 
 
 class NamespaceEvents:

@@ -72,20 +72,28 @@ class Kernel:
     def map(self, name: str) -> BpfMap:
         return BpfMap(self.pins / name, SHAPES[name].key, SHAPES[name].value)
 
-    def call(self, program: str, packet: bytes, *, device: str = "", mark: int = 0) -> tuple[int, bytes, int]:
+    def call(
+        self, program: str, packet: bytes, *, device: str = "", mark: int = 0, came_in: str = ""
+    ) -> tuple[int, bytes, int]:
         context = bytearray(SK_BUFF)
         struct.pack_into("=I", context, 8, mark)
+        struct.pack_into("=I", context, 36, self.device[came_in] if came_in else 0)
         struct.pack_into("=I", context, 40, self.device[device] if device else 1)
         action, after, out = libbpf.test_run(self._programs[program], packet, bytes(context))
         return action, after, int(struct.unpack_from("=I", out, 8)[0])
 
-    def run(self, program: str, packet: bytes, device: str, *, mark: int = 0) -> Ran:
-        """Run `program` once on a frame that comes in (or goes out) at `device`."""
+    def run(
+        self, program: str, packet: bytes, device: str, *, mark: int = 0, came_in: str = "", to: bytes = b""
+    ) -> Ran:
+        """Run `program` once on a frame that comes in (or goes out) at `device`, and `came_in` at another.
+
+        AssertionError if it is not the same frame afterwards, or bears another destination than `to`.
+        """
         self._samples.clear()
         # A test sends packets faster than people read: each run has a budget of its own.
         self.event_budgets.put(bytes(4), bytes(self.event_budgets.value_size))
-        action, after, mark = self.call(program, packet, device=device, mark=mark)
-        assert after == packet, "no program rewrites packets"
+        action, after, mark = self.call(program, packet, device=device, mark=mark, came_in=came_in)
+        assert after == (to or packet[:6]) + packet[6:], "no program rewrites packets"
         self._ring.consume()
         return Ran(action, mark, tuple(decode_event(s) for s in self._samples))
 

@@ -96,8 +96,6 @@ def tables(
             identity,
             identity,
             kernel.device[DEVICE[identity]],
-            b"",
-            b"",
             modes.get(identity, MeshMode.PERMISSIVE),
         )
         for identity in (A, B)

@@ -21,7 +21,7 @@ from penstock.policy.labels import HOST, WORLD
 from penstock.redirect import layout
 from penstock.routing.model import ListenerKind
 
-JUDGED, TO_PROXY = 0x400, 0x200
+JUDGED, TO_PROXY, PROVEN = 0x400, 0x200, 0x600
 families = pytest.mark.parametrize("at", FAMILIES, ids=["v4", "v6"])
 PORT = 15001
 
@@ -55,10 +55,10 @@ def test_a_flow_is_told_once_and_counted_always(kernel: Kernel, at: dict[int, st
 
 
 @families
-def test_what_leaves_the_node_keeps_its_mark(kernel: Kernel, at: dict[int, str]) -> None:
+def test_what_leaves_the_node_says_only_that_its_sender_is_known(kernel: Kernel, at: dict[int, str]) -> None:
     up(kernel)
     ran = kernel.run("from_workload", tcp_frame(at[A], at[WORLD], 40000, 443), "wa", mark=0xF0FF)
-    assert (ran.action, ran.mark) == (OK, 0xF0FF)
+    assert (ran.action, ran.mark) == (OK, 0xF0FF | PROVEN)
     assert ran.reason is Reason.FORWARDED_STACK
     assert ran.events[0].destination_identity == WORLD
 

@@ -23,6 +23,7 @@ from penstock.plan import (
     MeshMode,
     PolicyEntry,
     PolicyKey,
+    PortEntry,
     ServiceEntry,
     ServiceKey,
     Verdict,
@@ -41,6 +42,7 @@ STRUCTS = {
     "listeners": ("listener_key", "listener_value"),
     "services": ("service_key", "service_value"),
     "backends": ("backend_key", "backend_value"),
+    "ports": ("", "port"),
     "netns": ("", "netns_value"),
     "conntrack": ("ct_key", "ct_value"),
     "counters": ("", "counter"),
@@ -98,6 +100,9 @@ def test_constants(header: btf.Btf) -> None:
             "IDENTITY_WORLD": labels.WORLD,
             "IPCACHE_MESH": layout.IPCACHE_MESH,
             "IPCACHE_LOCAL": layout.IPCACHE_LOCAL,
+            "ENDPOINT_ELSEWHERE": layout.ENDPOINT_ELSEWHERE,
+            "PORT_DIRECT4": layout.PORT_DIRECT[4],
+            "PORT_DIRECT6": layout.PORT_DIRECT[6],
             "SERVICE_HTTP": layout.SERVICE_HTTP,
             "NETNS_HOST": layout.NETNS_HOST,
             "PROXY_UID": UID,
@@ -123,13 +128,24 @@ V4, V6 = ip_address("10.1.2.3"), ip_address("fd00::12")
 
 def test_endpoint(header: btf.Btf) -> None:
     s = header.structs["endpoint"]
-    raw = layout.endpoint(EndpointEntry(0x101, 0x10203, 7, b"", b"", MeshMode.STRICT))
+    raw = layout.endpoint(EndpointEntry(0x101, 0x10203, 7, MeshMode.STRICT, elsewhere=True))
     assert len(raw) == s.size
     assert s.read(raw, "identity", 4) == 0x101
     assert s.read(raw, "source_class", 4) == 0x101
     assert s.read(raw, "subject", 4) == 0x10203
     assert s.read(raw, "ifindex", 4) == 7
     assert s.read(raw, "mode", 1) == MeshMode.STRICT
+    assert s.read(raw, "flags", 1) == layout.ENDPOINT_ELSEWHERE
+
+
+def test_port(header: btf.Btf) -> None:
+    s = header.structs["port"]
+    raw = layout.port(PortEntry(7, 0x10203, b"abcdef", 9, b"ghijkl", (4, 6)))
+    assert len(raw) == s.size
+    assert [s.read(raw, name, 4) for name in ("home", "subject", "bridge")] == [7, 0x10203, 9]
+    assert raw[s.offsets["mac"] :][:6] == b"abcdef"
+    assert raw[s.offsets["bridge_mac"] :][:6] == b"ghijkl"
+    assert s.read(raw, "flags", 1) == 3
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from penstock.policy.labels import HOST, WORLD
 from penstock.redirect import layout
 
 families = pytest.mark.parametrize("at", FAMILIES, ids=["v4", "v6"])
-JUDGED = 0x400
+JUDGED, PROVEN = 0x400, 0x600
 
 
 def _host_access(kernel: Kernel, *, on: bool) -> None:
@@ -120,7 +120,7 @@ def test_a_workload_answers_the_host(kernel: Kernel, at: dict[int, str]) -> None
     up(kernel, closed(A, OUT))
     kernel.run("to_workload", tcp_frame(at[HOST], at[A], 40000, 80), "wa")
     ran = kernel.run("from_workload", tcp_frame(at[A], at[HOST], 80, 40000, "SA"), "wa")
-    assert (ran.action, ran.mark) == (OK, 0)
+    assert (ran.action, ran.mark) == (OK, PROVEN)
     assert kernel.run("from_workload", tcp_frame(at[A], at[HOST], 80, 40001, "SA"), "wa").action == SHOT
 
 
@@ -155,7 +155,14 @@ def test_icmp_errors_of_the_node(kernel: Kernel, at: dict[int, str]) -> None:
 
 @families
 def test_a_neighbours_flow_goes_its_own_way(kernel: Kernel, at: dict[int, str]) -> None:
-    """What from_workload handed over by redirect does not pass here; what its mark says does."""
+    """What from_workload handed over by redirect does not pass here; what bears a neighbour's address must
+    have passed at that neighbour's."""
     up(kernel)
     assert kernel.run("from_workload", tcp_frame(at[B], at[A], 40000, 80), "wb").action == REDIRECT
-    assert kernel.run("to_workload", tcp_frame(at[B], at[A], 40000, 80, "A"), "wa").action == OK
+    ran = kernel.run("to_workload", tcp_frame(at[B], at[A], 40000, 80, "A"), "wa")
+    assert (ran.action, ran.reason) == (SHOT, Reason.SPOOFED_SOURCE)
+    proven = kernel.run("to_workload", tcp_frame(at[B], at[A], 40000, 80, "A"), "wa", mark=PROVEN)
+    assert proven.action == OK
+    for flags in ("S", "A"):
+        ran = kernel.run("to_workload", tcp_frame(at[B], at[A], 40001, 80, flags), "wa")
+        assert (ran.action, ran.reason) == (SHOT, Reason.SPOOFED_SOURCE)

@@ -56,12 +56,21 @@ def two_nodes() -> Mapping[str, Any]:
 
 @pytest.fixture(scope="module")
 def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]:
-    """Brings up a mesh for the module: `make_mesh(*workloads)`, with those of TWO_NODES that they name."""
+    """Brings up a mesh for the module: `make_mesh(*workloads)`, with those of TWO_NODES that they name.
+
+    `bridges` are those of each node, with their ranges.
+    """
     with ExitStack() as stack:
 
-        def make(*workloads: Mapping[str, Any]) -> rig.Mesh:
+        def make(
+            *workloads: Mapping[str, Any], bridges: Mapping[str, Mapping[str, list[str]]] | None = None
+        ) -> rig.Mesh:
             used = {w["node"] for w in workloads}
-            nodes = {name: entry for name, entry in TWO_NODES.items() if name in used}
+            nodes = {
+                name: {**entry, "bridges": (bridges or {}).get(name, {})}
+                for name, entry in TWO_NODES.items()
+                if name in used
+            }
             spec = _named({"nodes": nodes, "workloads": list(workloads)})
             return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh")))
 

@@ -22,12 +22,13 @@ from penstock.plan import (
     ObjectStatus,
     PolicyEntry,
     PolicyKey,
+    PortEntry,
     SecretWanted,
     Verdict,
 )
 from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
 from penstock.routing.model import ProxyEndpoint, RequestMatch
-from penstock.world import Settings
+from penstock.world import Attachment, Link, Settings
 
 NODES = """
 apiVersion: v1
@@ -66,7 +67,7 @@ def test_the_kernel_of_a_small_world() -> None:
     web, db, far, plain = (numbers[n] for n in ("web", "db", "far", "plain"))
     kernel = plan.kernel
     at = world.attachments[("default", "web")]
-    entry = EndpointEntry(web, web * 256, at.ifindex, at.mac, at.host_mac, MeshMode.PERMISSIVE)
+    entry = EndpointEntry(web, web * 256, at.ifindex, MeshMode.PERMISSIVE)
     assert kernel.endpoints == {
         ip_address("10.1.0.1"): entry,
         ip_address("fd01::1"): entry,
@@ -198,3 +199,49 @@ def test_the_same_world_gives_the_same_plan(everyone: list[Party], policies: lis
     # Byte for byte: the order of everything that is ordered is the same too.
     assert list(again.kernel.policy.items()) == list(plan.kernel.policy.items())
     assert repr(again.proxy) == repr(plan.proxy)
+
+
+def test_a_namespace_that_two_workloads_name_has_one_identity() -> None:
+    """As `network_mode: service:…` makes it: the kernel cannot tell their packets apart."""
+    first, second = workload("app", "10.1.0.1"), workload("sidecar", "10.1.0.1")
+    start = read(first + second)
+    shared = start.attachments[("default", "app")]
+    attachments = {**start.attachments, ("default", "sidecar"): shared}
+    world, plan = settle(replace(start, attachments=attachments))
+    number = identities(world)["app"]
+    assert [e.identity for e in plan.kernel.endpoints.values()] == [number]
+    assert plan.kernel.netns[shared.cookie] == number
+    assert plan.kernel.attach == {shared.ifindex: ("default", "app")}
+    status = plan.statuses[ObjectKey("Workload", "default", "sidecar")]
+    assert status.conditions[0].reason == "SharedNamespace"
+    assert "default/app" in status.pending
+    alone, plan = settle(replace(world, attachments={("default", "sidecar"): shared}))
+    assert [e.identity for e in plan.kernel.endpoints.values()] == [identities(alone)["sidecar"]]
+    assert plan.statuses[ObjectKey("Workload", "default", "sidecar")].conditions[0].status
+
+
+def test_several_links_of_a_workload() -> None:
+    """One of them stands for it; what is elsewhere is not reached by its short cut."""
+    start = read(workload("app", "10.1.0.1").replace("[10.1.0.1]", "[]"))
+    here, there = ip_address("10.1.0.1"), ip_address("10.2.0.1")
+    links = (
+        Link(7, "veth7", b"home--", (here,), 3, b"bridge", (4,)),
+        Link(8, "veth8", b"second", (there,), 4, b"other-"),
+    )
+    _, plan = settle(
+        replace(
+            start, attachments={("default", "app"): Attachment(9, links)}, other_ports=(Link(12, bridge=4),)
+        )
+    )
+    kernel = plan.kernel
+    assert {a: (e.ifindex, e.elsewhere) for a, e in kernel.endpoints.items()} == {
+        here: (7, False),
+        there: (7, True),
+    }
+    subject = kernel.endpoints[here].subject
+    assert kernel.ports == {
+        7: PortEntry(7, subject, b"home--", 3, b"bridge", (4,)),
+        8: PortEntry(7, subject, b"second", 4, b"other-"),
+        12: PortEntry(0, bridge=4),
+    }
+    assert set(kernel.attach) == {7, 8}

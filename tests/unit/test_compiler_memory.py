@@ -12,7 +12,7 @@ from penstock.compiler import Compiler, compile_world
 from penstock.manifests.store import Store
 from penstock.plan import Plan
 from penstock.planner import numbered
-from penstock.world import Attachment, World
+from penstock.world import Attachment, Link, World
 
 APPS = 4
 
@@ -114,7 +114,7 @@ EDITS = st.tuples(
 def _attachments() -> dict[tuple[str, str], Attachment]:
     return {
         ("default", f"w{app}"): Attachment(
-            app + 10, bytes(6), bytes(6), 1000 + app, (ip_address(f"10.0.1.{app + 1}"),)
+            1000 + app, (Link(app + 10, addresses=(ip_address(f"10.0.1.{app + 1}"),)),)
         )
         for app in range(APPS)
     }

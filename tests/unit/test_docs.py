@@ -12,7 +12,13 @@ from penstock.envoy import marks
 from penstock.envoy.bootstrap import admin_socket, clients_socket, xds_socket
 from penstock.envoy.process import UID
 from penstock.redirect import host
-from penstock.redirect.datapath import CGROUP_PROGRAMS, NETDEV_PROGRAMS, WORKLOAD_PROGRAMS
+from penstock.redirect.datapath import (
+    BRIDGE_PROGRAMS,
+    CGROUP_PROGRAMS,
+    NETDEV_PROGRAMS,
+    PORT_PROGRAMS,
+    WORKLOAD_PROGRAMS,
+)
 from penstock.state import FILE
 from penstock.world import Settings
 
@@ -34,7 +40,7 @@ def test_ports_marks_and_tables() -> None:
 def test_every_mark_of_the_programs() -> None:
     header = (ROOT / "bpf" / "penstock.h").read_text()
     values = set(re.findall(r"#define MARK_\w+ (0x\w+)", header))
-    assert len(values) == 5
+    assert len(values) == 7
     assert [value for value in sorted(values) if value not in PAGE] == []
 
 
@@ -46,7 +52,8 @@ def test_every_map_and_program() -> None:
     }
     assert len(maps) > 12
     assert [name for name in sorted(maps) if f"`{name}`" not in PAGE] == []
-    programs = {*WORKLOAD_PROGRAMS, *NETDEV_PROGRAMS, *(name.rstrip("46") for name in CGROUP_PROGRAMS)}
+    programs = {*WORKLOAD_PROGRAMS, *PORT_PROGRAMS, *BRIDGE_PROGRAMS, *NETDEV_PROGRAMS}
+    programs |= {*(name.rstrip("46") for name in CGROUP_PROGRAMS)}
     assert [name for name in sorted(programs) if name not in PAGE] == []
 
 

@@ -17,6 +17,7 @@ from penstock.plan import (
     MeshMode,
     PolicyEntry,
     PolicyKey,
+    PortEntry,
     ServiceEntry,
     ServiceKey,
     Verdict,
@@ -27,8 +28,8 @@ from penstock.routing.model import ListenerKind
 A, B = ip_address("10.1.0.1"), ip_address("fd00::1")
 TABLES = KernelTables(
     endpoints={
-        A: EndpointEntry(300, 76800, 7, b"", b"", MeshMode.STRICT),
-        B: EndpointEntry(301, 77056, 8, b"", b"", MeshMode.OFF),
+        A: EndpointEntry(300, 76800, 7, MeshMode.STRICT, elsewhere=True),
+        B: EndpointEntry(301, 77056, 8, MeshMode.OFF),
     },
     ipcache={
         ip_network("0.0.0.0/0"): IpcacheEntry(2, 2),
@@ -48,12 +49,16 @@ TABLES = KernelTables(
         ServiceKey(B, 53, 17): ServiceEntry(6, "t", ()),
     },
     listeners={ListenerKey(300, ListenerKind.TCP_MTLS, 301): 15001},
+    ports={7: PortEntry(7, 76800, b"abcdef", 3, b"ghijkl", (6,)), 9: PortEntry(0, bridge=3)},
 )
 RAW = layout.encode(TABLES)
 
 
 def test_every_table_comes_back() -> None:
     assert {layout.address_of(k): decode.endpoint(v) for k, v in RAW["endpoints"].items()} == TABLES.endpoints
+    assert {
+        int.from_bytes(k, "little"): decode.bridge_port(v) for k, v in RAW["ports"].items()
+    } == TABLES.ports
     assert {
         decode.ipcache_key(k): decode.ipcache_value(v) for k, v in RAW["ipcache"].items()
     } == TABLES.ipcache

@@ -29,7 +29,7 @@ LOCAL = Proxied(CLIENT, 40000, API, 8080)
 
 
 def endpoint(identity: int, mode: MeshMode = MeshMode.PERMISSIVE) -> EndpointEntry:
-    return EndpointEntry(identity, identity * 256, identity, b"", b"", mode)
+    return EndpointEntry(identity, identity * 256, identity, mode)
 
 
 def tables(

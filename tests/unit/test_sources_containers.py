@@ -19,7 +19,7 @@ from penstock.manifests.document import Document
 from penstock.manifests.loader import load, load_object
 from penstock.sources.containers import Container, Made, Network, objects, read_container, read_network
 from penstock.sources.docker import combined
-from penstock.world import Attachment, World, parse_address
+from penstock.world import Attachment, Link, World, parse_address
 
 RECORDED = json.loads((Path(__file__).parent / "docker" / "shop.json").read_text())
 CONTAINERS = {c.name: c for c in map(read_container, RECORDED["containers"])}
@@ -185,7 +185,7 @@ spec: {container: shop_web_1}
 
 
 def test_what_is_not_ready_is_no_backend() -> None:
-    attachment = Attachment(10, b"\2\0\0\0\0\1", b"\2\0\0\0\0\2", 100, (parse_address("10.1.0.2"),), "v")
+    attachment = Attachment(100, (Link(10, "v", addresses=(parse_address("10.1.0.2"),)),))
     for paused, backends in ((False, 1), (True, 0)):
         known = documents(*objects([web(paused=paused)], NETWORKS))
         world = World("node-a", known, {("shop", "web-1"): attachment})
