@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from clients import connect, make_socket, until
 from conftest import MeshFactory
-from objects import gateway, listener, policy, select, service, to
+from objects import gateway, listener, peer_authentication, policy, select, service, to
 from rig import PENSTOCK, Mesh, workload
 
 from penstock.lab.echo_tls import self_signed
@@ -351,3 +351,9 @@ def test_a_flow_of_datagrams_obeys_the_policy_of_now(mesh: Mesh) -> None:
         closed = policy("in", select(app="one"), ingress=[{"fromEndpoints": [select(app="two")]}])
         mesh.apply(*SERVICES, UDP_GATEWAY, route, closed)
         assert who(sock) == ""
+
+
+def test_a_backend_that_demands_mesh_tls_takes_streams_of_its_own_node(mesh: Mesh) -> None:
+    strict = peer_authentication("strict", "STRICT", app="one")
+    mesh.apply(*SERVICES, TCP_GATEWAY, l4_route("TCPRoute", "r", to("one", port=90)), strict)
+    assert tcp(mesh) == "one"
