@@ -128,6 +128,9 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 			steer(&j->d, source_class, verdict == VERDICT_REDIRECT ? LISTENER_TLS_HTTP : LISTENER_TLS_TCP, 0);
 			return;
 		}
+		/* A Gateway of this very node is proven by the kernel: nobody else's packets bear its address here. */
+		if (j->src_local_address && j->d.src_identity == IDENTITY_INGRESS)
+			dst_mode = MESH_PERMISSIVE;
 		if (dst_mode == MESH_STRICT && j->d.src_identity != IDENTITY_HOST) {
 			deny(&j->d, PLAINTEXT_TO_STRICT);
 			return;
