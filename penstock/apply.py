@@ -46,6 +46,10 @@ PATIENCE = 5.0
 """Seconds that one change may keep what was allowed before open while the proxy is not ready."""
 
 
+Trusted = tuple[bytes, bytes]
+"""The roots, and the revocation lists, in PEM."""
+
+
 @dataclass(frozen=True, slots=True)
 class Applied:
     """What became of a Plan. `errors` are ours (a NACK, a map write, the CA); empty means all is in force."""
@@ -85,19 +89,19 @@ class Applier:
         server: XdsServer,
         admin: Admin,
         issuer: Issuer,
-        bundle: Callable[[], bytes],
+        trusted: Callable[[], Trusted],
         blocking: Callable[..., Awaitable[Any]],
         clock: Callable[[], float] = time.time,
     ) -> None:
-        """`bundle` gives the certificates to trust, which may change (a rotation of the CA).
+        """`trusted` gives whom to trust, which may change (a rotation of the CA, a revocation).
 
         `blocking(function, *arguments)` runs a call on the one thread that owns netlink and the disk.
         """
         self._datapath, self.tables, self._host = datapath, tables, host
         self._server, self._admin = server, admin
-        self._issuer, self._trusted, self._clock = issuer, bundle, clock
-        self.bundle = b""
-        """The certificates in the trust bundle that is published."""
+        self._issuer, self._trusted, self._clock = issuer, trusted, clock
+        self.trusted: Trusted = (b"", b"")
+        """The trust bundle that is published."""
         self._blocking = blocking
         self._source_ports = settings.proxy_source_ports
         self._builder: Builder[Resource] = Builder(settings, resource)
@@ -264,10 +268,10 @@ class Applier:
 
     def _snapshot(self, plan: Plan) -> Snapshot:
         types: dict[str, dict[str, Resource]] = dict(self._builder.build(plan.proxy))
-        bundle = self._trusted()
-        if self._bundle_resource is None or bundle != self.bundle:
-            self.bundle = bundle
-            made = secrets({}, bundle)
+        trusted = self._trusted()
+        if self._bundle_resource is None or trusted != self.trusted:
+            self.trusted = trusted
+            made = secrets({}, *trusted)
             self._bundle_resource = next(resource(name, message) for name, message in made.items())
         kept: dict[str, tuple[SVID, Resource]] = {}
         for name, svid in self.svids.items():

@@ -11,20 +11,21 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from asyncinotify import Inotify, Mask
 from cryptography import x509
 
 from penstock.errors import PenstockError, UsageError
-from penstock.mtls import rotation, show
-from penstock.mtls.ca import CertificateAuthority
+from penstock.mtls import show
+from penstock.mtls.authority import Authority, Reporting
 from penstock.mtls.errors import AuthorityError, VerifyError
 from penstock.mtls.issuer import Issuer, Owner
-from penstock.mtls.reports import Report, Reporter
+from penstock.mtls.reports import Report
 from penstock.mtls.rotation import Rotation
 from penstock.mtls.svid import SVID
 from penstock.mtls.verify import verify
+from penstock.revoked import AddressesOf, Enforcer
 from penstock.xds.server import XdsServer
 from penstock.xds.snapshot import TypeUrl
 from penstock.xds.watch import SyncState
@@ -41,7 +42,6 @@ HANDSHAKE = 1.0
 after a stage may not hit one, and nobody can be asked whether there still is one."""
 _TYPES = (TypeUrl.CDS, TypeUrl.LDS, TypeUrl.SDS)
 """An Envoy that connects anew asks for secrets before it has acknowledged clusters and listeners."""
-_FILES = (rotation.FILE, "root.crt", "intermediate.crt")
 _STATES = {
     SyncState.SYNCED: "acknowledged",
     SyncState.STALE: "on its way",
@@ -57,17 +57,20 @@ class Certificates:
         self,
         node: str,
         *,
-        ca: CertificateAuthority,
+        ca: Authority,
         issuer: Issuer,
         applier: Applier,
         server: XdsServer,
-        reporter: Reporter,
+        reporter: Reporting,
         blocking: Callable[..., Awaitable[Any]],
+        enforced: Path,
     ) -> None:
+        """`enforced` is the file that tells which revocations are in force."""
         self._node, self._ca, self._issuer, self._applier = node, ca, issuer, applier
         self._server, self._reporter, self._blocking = server, reporter, blocking
         self._wake: Callable[[], None] = lambda: None
         self._kick = asyncio.Event()
+        self._enforcer = Enforcer(enforced, ca, applier, server, blocking)
         self._applied = asyncio.Event()
         self._problem = ""
         self._complete: tuple[Rotation, float] | None = None
@@ -88,27 +91,24 @@ class Certificates:
         """Follow the CA directory for ever. `wake` sets the loop going."""
         self._wake = wake
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self._ca.run())
             tasks.create_task(self._follow())
             tasks.create_task(self._report_forever())
+            tasks.create_task(self._enforcer.run(self._kick.set))
 
-    def applied(self) -> None:
+    def applied(self, addresses_of: AddressesOf) -> None:
         """A change was applied: what was missing may be there."""
         self._kick.set()
+        self._enforcer.look(addresses_of)
         self._applied.set()
         self._applied = asyncio.Event()
 
     async def _follow(self) -> None:
-        with Inotify() as inotify:
-            inotify.add_watch(self._ca.directory, Mask.MOVED_TO | Mask.MOVED_FROM | Mask.DELETE)
-            # What happened since the CA was opened.
+        async for _ in self._ca.changes():
             await self._reload()
-            async for event in inotify:
-                # Without a name: the queue overran, and anything may have happened.
-                if event.name is None or str(event.name) in _FILES:
-                    await self._reload()
 
     async def _reload(self) -> None:
-        before = (self._ca.rotation, self._ca.bundle_pem, self._ca.intermediate)
+        before = self._ca.state
         try:
             await self._blocking(self._ca.reload)
             self._problem = ""
@@ -117,7 +117,13 @@ class Certificates:
             self._problem = str(error)
             self._kick.set()
             return
-        if before != (self._ca.rotation, self._ca.bundle_pem, self._ca.intermediate):
+        failed = list(self._issuer.failures)
+        if failed:
+            # What the CA refused or did not answer may be different now.
+            await self._blocking(self._issuer.renew, failed)
+            self._wake()
+        self._kick.set()
+        if before != self._ca.state:
             under_way = self._ca.rotation
             log.info("the CA has changed", extra={"stage": under_way.stage if under_way else ""})
             self._wake()
@@ -152,6 +158,7 @@ class Certificates:
             reason=reason,
             leaves=len(held),
             moved=len(moved),
+            revocations=self._enforcer.number,
         )
 
     def _handshakes(self, under_way: Rotation, *, complete: bool) -> str:
@@ -172,8 +179,10 @@ class Certificates:
     def _missing(self, held: Iterable[SVID]) -> str:
         if self._problem:
             return self._problem
-        if self._applier.bundle != self._ca.bundle_pem:
+        if self._applier.trusted != (self._ca.bundle_pem, self._ca.lists_pem):
             return "its trust bundle is not published yet"
+        if why := self._ca.missing():
+            return why
         waiting = [kept for kept in held if not self._ca.keeps(kept.chain_pem)]
         for kept in waiting:
             why = self._issuer.failures.get((kept.workload, kept.spiffe_id), "not issued yet")
@@ -193,10 +202,14 @@ class Certificates:
     # --- what the commands ask -----------------------------------------------------------------------------
 
     async def _where(self, _: dict[str, Any]) -> Any:
-        return {"directory": str(self._ca.directory), "trust_domain": self._ca.trust_domain}
+        return self._ca.where()
 
     async def _list(self, _: dict[str, Any]) -> Any:
-        return {"node": self._node, "certificates": self._entries(time.time())}
+        withheld = [
+            {"workload": "/".join(workload), "spiffe_id": spiffe_id, "reason": why}
+            for (workload, spiffe_id), why in self._issuer.withheld.items()
+        ]
+        return {"node": self._node, "certificates": self._entries(time.time()), "withheld": withheld}
 
     def _entries(self, now: float) -> list[dict[str, Any]]:
         states, failures = self._envoy_states(), dict(self._issuer.failures)

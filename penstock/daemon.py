@@ -230,7 +230,7 @@ class Daemon:
                 # A fault of ours. What is in force stays in force; dying would not mend it.
                 log.exception("a change could not be applied")
                 self._report.failed(f"internal error: {e!r}")
-            self._node.certificates.applied()
+            self._node.certificates.applied(self._addresses_of)
             async with self._applied:
                 self._applied_revision = revision
                 self._applied.notify_all()
@@ -297,6 +297,12 @@ class Daemon:
             self._frozen = True
             gc.collect()
             gc.freeze()
+
+    def _addresses_of(self, workload: str) -> tuple[Address, ...]:
+        """Of ``namespace/name``, on whatever node."""
+        everyone = self._planner.facts.members.all if self._planner.facts else ()
+        found = (m.addresses for m in everyone if f"{m.namespace}/{m.document.key.name}" == workload)
+        return tuple(address for addresses in found for address in addresses)
 
     def _for_grpc(self, facts: Facts) -> Snapshot:
         return Snapshot.of_resources(self._proxyless.build(facts.served, facts.mesh.tables))

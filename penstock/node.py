@@ -25,8 +25,11 @@ from penstock.control import socket_path
 from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import HostError
+from penstock.mtls import keys
+from penstock.mtls.authority import Authority, Reporting
 from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.issuer import LIFETIME, Issuer
+from penstock.mtls.remote import RemoteAuthority
 from penstock.mtls.reports import Reporter
 from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
@@ -49,6 +52,10 @@ class Options:
     state_dir: Path
     node: str
     ca_dir: Path | None = None
+    ca_passphrase_file: Path | None = None
+    ca_server: str = ""
+    """HOST:PORT of a CA that is served elsewhere; then `ca_dir` is not used."""
+    join_token_file: Path | None = None
     settings: Settings = field(default_factory=Settings)
     concurrency: int | None = None
     cert_lifetime: timedelta = LIFETIME
@@ -74,10 +81,10 @@ class Node:
     server: XdsServer
     clients: XdsServer
     envoy: EnvoyProcess
-    ca: CertificateAuthority
+    ca: Authority
     issuer: Issuer
     certificates: Certificates
-    reporter: Reporter
+    reporter: Reporting
     applier: Applier
     events: RingBuffer
     allocations: Allocations
@@ -112,9 +119,7 @@ async def open_node(
     lock = _lock(options.run_dir)
     settings = options.settings
     ca_dir = options.ca_dir or options.state_dir / "ca"
-    # Known to the CA's rotations before it is read: none can begin and end without this node.
-    reporter: Reporter = await blocking(Reporter.open, ca_dir, options.node)
-    ca = await blocking(CertificateAuthority.open, ca_dir, settings.trust_domain)
+    ca, reporter = await blocking(_authority, options, ca_dir)
     allocations = await blocking(state.load, options.state_dir)
     host: HostSettings = await blocking(HostSettings, _host_record(options.run_dir))
     await blocking(host.up, settings.proxy_source_ports)
@@ -137,7 +142,7 @@ async def open_node(
         server=server,
         admin=envoy.admin,
         issuer=issuer,
-        bundle=lambda: ca.bundle_pem,
+        trusted=lambda: (ca.bundle_pem, ca.lists_pem),
         blocking=blocking,
     )
     certificates = Certificates(
@@ -148,6 +153,7 @@ async def open_node(
         server=server,
         reporter=reporter,
         blocking=blocking,
+        enforced=options.state_dir / "revoked.json",
     )
     events = RingBuffer(open_pin(datapath.pins / "events"), on_event)
     cookie = int(await blocking(host.cookie))
@@ -168,6 +174,21 @@ async def open_node(
         allocations=allocations,
         cookie=cookie,
     )
+
+
+def _authority(options: Options, ca_dir: Path) -> tuple[Authority, Reporting]:
+    """The CA, and whom to tell how far this node is. Raises PenstockError."""
+    domain = options.settings.trust_domain
+    if options.ca_server:
+        folder = options.state_dir / "ca-client"
+        remote = RemoteAuthority.open(
+            options.ca_server, options.node, folder, domain, options.join_token_file
+        )
+        return remote, remote
+    # Known to the CA's rotations before it is read: none can begin and end without this node.
+    reporter = Reporter.open(ca_dir, options.node)
+    passphrase = keys.passphrase(options.ca_passphrase_file)
+    return CertificateAuthority.open(ca_dir, domain, passphrase=passphrase), reporter
 
 
 def _lock(run_dir: Path) -> int:

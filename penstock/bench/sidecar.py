@@ -93,7 +93,8 @@ def identities(directory: Path, names: Sequence[str]) -> dict[str, Identity]:
     for name in names:
         spiffe_id, key = f"spiffe://{TRUST_DOMAIN}/ns/default/sa/{name}", certificates.new_key()
         chain = directory / f"{name}.crt"
-        chain.write_bytes(ca.sign(certificates.signing_request(key), spiffe_id, timedelta(hours=24)))
+        request = certificates.signing_request(key)
+        chain.write_bytes(ca.sign(request, spiffe_id, timedelta(hours=24), owner=f"default/{name}"))
         secret = directory / f"{name}.key"
         secret.touch(mode=0o600)
         secret.write_bytes(certificates.key_pem(key))

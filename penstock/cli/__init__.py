@@ -19,7 +19,7 @@ from penstock.errors import PenstockError
 COMMANDS = {
     "bench": "Measure what Penstock costs on this machine.",
     "bpf": "What is in the kernel's maps: entries, connections, sizes.",
-    "ca": "The certificate authority: show it, rotate it.",
+    "ca": "The certificate authority: show it, rotate it, serve it to other nodes.",
     "cert": "Certificates of this node's workloads.",
     "check": "Look whether this machine can run Penstock, and say what to mend.",
     "demo": "Bring up a lab of two nodes and show what Penstock does.",

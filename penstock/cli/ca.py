@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from penstock.cli.options import DURATION, output_option, run_dir_option
+from penstock.cli.ca_serve import serve, token
+from penstock.cli.options import (
+    DURATION,
+    ca_dir_option,
+    ca_directory,
+    output_option,
+    passphrase_option,
+    run_dir_option,
+)
 from penstock.cli.output import show
 from penstock.errors import PenstockError, UsageError
 
@@ -24,32 +32,21 @@ if TYPE_CHECKING:
 
 MEANING = {
     "trust": "the new root stands in every trust bundle, beside the old one",
+    "intermediate trust": "the revocation list of the new intermediate is with every node, if there is any",
     "sign": "the new CA signs, and every certificate is issued anew under it",
     "drop": "the old root leaves every trust bundle",
     "return": "the old CA signs again, and every certificate is issued anew under it",
     "withdraw": "what was new is trusted no more",
 }
 
-ca_dir_option = click.option(
-    "--ca-dir",
-    type=click.Path(file_okay=False, path_type=Path),
-    default=None,
-    help="The CA's directory.  [default: that of the daemon]",
-)
-
 
 @click.group()
 def ca() -> None:
-    """The certificate authority: show it, rotate it."""
+    """The certificate authority: show it, rotate it, serve it to other nodes."""
 
 
-def _directory(ca_dir: Path | None, run_dir: Path) -> Path:
-    from penstock.control import ControlClient
-
-    if ca_dir is not None:
-        return ca_dir
-    with ControlClient(run_dir) as client:
-        return Path(client.call("ca")["directory"])
+ca.add_command(serve)
+ca.add_command(token)
 
 
 @ca.command("show")
@@ -60,7 +57,7 @@ def show_(ca_dir: Path | None, run_dir: Path, output: str) -> None:
     """Show the CA's certificates: which is trusted, which signs, and how long each holds."""
     from penstock.mtls.show import authorities, remaining
 
-    found = authorities(_directory(ca_dir, run_dir), time.time())
+    found = authorities(ca_directory(ca_dir, run_dir), time.time())
     rows = [
         (
             c["role"],
@@ -90,7 +87,7 @@ def status(ca_dir: Path | None, run_dir: Path, output: str) -> int:
     """
     from penstock.mtls.show import authorities
 
-    found = authorities(_directory(ca_dir, run_dir), time.time())["rotation"]
+    found = authorities(ca_directory(ca_dir, run_dir), time.time())["rotation"]
     if output == "table":
         ahead = " → ".join(found["ahead"])
         said = f"the {found['kind']} is being rotated since {found['started']}: {ahead}"
@@ -123,7 +120,8 @@ class _Teller:
         if stage.stage != self._stage:
             self._close()
             self._stage, self._said, self._since = stage.stage, {}, time.monotonic()
-            self._echo(f"{stage.stage}: {MEANING[stage.stage]}")
+            meaning = MEANING.get(f"{stage.kind} {stage.stage}", MEANING[stage.stage])
+            self._echo(f"{stage.stage}: {meaning}")
         for state in states:
             report, missing = state.report, state.missing(stage)
             if missing != self._said.get(report.node):
@@ -160,6 +158,7 @@ class _Teller:
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--timeout", type=DURATION, default="60s", show_default=True)
 @ca_dir_option
+@passphrase_option
 @run_dir_option
 @click.option("-o", "--output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 def rotate(
@@ -169,6 +168,7 @@ def rotate(
     yes: bool,
     timeout: timedelta,
     ca_dir: Path | None,
+    ca_passphrase_file: Path | None,
     run_dir: Path,
     output: str,
 ) -> None:
@@ -177,10 +177,10 @@ def rotate(
     Nothing restarts and no connection is closed. It may be stopped at any moment: the same command goes on
     where it was. Exit 1 if a stage is not proven in time; the reason names the nodes that hold it up.
     """
-    from penstock.mtls import reports, rotate, rotation
+    from penstock.mtls import keys, reports, rotate, rotation
     from penstock.mtls.show import authorities
 
-    directory = _directory(ca_dir, run_dir)
+    directory = ca_directory(ca_dir, run_dir)
     before = authorities(directory, time.time())
     now = rotation.current(directory)
     if not abort:
@@ -192,7 +192,8 @@ def rotate(
     if abort:
         now = rotation.roll_back(directory)
     elif now is None:
-        now = rotation.begin(directory, rotation.Kind(kind or "root"), before["trust_domain"])
+        passphrase = keys.passphrase(ca_passphrase_file)
+        now = rotation.begin(directory, rotation.Kind(kind or "root"), before["trust_domain"], passphrase)
     teller = _Teller(quiet=output == "json")
     asyncio.run(rotate.drive(directory, now, within=timeout.total_seconds(), tell=teller))
     after = authorities(directory, time.time())

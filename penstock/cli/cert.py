@@ -8,7 +8,14 @@ from typing import Any
 
 import click
 
-from penstock.cli.options import DURATION, output_option, run_dir_option
+from penstock.cli.options import (
+    DURATION,
+    ca_dir_option,
+    ca_directory,
+    output_option,
+    passphrase_option,
+    run_dir_option,
+)
 from penstock.cli.output import show
 from penstock.errors import UsageError
 
@@ -66,6 +73,8 @@ def list_(run_dir: Path, output: str, expiring: timedelta | None) -> int:
         for e in entries
     ]
     show(found, output, columns=columns, rows=rows)
+    for each in found["withheld"]:
+        click.echo(f"{each['workload']}: no certificate: {each['reason']}", err=True)
     for entry in entries:
         if entry["error"]:
             click.echo(f"{entry['workload']}: not renewed: {entry['error']}", err=True)
@@ -151,3 +160,75 @@ def rotate(names: tuple[str, ...], every: bool, timeout: timedelta, run_dir: Pat
         )
     rows = [(e["workload"], e["old_serial"], e["serial"], e["not_after"]) for e in found]
     show(found, output, columns=("WORKLOAD", "OLD-SERIAL", "SERIAL", "NOT-AFTER"), rows=rows)
+
+
+@cert.command()
+@click.argument("name", metavar="WORKLOAD|SERIAL")
+@click.option("--timeout", type=DURATION, default="10s", show_default=True)
+@ca_dir_option
+@passphrase_option
+@run_dir_option
+@output_option
+def revoke(
+    name: str,
+    timeout: timedelta,
+    ca_dir: Path | None,
+    ca_passphrase_file: Path | None,
+    run_dir: Path,
+    output: str,
+) -> int:
+    """Take certificates back: refused from now on by every node, and what is open under them is closed.
+
+    WORKLOAD is NAMESPACE/NAME (or `node NAME`): all that it has, and it gets no other until `cert restore`.
+    SERIAL, in hexadecimal, is one certificate; if that is a workload's newest, the same holds. Returns when
+    every node has it in force; exit 1, naming the others, if that is not so in time.
+    """
+    import asyncio
+
+    from penstock.mtls import keys, takeback
+    from penstock.mtls.ca import opened
+
+    ca = opened(ca_directory(ca_dir, run_dir), keys.passphrase(ca_passphrase_file))
+    taken = ca.revoke(name)
+    states = asyncio.run(takeback.in_force(ca.directory, ca.revoked.number, timeout.total_seconds()))
+    nodes = takeback.nodes(states, ca.revoked.number)
+    rows = [(c.owner, c.serial, c.spiffe_id) for c in taken]
+    data = {"revoked": takeback.entries(taken), "nodes": nodes}
+    show(data, output, columns=("OWNER", "SERIAL", "SPIFFE-ID"), rows=rows)
+    for node in nodes:
+        if node["missing"]:
+            click.echo(f"not in force on {node['node']}: {node['missing']}", err=True)
+    return 1 if any(node["missing"] for node in nodes) else 0
+
+
+@cert.command()
+@click.argument("name", metavar="WORKLOAD")
+@ca_dir_option
+@passphrase_option
+@run_dir_option
+def restore(name: str, ca_dir: Path | None, ca_passphrase_file: Path | None, run_dir: Path) -> None:
+    """Let a workload whose certificates were revoked have a new one. The old ones stay revoked."""
+    from penstock.mtls import keys
+    from penstock.mtls.ca import opened
+
+    ca = opened(ca_directory(ca_dir, run_dir), keys.passphrase(ca_passphrase_file))
+    click.echo(f"{ca.restore(name)} may have a new certificate")
+
+
+@cert.command()
+@ca_dir_option
+@run_dir_option
+@output_option
+def revoked(ca_dir: Path | None, run_dir: Path, output: str) -> None:
+    """Show what is revoked and would still hold, and who gets no certificate."""
+    import time
+
+    from penstock.mtls import revocation, takeback
+    from penstock.mtls.show import moment
+
+    held = revocation.load(ca_directory(ca_dir, run_dir), time.time())
+    rows = [(c.owner, c.serial, moment(c.at), moment(c.not_after)) for c in held.certificates]
+    rows += [(owner, "(any new one)", moment(at), "") for owner, at in held.withheld.items()]
+    withheld = {owner: moment(at) for owner, at in held.withheld.items()}
+    data = {"number": held.number, "certificates": takeback.entries(held.certificates), "withheld": withheld}
+    show(data, output, columns=("OWNER", "SERIAL", "REVOKED", "NOT-AFTER"), rows=rows)

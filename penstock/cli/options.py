@@ -51,3 +51,28 @@ class _Duration(click.ParamType):  # type: ignore[type-arg]  # generic only in n
 
 DURATION = _Duration()
 """A positive time span in one unit: 90s, 10m, 24h, 30d."""
+
+passphrase_option = click.option(
+    "--ca-passphrase-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="Passphrase of the CA's keys.  [default: systemd credential penstock-ca-passphrase]",
+)
+"""Adds `ca_passphrase_file: Path | None`; give it to `penstock.mtls.keys.passphrase`."""
+
+ca_dir_option = click.option(
+    "--ca-dir",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=None,
+    help="The CA's directory.  [default: that of the daemon]",
+)
+
+
+def ca_directory(ca_dir: Path | None, run_dir: Path) -> Path:
+    """The CA's directory, if need be as the daemon tells it. Raises NoDaemonError, or PenstockError."""
+    from penstock.control import ControlClient
+
+    if ca_dir is not None:
+        return ca_dir
+    with ControlClient(run_dir) as client:
+        return Path(client.call("ca")["directory"])

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import click
 
-from penstock.cli.options import DURATION, run_dir_option
+from penstock.cli.options import DURATION, passphrase_option, run_dir_option
+from penstock.errors import UsageError
 
 if TYPE_CHECKING:
     from penstock.world import Enforcement
@@ -32,6 +33,16 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
 @click.option("--node", default=None, help="This node's name.  [default: the host's name]")
 @click.option(
     "--ca-dir", type=DIRECTORY, default=None, help="Share one CA with other daemons of this machine."
+)
+@passphrase_option
+@click.option(
+    "--ca-server", metavar="HOST:PORT", default=None, help="Take certificates from `penstock ca serve` there."
+)
+@click.option(
+    "--join-token-file",
+    type=click.Path(dir_okay=False, path_type=Path),
+    default=None,
+    help="By which this node joins that CA, if it has not: see `penstock ca token`.",
 )
 @click.option(
     "--trust-domain", default="penstock.local", show_default=True, help="Trust domain of the SPIFFE ids."
@@ -71,6 +82,9 @@ def run(
     state_dir: Path,
     node: str | None,
     ca_dir: Path | None,
+    ca_passphrase_file: Path | None,
+    ca_server: str | None,
+    join_token_file: Path | None,
     trust_domain: str,
     cert_lifetime: timedelta,
     host_access: bool,
@@ -90,6 +104,10 @@ def run(
     from penstock.observe.logs import set_up
     from penstock.world import Settings
 
+    if ca_server and ca_dir:
+        raise UsageError("--ca-server and --ca-dir exclude each other")
+    if join_token_file and not ca_server:
+        raise UsageError("--join-token-file needs --ca-server")
     set_up(log_level)
     options = Options(
         config=config,
@@ -97,6 +115,9 @@ def run(
         state_dir=state_dir.resolve(),
         node=node or platform.node(),
         ca_dir=ca_dir.resolve() if ca_dir else None,
+        ca_passphrase_file=ca_passphrase_file,
+        ca_server=ca_server or "",
+        join_token_file=join_token_file,
         settings=Settings(
             trust_domain=check_trust_domain(trust_domain),
             host_access=host_access,

@@ -1,7 +1,8 @@
 """The three kinds of certificate we make, field by field.
 
-Root → intermediate → leaf, ECDSA P-256. The extensions and their critical flags are those of RFC 5280
-§4.2 and of the SPIFFE X.509-SVID specification §4 and Appendix A; `verify` holds them to it.
+Root → intermediate → leaf; leaves are ECDSA P-256, CAs have the keys of `keys`. The extensions and their
+critical flags are those of RFC 5280 §4.2 and of the SPIFFE X.509-SVID specification §4 and Appendix A;
+`verify` holds them to it.
 
 Not chosen: the trust domain in the subject of a CA. It may be longer than the 64 characters that an
 attribute may have (RFC 5280, appendix A), so it stands in the SAN, where SPIFFE looks for it.
@@ -9,12 +10,15 @@ attribute may have (RFC 5280, appendix A), so it stands in the SAN, where SPIFFE
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from datetime import datetime, timedelta
 
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from penstock.mtls.keys import PrivateKey, PublicKey, signing_hash
 
 ROOT_LIFETIME = timedelta(days=3650)
 INTERMEDIATE_LIFETIME = timedelta(days=365)
@@ -43,20 +47,28 @@ def signing_request(key: ec.EllipticCurvePrivateKey) -> bytes:
     return request.public_bytes(serialization.Encoding.PEM)
 
 
-def root(key: ec.EllipticCurvePrivateKey, trust_domain: str, now: datetime) -> x509.Certificate:
+def request_for(key_pem: bytes) -> bytes:
+    """As `signing_request`, for a key in PEM. Raises ValueError."""
+    key = serialization.load_pem_private_key(key_pem, password=None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey):
+        raise ValueError("not an elliptic curve key")
+    return signing_request(key)
+
+
+def root(key: PrivateKey, trust_domain: str, now: datetime) -> x509.Certificate:
     """A self-signed root; one intermediate may stand below it."""
     name = _authority_name("Penstock Root CA")
     builder = _authority(name, key.public_key(), trust_domain, now, now + ROOT_LIFETIME, path_length=1)
     own_id = x509.SubjectKeyIdentifier.from_public_key(key.public_key())
     authority_id = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(own_id)
-    return builder.issuer_name(name).add_extension(authority_id, critical=False).sign(key, hashes.SHA256())
+    return builder.issuer_name(name).add_extension(authority_id, critical=False).sign(key, signing_hash(key))
 
 
 def intermediate(
-    public_key: ec.EllipticCurvePublicKey,
+    public_key: PublicKey,
     trust_domain: str,
     issuer: x509.Certificate,
-    issuer_key: ec.EllipticCurvePrivateKey,
+    issuer_key: PrivateKey,
     now: datetime,
 ) -> x509.Certificate:
     """A CA that signs leaves of `trust_domain` and nothing else: a URI name constraint says so.
@@ -72,7 +84,7 @@ def intermediate(
         .issuer_name(issuer.subject)
         .add_extension(_issued_by(issuer), critical=False)
         .add_extension(constraint, critical=True)
-        .sign(issuer_key, hashes.SHA256())
+        .sign(issuer_key, signing_hash(issuer_key))
     )
 
 
@@ -80,15 +92,21 @@ def leaf(
     public_key: ec.EllipticCurvePublicKey,
     spiffe_id: str,
     issuer: x509.Certificate,
-    issuer_key: ec.EllipticCurvePrivateKey,
+    issuer_key: PrivateKey,
     *,
     now: datetime,
     lifetime: timedelta,
+    host_names: Iterable[str] = (),
 ) -> x509.Certificate:
-    """An X.509-SVID that never outlives its issuer. The subject is empty, so the SAN is critical."""
+    """An X.509-SVID that never outlives its issuer. The subject is empty, so the SAN is critical.
+
+    `host_names` are for servers whose clients know no SPIFFE ids (gRPC's own checks).
+    """
     start = max(now - SKEW, issuer.not_valid_before_utc)
     end = min(now + lifetime, issuer.not_valid_after_utc)
-    san = x509.SubjectAlternativeName([x509.UniformResourceIdentifier(spiffe_id)])
+    san = x509.SubjectAlternativeName(
+        [x509.UniformResourceIdentifier(spiffe_id), *map(x509.DNSName, host_names)]
+    )
     usages = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH])
     return (
         _builder(x509.Name([]), public_key, start, end)
@@ -98,13 +116,18 @@ def leaf(
         .add_extension(usages, critical=False)
         .add_extension(san, critical=True)
         .add_extension(_issued_by(issuer), critical=False)
-        .sign(issuer_key, hashes.SHA256())
+        .sign(issuer_key, signing_hash(issuer_key))
     )
+
+
+def key_id(certificate: x509.Certificate) -> str:
+    """The subject key identifier, which names an issuer, in hexadecimal."""
+    return certificate.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value.digest.hex()
 
 
 def _authority(
     name: x509.Name,
-    public_key: ec.EllipticCurvePublicKey,
+    public_key: PublicKey,
     trust_domain: str,
     now: datetime,
     end: datetime,
@@ -121,7 +144,7 @@ def _authority(
 
 
 def _builder(
-    subject: x509.Name, public_key: ec.EllipticCurvePublicKey, start: datetime, end: datetime
+    subject: x509.Name, public_key: PublicKey, start: datetime, end: datetime
 ) -> x509.CertificateBuilder:
     return (
         x509.CertificateBuilder()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from penstock.mtls import show
-from penstock.mtls.ca import CertificateAuthority
+from penstock.mtls.authority import Authority
 from penstock.mtls.issuer import Issuer
 from penstock.mtls.svid import SVID
 
@@ -18,7 +18,7 @@ INTERMEDIATE_NEAR = 29 * 86400
 """Seconds before its end by which the CA has renewed the intermediate, if it has the root's key."""
 
 
-def health(ca: CertificateAuthority, issuer: Issuer, svids: Mapping[str, SVID], now: float) -> dict[str, Any]:
+def health(ca: Authority, issuer: Issuer, svids: Mapping[str, SVID], now: float) -> dict[str, Any]:
     """Nearest end, ages, failures, and what should be looked at before it hurts."""
     held = list({id(kept): kept for kept in svids.values()}.values())
     nearest = min(held, key=lambda kept: kept.not_after, default=None)
@@ -28,6 +28,8 @@ def health(ca: CertificateAuthority, issuer: Issuer, svids: Mapping[str, SVID], 
     root, intermediate = (c.not_valid_after_utc.timestamp() - now for c in (ca.root, ca.intermediate))
     under_way = ca.rotation
     warnings = []
+    warnings += [f"{why}" for why in issuer.withheld.values()]
+    warnings += ca.warnings(now)
     for kept in held:
         if kept.not_after - now < LATE * (kept.not_after - kept.issued_at):
             why = issuer.failures.get((kept.workload, kept.spiffe_id), "no reason known")

@@ -2,7 +2,8 @@
 
 What it keeps true: one certificate per (workload, SPIFFE ID), however many addresses it has; a new key
 for each certificate; a certificate is replaced only by a newer one, never thrown away because the CA
-does not answer; the key of an absent workload is nowhere, neither in memory nor on disk.
+does not answer; the key of an absent workload is nowhere, neither in memory nor on disk, and neither is that
+of a revoked certificate.
 
 SVIDs are kept on disk so that a restarted daemon serves the same bytes, hence the same xDS version, and
 Envoy sees no change. There is no clock and no task here: `reconcile` is called with the time, when the
@@ -25,6 +26,7 @@ from penstock.errors import PenstockError
 from penstock.files import write_atomically
 from penstock.mtls import certificates, svid
 from penstock.mtls.errors import VerifyError
+from penstock.mtls.revocation import Revocations
 from penstock.mtls.svid import SVID
 from penstock.mtls.verify import verify
 from penstock.plan import SecretWanted
@@ -50,9 +52,12 @@ class Signer(Protocol):
     @property
     def bundle_pem(self) -> bytes: ...
 
+    @property
+    def revoked(self) -> Revocations: ...
+
     def keeps(self, chain_pem: bytes) -> bool: ...
 
-    def sign(self, csr: bytes, spiffe_id: str, lifetime: timedelta) -> bytes: ...
+    def sign(self, csr: bytes, spiffe_id: str, lifetime: timedelta, *, owner: str) -> bytes: ...
 
 
 @dataclass(slots=True)
@@ -61,6 +66,7 @@ class _Held:
     svid: SVID | None = None
     failures: int = 0
     error: str = ""
+    revoked: str = ""
 
 
 class Issuer:
@@ -90,9 +96,14 @@ class Issuer:
         """Whose certificate could not be issued or renewed at the last attempt, and why."""
         return {owner: held.error for owner, held in self._held.items() if held.error}
 
+    @property
+    def withheld(self) -> Mapping[Owner, str]:
+        """Who has no certificate on purpose, and why."""
+        return {owner: held.revoked for owner, held in self._held.items() if held.revoked}
+
     def next_renewal(self) -> float | None:
         """When `reconcile` has something to do again (seconds since the epoch); None if never."""
-        return min((held.due for held in self._held.values()), default=None)
+        return min((held.due for held in self._held.values() if not held.revoked), default=None)
 
     def reconcile(self, wanted: Iterable[SecretWanted], now: float) -> dict[str, SVID]:
         """Issue and renew what is due at `now`, forget who is not wanted; return secret name → SVID.
@@ -110,6 +121,9 @@ class Issuer:
             held = self._held.get(owner)
             if held is None:
                 held = self._held[owner] = self._adopt(owner, now)
+            held = self._held[owner] = self._unless_revoked(owner, held, now)
+            if held.revoked:
+                continue
             if held.svid is not None and not held.failures and not self._ca.keeps(held.svid.chain_pem):
                 held.due = now
             if held.due <= now:
@@ -132,11 +146,25 @@ class Issuer:
     def lifetime(self) -> timedelta:
         return self._lifetime
 
+    def _unless_revoked(self, owner: Owner, held: _Held, now: float) -> _Held:
+        revoked = self._ca.revoked
+        name = "/".join(owner[0])
+        if held.svid is not None and revoked.reason(name, held.svid.serial):
+            log.warning("the certificate %x of %s is revoked", held.svid.serial, name)
+            self._unlink(self._path(owner))
+            held = _Held(due=now)
+        why = revoked.reason(name)
+        if bool(why) != bool(held.revoked):
+            return _Held(due=now, revoked=why)
+        return held
+
     def _renew(self, owner: Owner, held: _Held, now: float) -> None:
         workload, spiffe_id = owner
         key = certificates.new_key()
         try:
-            chain = self._ca.sign(certificates.signing_request(key), spiffe_id, self._lifetime)
+            chain = self._ca.sign(
+                certificates.signing_request(key), spiffe_id, self._lifetime, owner="/".join(workload)
+            )
             issued = svid.read(workload, spiffe_id, chain, certificates.key_pem(key))
         except (PenstockError, ValueError) as error:
             pause = min(RETRY_MOST, RETRY_FIRST * 2 ** min(held.failures, 16))

@@ -32,7 +32,7 @@ class Report:
 
     `proven`: its Envoy has acknowledged the trust bundle and every certificate that this stage asks for;
     `reason` says what is missing. `leaves` are its certificates, `moved` those of them under the issuer that
-    signs in this stage.
+    signs in this stage. `revocations` is the number up to which revocations are in force there.
     """
 
     node: str
@@ -42,6 +42,7 @@ class Report:
     reason: str = "its daemon has just started"
     leaves: int = 0
     moved: int = 0
+    revocations: int = 0
 
     def proves(self, rotation: Rotation) -> bool:
         return self.proven and (self.rotation, self.stage) == (rotation.id, rotation.stage)

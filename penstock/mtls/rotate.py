@@ -59,14 +59,15 @@ def _why(directory: Path, now: Rotation, within: float) -> str:
 async def _proven(directory: Path, stage: Rotation, tell: Tell) -> None:
     folder = directory / reports.FOLDER
     folder.mkdir(mode=0o700, exist_ok=True)
-    async for _ in _changes(folder):
+    async for _ in changes(folder):
         states = reports.read(directory)
         tell(stage, states)
         if not reports.holding(states, stage) or rotation.current(directory) != stage:
             return
 
 
-async def _changes(folder: Path) -> AsyncIterator[None]:
+async def changes(folder: Path) -> AsyncIterator[None]:
+    """Once at first, then when a report was written, and at least every LOOK seconds."""
     with Inotify() as inotify:
         inotify.add_watch(folder, Mask.MOVED_TO | Mask.DELETE)
         while True:

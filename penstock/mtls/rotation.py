@@ -10,9 +10,9 @@
     return        old, new     old              withdraw     -
     withdraw      old          old              the end      -
 
-Rotating the intermediate is `sign`, with one root all the time; it is rolled back to `withdraw`. A stage is
-left only when every node has proven it (`reports`), so whatever two nodes are a stage apart, each trusts
-what the other one shows.
+Rotating the intermediate is the same without `drop`, with one root all the time: what every node must have
+before the new one signs is its revocation list (revocation.py). A stage is left only when every node has
+proven it (`reports`), so whatever two nodes are a stage apart, each trusts what the other one shows.
 
 What it keeps true: the next stage is on disk before anybody acts by it; a crash at any moment leaves a stage
 that can be gone on with. `finish` is left by whoever meets it first, so files are never half moved.
@@ -30,15 +30,14 @@ from pathlib import Path
 
 import msgspec
 from cryptography import x509
-from cryptography.hazmat.primitives import serialization
-from cryptography.hazmat.primitives.asymmetric import ec
 
 from penstock.files import locked, sync_directory, write_atomically
-from penstock.mtls import certificates
+from penstock.mtls import certificates, keys, origin
 from penstock.mtls.errors import AuthorityError
 
 FILE = "rotation.json"
 NEXT = "next"
+RETIRED = "retired"
 LOCK = ".lock"
 FORMAT = 1
 
@@ -91,7 +90,7 @@ class Rotation:
         if self.going_back:
             way = (Stage.RETURN, Stage.WITHDRAW)
         elif self.kind is Kind.INTERMEDIATE:
-            way = (Stage.SIGN,)
+            way = (Stage.TRUST, Stage.SIGN)
         return way[way.index(self.stage) :] if self.stage in way else ()
 
 
@@ -120,8 +119,11 @@ def current(directory: Path) -> Rotation | None:
         return load(directory)
 
 
-def begin(directory: Path, kind: Kind, trust_domain: str) -> Rotation:
-    """Make what is to come, and take the first stage. Refused while a rotation is under way."""
+def begin(directory: Path, kind: Kind, trust_domain: str, passphrase: bytes | None = None) -> Rotation:
+    """Make what is to come, and take the first stage. Refused while a rotation is under way.
+
+    New keys are of the kind of the old root's, and encrypted with `passphrase` if there is one.
+    """
     with locked(directory / LOCK):
         if (under_way := load(directory)) is not None:
             raise AuthorityError(
@@ -133,16 +135,15 @@ def begin(directory: Path, kind: Kind, trust_domain: str) -> Rotation:
         next_.mkdir(mode=0o700)
         now = datetime.fromtimestamp(time.time(), UTC)
         if kind is Kind.ROOT:
-            root_key = certificates.new_key()
+            root_key = keys.make(origin.key_type(directory))
             root = certificates.root(root_key, trust_domain, now)
-            _put(next_, "root", root, root_key)
+            _put(next_, "root", root, root_key, passphrase)
         else:
-            root, root_key = _root(directory)
-        key = certificates.new_key()
+            root, root_key = _root(directory, passphrase)
+        key = keys.make(keys.kind_of(root_key))
         made = certificates.intermediate(key.public_key(), trust_domain, root, root_key, now)
-        _put(next_, "intermediate", made, key)
-        first = Stage.TRUST if kind is Kind.ROOT else Stage.SIGN
-        rotation = Rotation(f"{x509.random_serial_number():040x}"[:16], kind, first, now.timestamp())
+        _put(next_, "intermediate", made, key, passphrase)
+        rotation = Rotation(f"{x509.random_serial_number():040x}"[:16], kind, Stage.TRUST, now.timestamp())
         _save(directory, rotation)
         return rotation
 
@@ -177,16 +178,26 @@ def roll_back(directory: Path) -> Rotation:
             )
         if rotation.going_back:
             return rotation
-        shown = rotation.kind is Kind.ROOT and rotation.stage is Stage.SIGN
+        shown = rotation.stage is Stage.SIGN
         back = replace(rotation, stage=Stage.RETURN if shown else Stage.WITHDRAW)
         _save(directory, back)
         return back
 
 
-def _root(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey]:
+def retire(directory: Path) -> None:
+    """Keep an intermediate that is about to be replaced: its leaves may have to be revoked yet."""
+    retired = directory / RETIRED
+    retired.mkdir(mode=0o700, exist_ok=True)
+    path = directory / "intermediate.crt"
+    name = certificates.key_id(x509.load_pem_x509_certificates(path.read_bytes())[0])
+    for suffix, mode in ((".key", 0o600), (".crt", 0o644)):
+        write_atomically(retired / f"{name}{suffix}", path.with_suffix(suffix).read_bytes(), mode=mode)
+
+
+def _root(directory: Path, passphrase: bytes | None) -> tuple[x509.Certificate, keys.PrivateKey]:
     try:
         root = x509.load_pem_x509_certificate((directory / "root.crt").read_bytes())
-        key = serialization.load_pem_private_key((directory / "root.key").read_bytes(), password=None)
+        key = keys.read(directory / "root.key", passphrase)
     except FileNotFoundError as error:
         raise AuthorityError(
             f"{error.filename} is not there, and a new intermediate must be signed with it",
@@ -194,13 +205,15 @@ def _root(directory: Path) -> tuple[x509.Certificate, ec.EllipticCurvePrivateKey
         ) from error
     except (ValueError, TypeError) as error:
         raise AuthorityError(f"the root in {directory} cannot be read: {error}") from error
-    if not isinstance(key, ec.EllipticCurvePrivateKey) or key.public_key() != root.public_key():
+    if key.public_key() != root.public_key():
         raise AuthorityError(f"root.key and root.crt in {directory} do not belong together")
     return root, key
 
 
-def _put(folder: Path, name: str, certificate: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> None:
-    write_atomically(folder / f"{name}.key", certificates.key_pem(key))
+def _put(
+    folder: Path, name: str, certificate: x509.Certificate, key: keys.PrivateKey, passphrase: bytes | None
+) -> None:
+    keys.write(folder / f"{name}.key", key, passphrase)
     write_atomically(folder / f"{name}.crt", certificates.certificate_pem(certificate), mode=0o644)
 
 
@@ -210,7 +223,16 @@ def _save(directory: Path, rotation: Rotation) -> None:
 
 
 def _finish(directory: Path, rotation: Rotation) -> None:
-    """What is still in `next` has not been moved: doing it twice does no harm."""
+    """What is still in `next` has not been moved: doing it twice does no harm.
+
+    Leaves of an old intermediate hold on under the same root; under a root that is dropped nothing does.
+    """
+    if rotation.kind is Kind.ROOT:
+        shutil.rmtree(directory / RETIRED, ignore_errors=True)
+        # How it was made before says nothing about the new one; ours say who they are themselves.
+        (directory / origin.FILE).unlink(missing_ok=True)
+    elif (directory / NEXT / "intermediate.key").exists():
+        retire(directory)
     for name in ("root.key", "root.crt", "intermediate.key", "intermediate.crt"):
         moved = directory / NEXT / name
         if moved.exists():

@@ -18,10 +18,16 @@ from penstock.mtls.svid import SVID
 TRUST_BUNDLE = "trust-bundle"
 
 
-def secrets(svids: Mapping[str, SVID], bundle_pem: bytes) -> dict[str, Secret]:
-    """Name → Secret for every SVID (keyed by secret name) and for the bundle."""
+def secrets(svids: Mapping[str, SVID], bundle_pem: bytes, lists_pem: bytes = b"") -> dict[str, Secret]:
+    """Name → Secret for every SVID (keyed by secret name) and for the bundle, with the revocation lists.
+
+    Only leaves are looked up in the lists: a root's own would need its key, which may be offline.
+    """
     found = {name: workload_secret(name, kept) for name, kept in svids.items()}
     trusted = CertificateValidationContext(trusted_ca=DataSource(inline_bytes=bundle_pem))
+    if lists_pem:
+        trusted.crl.inline_bytes = lists_pem
+        trusted.only_verify_leaf_cert_crl = True
     found[TRUST_BUNDLE] = Secret(name=TRUST_BUNDLE, validation_context=trusted)
     return found
 

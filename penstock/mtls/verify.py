@@ -13,7 +13,7 @@ from typing import TypeVar
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives import hashes
-from cryptography.x509.oid import ExtendedKeyUsageOID
+from cryptography.x509.oid import ExtendedKeyUsageOID, SignatureAlgorithmOID
 
 from penstock.mtls import spiffe
 from penstock.mtls.errors import SpiffeIdError, VerifyError
@@ -28,6 +28,7 @@ _KNOWN = (
     x509.SubjectKeyIdentifier,
     x509.AuthorityKeyIdentifier,
 )
+_ED25519 = SignatureAlgorithmOID.ED25519
 _HASHES = (hashes.SHA256, hashes.SHA384, hashes.SHA512)
 
 E = TypeVar("E", bound=x509.ExtensionType)
@@ -84,7 +85,9 @@ def _check_any(certificate: x509.Certificate, now: datetime) -> None:
         raise VerifyError("it is not of version 3")
     if not 0 < certificate.serial_number < 2**159:
         raise VerifyError("its serial number is not positive or too long (RFC 5280 §4.1.2.2)")
-    if not isinstance(certificate.signature_hash_algorithm, _HASHES):
+    if certificate.signature_algorithm_oid != _ED25519 and not isinstance(
+        certificate.signature_hash_algorithm, _HASHES
+    ):
         raise VerifyError("it is signed with a weak or unknown hash")
     if now < certificate.not_valid_before_utc:
         raise VerifyError(f"it is not valid before {certificate.not_valid_before_utc}")

@@ -63,7 +63,9 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
     with ExitStack() as stack:
 
         def make(
-            *workloads: Mapping[str, Any], bridges: Mapping[str, Mapping[str, list[str]]] | None = None
+            *workloads: Mapping[str, Any],
+            bridges: Mapping[str, Mapping[str, list[str]]] | None = None,
+            serve_ca: bool = False,
         ) -> rig.Mesh:
             used = {w["node"] for w in workloads}
             nodes = {
@@ -72,6 +74,6 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
                 if name in used
             }
             spec = _named({"nodes": nodes, "workloads": list(workloads)})
-            return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh")))
+            return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh"), serve_ca=serve_ca))
 
         yield make

@@ -45,6 +45,8 @@ class Daemon:
     config: Path
     base: Path
     run_dir: Path
+    ca: tuple[str, ...]
+    """The options that say where the CA is."""
     options: tuple[str, ...] = ()
     process: subprocess.Popen[bytes] | None = None
     before: str = ""
@@ -64,7 +66,7 @@ class Daemon:
 
     def start(self) -> None:
         command = [*PENSTOCK, "run", "--config", str(self.config), "--run-dir", str(self.run_dir)]
-        command += ["--state-dir", str(self.base / f"state-{self.name}"), "--ca-dir", str(self.base / "ca")]
+        command += ["--state-dir", str(self.base / f"state-{self.name}"), *self.ca]
         with self.log.open("ab") as output:
             self.process = lab.run_in(
                 self.node.netns,
@@ -132,6 +134,10 @@ class Daemon:
         before = self.envoy_pid
         os.kill(before, signal.SIGKILL)
         until("another Envoy", lambda: self.envoy_pid not in (0, before))
+
+    def kill_envoy_only(self) -> None:
+        """SIGKILL, while no daemon is there to start another."""
+        os.kill(self.envoy_pid, signal.SIGKILL)
 
     def end(self) -> None:
         """SIGTERM, and SIGKILL if that does not end it; fine if it does not run."""
@@ -227,17 +233,58 @@ class Daemon:
         return text
 
 
+class CaServer:
+    """`penstock ca serve` in a node's network namespace."""
+
+    def __init__(self, node: LabNode, base: Path, config: Path) -> None:
+        self.node, self.base, self.config = node, base, config
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def options(self, name: str) -> tuple[str, ...]:
+        address = f"{self.node.addresses[0]}:7443"
+        return ("--ca-server", address, "--join-token-file", str(self.base / f"{name}.token"))
+
+    def start(self) -> None:
+        command = [*PENSTOCK, "ca", "serve", "--ca-dir", str(self.base / "ca"), "--config", str(self.config)]
+        log = self.base / "ca.log"
+        with log.open("ab") as output:
+            self.process = lab.run_in(
+                self.node.netns, command, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
+        # A directory without one is made by it.
+        until("the CA is there", (self.base / "ca/intermediate.crt").exists, SETTLE)
+
+    def token(self, name: str, *options: str) -> None:
+        command = ["ca", "token", "--ca-dir", str(self.base / "ca"), "--node", name]
+        command += ["--out", str(self.base / f"{name}.token"), *options]
+        subprocess.run([*PENSTOCK, *command], check=True)
+
+    def stop(self) -> None:
+        if self.process is not None:
+            self.process.terminate()
+            self.process.wait(timeout=15)
+            self.process = None
+
+
 class Mesh:
     """A lab with its daemons, all reading one folder of manifests."""
 
-    def __init__(self, spec: LabSpec, base: Path) -> None:
+    def __init__(self, spec: LabSpec, base: Path, *, serve_ca: bool = False) -> None:
+        """With `serve_ca` the nodes share no directory: the first of them has a CA server, all join it."""
         self.spec = spec
         self.base = base
         self.config = base / "config"
         self.config.mkdir()
         lab.write_manifests(spec, self.config)
+        self.ca = CaServer(spec.nodes[0], base, self.config) if serve_ca else None
         self.daemons = {
-            node.name: Daemon(node, self.config, base, Path(f"/run/{spec.name}-{node.name}"))
+            node.name: Daemon(
+                node,
+                self.config,
+                base,
+                Path(f"/run/{spec.name}-{node.name}"),
+                self.ca.options(node.name) if self.ca else ("--ca-dir", str(base / "ca")),
+            )
             for node in spec.nodes
         }
 
@@ -249,6 +296,10 @@ class Mesh:
         return self.daemons[self.spec.workload(workload).node]
 
     def open(self) -> None:
+        if self.ca:
+            self.ca.start()
+            for name in self.daemons:
+                self.ca.token(name)
         for daemon in self.daemons.values():
             daemon.before = daemon.network()
             daemon.start()
@@ -293,6 +344,8 @@ class Mesh:
                     step()
                 except (AssertionError, OSError, subprocess.SubprocessError) as error:
                     problems.append(f"{daemon.name}: {step.__name__}: {error}")
+        if self.ca:
+            self.ca.stop()
         lab.down(self.spec.name)
         for daemon in self.daemons.values():
             shutil.rmtree(daemon.run_dir, ignore_errors=True)
@@ -321,12 +374,12 @@ def workload(name: str, node: str, *, serves: bool = False, **more: Any) -> dict
 
 
 @contextmanager
-def mesh(spec: LabSpec, base: Path) -> Iterator[Mesh]:
+def mesh(spec: LabSpec, base: Path, *, serve_ca: bool = False) -> Iterator[Mesh]:
     """Bring a mesh up, and take it down whatever happens."""
     lab.up(spec)
     made: Mesh | None = None
     try:
-        made = Mesh(spec, base)
+        made = Mesh(spec, base, serve_ca=serve_ca)
         made.open()
         yield made
     finally:

@@ -52,13 +52,15 @@ def verify_with_openssl(
 @pytest.mark.parametrize("purpose", ["sslclient", "sslserver"])
 def test_openssl_takes_the_chain_for_both_sides(tmp_path: Path, purpose: str) -> None:
     ca = fresh(tmp_path / "ca")
-    done = verify_with_openssl(tmp_path, ca.bundle_pem, ca.sign(request(), WEB, DAY), purpose, NOW)
+    done = verify_with_openssl(
+        tmp_path, ca.bundle_pem, ca.sign(request(), WEB, DAY, owner="default/web"), purpose, NOW
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_openssl_refuses_it_after_its_end_and_under_another_root(tmp_path: Path) -> None:
     ca, other = fresh(tmp_path / "ca"), fresh(tmp_path / "other")
-    chain = ca.sign(request(), WEB, DAY)
+    chain = ca.sign(request(), WEB, DAY, owner="default/web")
     late = verify_with_openssl(tmp_path, ca.bundle_pem, chain, "sslclient", NOW + 86401)
     foreign = verify_with_openssl(tmp_path, other.bundle_pem, chain, "sslclient", NOW)
     assert "expired" in late.stderr
@@ -100,7 +102,7 @@ def test_the_leaf_says_what_the_ca_decides_whatever_the_request_says(tmp_path: P
         .sign(key, hashes.SHA256())
         .public_bytes(serialization.Encoding.PEM)
     )
-    chain = fresh(tmp_path).sign(greedy, WEB, DAY)
+    chain = fresh(tmp_path).sign(greedy, WEB, DAY, owner="default/web")
     leaf = x509.load_pem_x509_certificates(chain)[0]
     san = leaf.extensions.get_extension_for_class(x509.SubjectAlternativeName)
     assert list(san.value) == [x509.UniformResourceIdentifier(WEB)]
@@ -122,7 +124,7 @@ def test_a_request_that_its_key_did_not_sign_is_refused(tmp_path: Path) -> None:
     )  # fmt: skip
     swapped = x509.load_der_x509_csr(bytes(der).replace(own, other))
     with pytest.raises(RequestError, match="not signed by the key"):
-        fresh(tmp_path).sign(swapped.public_bytes(serialization.Encoding.PEM), WEB, DAY)
+        fresh(tmp_path).sign(swapped.public_bytes(serialization.Encoding.PEM), WEB, DAY, owner="default/web")
 
 
 def test_other_keys_ids_and_lifetimes_are_refused(tmp_path: Path) -> None:
@@ -134,17 +136,17 @@ def test_other_keys_ids_and_lifetimes_are_refused(tmp_path: Path) -> None:
         .public_bytes(serialization.Encoding.PEM)
     )
     with pytest.raises(RequestError, match="P-256"):
-        ca.sign(rsa_request, WEB, DAY)
+        ca.sign(rsa_request, WEB, DAY, owner="default/web")
     with pytest.raises(RequestError, match="not a signing request"):
-        ca.sign(b"nonsense", WEB, DAY)
+        ca.sign(b"nonsense", WEB, DAY, owner="default/web")
     with pytest.raises(RequestError, match="trust domain"):
-        ca.sign(request(), "spiffe://other.test/ns/default/sa/web", DAY)
+        ca.sign(request(), "spiffe://other.test/ns/default/sa/web", DAY, owner="default/web")
     with pytest.raises(RequestError, match="needs a path"):
-        ca.sign(request(), f"spiffe://{DOMAIN}", DAY)
+        ca.sign(request(), f"spiffe://{DOMAIN}", DAY, owner="default/web")
     with pytest.raises(SpiffeIdError):
-        ca.sign(request(), f"spiffe://{DOMAIN}/ns//sa/web", DAY)
+        ca.sign(request(), f"spiffe://{DOMAIN}/ns//sa/web", DAY, owner="default/web")
     with pytest.raises(RequestError, match="positive"):
-        ca.sign(request(), WEB, timedelta(0))
+        ca.sign(request(), WEB, timedelta(0), owner="default/web")
 
 
 def test_the_keys_are_the_owners_alone(tmp_path: Path) -> None:
@@ -214,7 +216,9 @@ def test_a_crash_while_the_intermediate_is_written_is_mended_from_the_root(tmp_p
     (tmp_path / "ca" / lost).unlink()
     ca = fresh(tmp_path / "ca")
     assert ca.bundle_pem == bundle
-    done = verify_with_openssl(tmp_path, bundle, ca.sign(request(), WEB, DAY), "sslclient", NOW)
+    done = verify_with_openssl(
+        tmp_path, bundle, ca.sign(request(), WEB, DAY, owner="default/web"), "sslclient", NOW
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -223,13 +227,15 @@ def test_a_key_that_does_not_match_its_intermediate_is_replaced_with_it(tmp_path
     (tmp_path / "ca/intermediate.key").write_bytes(certificates.key_pem(certificates.new_key()))
     ca = fresh(tmp_path / "ca")
     assert ca.intermediate != old
-    done = verify_with_openssl(tmp_path, ca.bundle_pem, ca.sign(request(), WEB, DAY), "sslclient", NOW)
+    done = verify_with_openssl(
+        tmp_path, ca.bundle_pem, ca.sign(request(), WEB, DAY, owner="default/web"), "sslclient", NOW
+    )
     assert done.returncode == 0, done.stderr
 
 
 def test_a_crash_before_the_root_is_complete_starts_anew(tmp_path: Path) -> None:
     (tmp_path / "root.key").write_bytes(certificates.key_pem(certificates.new_key()))
-    assert fresh(tmp_path).sign(request(), WEB, DAY)
+    assert fresh(tmp_path).sign(request(), WEB, DAY, owner="default/web")
 
 
 @pytest.mark.parametrize("name", ["root.crt", "root.key", "intermediate.crt"])
@@ -262,7 +268,10 @@ def test_the_intermediate_is_renewed_before_its_end_and_seen_by_the_others(tmp_p
     second = CertificateAuthority.open(tmp_path / "ca", DOMAIN, clock=lambda: now)
     old = first.intermediate
     now += 86400 * 340
-    chains = [first.sign(request(), WEB, DAY), second.sign(request(), WEB, DAY)]
+    chains = [
+        first.sign(request(), WEB, DAY, owner="default/web"),
+        second.sign(request(), WEB, DAY, owner="default/web"),
+    ]
     assert first.intermediate == second.intermediate != old
     for chain in chains:
         done = verify_with_openssl(tmp_path, first.bundle_pem, chain, "sslserver", now)
@@ -273,14 +282,14 @@ def test_an_intermediate_that_ends_with_its_root_is_not_made_again_and_again(tmp
     now = NOW
     ca = CertificateAuthority.open(tmp_path, DOMAIN, clock=lambda: now)
     now += 86400 * 3640
-    ca.sign(request(), WEB, DAY)
+    ca.sign(request(), WEB, DAY, owner="default/web")
     last = ca.intermediate
     assert last.not_valid_after_utc == ca.root.not_valid_after_utc
-    ca.sign(request(), WEB, DAY)
+    ca.sign(request(), WEB, DAY, owner="default/web")
     assert ca.intermediate == last
     now += 86400 * 11
     with pytest.raises(AuthorityError, match=r"the root .* is over"):
-        ca.sign(request(), WEB, DAY)
+        ca.sign(request(), WEB, DAY, owner="default/web")
 
 
 def test_without_the_root_key_the_intermediate_signs_to_its_end_and_no_longer(tmp_path: Path) -> None:
@@ -288,19 +297,19 @@ def test_without_the_root_key_the_intermediate_signs_to_its_end_and_no_longer(tm
     ca = CertificateAuthority.open(tmp_path, DOMAIN, clock=lambda: now)
     (tmp_path / "root.key").rename(tmp_path / "offline.key")
     now += 86400 * 364.5
-    leaf = x509.load_pem_x509_certificates(ca.sign(request(), WEB, DAY))[0]
+    leaf = x509.load_pem_x509_certificates(ca.sign(request(), WEB, DAY, owner="default/web"))[0]
     assert leaf.not_valid_after_utc == ca.intermediate.not_valid_after_utc
     now += 86400
     with pytest.raises(AuthorityError, match="is over") as caught:
-        ca.sign(request(), WEB, DAY)
+        ca.sign(request(), WEB, DAY, owner="default/web")
     assert "root.key" in caught.value.hint
     (tmp_path / "offline.key").rename(tmp_path / "root.key")
-    assert ca.sign(request(), WEB, DAY)
+    assert ca.sign(request(), WEB, DAY, owner="default/web")
 
 
 def test_serials_are_long_positive_and_different(tmp_path: Path) -> None:
     ca = fresh(tmp_path)
-    chains = [ca.sign(request(), WEB, DAY) for _ in range(50)]
+    chains = [ca.sign(request(), WEB, DAY, owner="default/web") for _ in range(50)]
     serials = {x509.load_pem_x509_certificates(chain)[0].serial_number for chain in chains}
     assert len(serials) == 50
     assert all(0 < serial < 2**159 for serial in serials)

@@ -75,7 +75,7 @@ def rebuilt(
 
 
 def leaf(ca: CertificateAuthority, spiffe_id: str = WEB) -> x509.Certificate:
-    chain = ca.sign(certificates.signing_request(certificates.new_key()), spiffe_id, DAY)
+    chain = ca.sign(certificates.signing_request(certificates.new_key()), spiffe_id, DAY, owner="default/web")
     return x509.load_pem_x509_certificates(chain)[0]
 
 

@@ -1,0 +1,23 @@
+"""What a node must know of its CA, as one value: from the CA's directory, or from a CA server and then kept.
+
+trust bundle, the chain of the issuer that signs, the stage of a rotation, what is revoked, and the lists
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from penstock.mtls.revocation import Revocations
+from penstock.mtls.rotation import Rotation
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """Certificates and lists are in PEM."""
+
+    trust_domain: str
+    bundle: str
+    signer: str
+    rotation: Rotation | None = None
+    revoked: Revocations = field(default_factory=Revocations)
+    lists: str = ""
