@@ -182,6 +182,8 @@ struct service_key {
 #define SERVICE_HTTP 1
 /* The proxy listens there itself, for a Gateway: judged as ingress, neither translated nor steered. */
 #define SERVICE_GATEWAY 2
+/* Its routes are for some classes of clients only: those that `listeners` names for it, by the Service's number. */
+#define SERVICE_SOME 64
 
 struct service_value {
 	__u32 id;

@@ -104,6 +104,8 @@ class ServiceEntry:
     name: str
     backends: tuple[tuple[Address, int], ...]
     http: bool = False
+    clients: frozenset[int] | None = None
+    """The classes of clients that the routes are for; None is all."""
     gateway: bool = False
     """The proxy itself listens there for a Gateway: judged as ingress, neither translated nor steered."""
 

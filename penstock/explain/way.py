@@ -76,7 +76,8 @@ class Way:
         if not home:
             self._step("service", f"{name} is served to workloads of the mesh and to nodes only", ok=False)
             return [Outcome(False, "UNTRANSLATED_SERVICE")]
-        if service.http and member is not None:
+        mine = member is not None and (service.clients is None or member.identity in service.clients)
+        if service.http and mine:
             self._step("service", f"{name}: a route applies, the packets keep this address", node=home)
             return self._routed(ends.source, identity, address, port, home)
         if not service.backends:
