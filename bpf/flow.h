@@ -197,6 +197,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 
 	if (!known)
 		tell(p, &j.d, hook);
+	if (j.audit && !answer)
+		tell_audit(p, &j, hook);
 	fresh.seen = now;
 	fresh.epoch = c->epoch;
 	fresh.initiator = answer ? !side : side;

@@ -6,19 +6,8 @@
 #ifndef PENSTOCK_JUDGE_H
 #define PENSTOCK_JUDGE_H
 
-#include "events.h"
-#include "policy.h"
+#include "audit.h"
 #include "proxy.h"
-
-struct judgement {
-	struct decision d;
-	__u32 src_ifindex;
-	__u32 dst_ifindex;
-	__u8 src_local_address;
-	__u8 src_mesh;
-	/* One of the two is on another link of its workload than the one that its ifindex means. */
-	__u8 elsewhere;
-};
 
 static __always_inline void deny(struct decision *d, __u8 reason)
 {
@@ -49,7 +38,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 	struct endpoint *dst = bpf_map_lookup_elem(&endpoints, &t->dst);
 	__u32 source_class = IDENTITY_WORLD, rule = 0, src_subject = 0, dst_subject = 0;
 	__u32 src_mesh = 0, dst_mesh = 0, dst_mode = 0, src_is_local = 0, dst_is_local = 0;
-	__u8 verdict = VERDICT_ALLOW, other;
+	__u8 verdict = VERDICT_ALLOW, other, flags = 0, src_audit = 0, dst_audit = 0;
 	struct ipcache_value *who;
 
 	__builtin_memset(j, 0, sizeof(*j));
@@ -58,6 +47,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 	if (src) {
 		src_is_local = 1;
 		src_subject = src->subject;
+		src_audit = src->audit;
 		j->src_ifindex = src->ifindex;
 		j->d.src_identity = src->identity;
 		j->elsewhere = src->flags & ENDPOINT_ELSEWHERE;
@@ -76,6 +66,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 	if (dst) {
 		dst_is_local = 1;
 		dst_subject = dst->subject;
+		dst_audit = dst->audit;
 		dst_mode = dst->mode;
 		j->dst_ifindex = dst->ifindex;
 		j->d.dst_identity = dst->identity;
@@ -105,14 +96,17 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 	known_as_number(dst_is_local);
 
 	if (src_is_local) {
-		verdict = policy_verdict(src_subject, EGRESS, j->d.dst_identity, t->protocol, policy_port, &j->d.rule);
+		verdict = policy_verdict(src_subject, EGRESS, j->d.dst_identity, t->protocol, policy_port, &j->d.rule,
+					 &flags);
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_EGRESS);
 			return;
 		}
+		if (src_audit & (1 << EGRESS))
+			audit(j, t, src_subject, EGRESS, policy_port);
 	}
 	if (dst_is_local && !(j->d.src_identity == IDENTITY_HOST && c->flags & CONFIG_HOST_ACCESS)) {
-		other = policy_verdict(dst_subject, INGRESS, j->d.src_identity, t->protocol, policy_port, &rule);
+		other = policy_verdict(dst_subject, INGRESS, j->d.src_identity, t->protocol, policy_port, &rule, &flags);
 		if (other >= verdict || !src_is_local) {
 			verdict = other;
 			j->d.rule = rule;
@@ -121,11 +115,29 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 			deny(&j->d, POLICY_DENIED_INGRESS);
 			return;
 		}
+		if (dst_audit & (1 << INGRESS))
+			audit(j, t, dst_subject, INGRESS, policy_port);
+	}
+
+	/* Within the node the kernel knows who speaks; between nodes only certificates prove it. */
+	if (flags & POLICY_AUTHENTICATED && j->d.src_identity != IDENTITY_HOST && j->d.dst_identity != IDENTITY_HOST &&
+	    src_is_local != dst_is_local) {
+		if (t->protocol != IPPROTO_TCP || dst_mode == MESH_OFF ||
+		    (src_is_local ? !dst_mesh : !src_mesh || !in_proxy_range(c, t->sport))) {
+			deny(&j->d, UNAUTHENTICATED);
+			return;
+		}
+		if (src_is_local)
+			dst_mode = MESH_STRICT;
 	}
 
 	if (t->protocol == IPPROTO_TCP && dst_is_local && !src_is_local) {
 		if (src_mesh && dst_mode != MESH_OFF && in_proxy_range(c, t->sport)) {
-			steer(&j->d, source_class, verdict == VERDICT_REDIRECT ? LISTENER_TLS_HTTP : LISTENER_TLS_TCP, 0);
+			__u32 kind = verdict == VERDICT_REDIRECT ? LISTENER_TLS_HTTP : LISTENER_TLS_TCP;
+
+			if (j->audit_redirect && listener_port(source_class, LISTENER_TLS_HTTP, 0))
+				kind = LISTENER_TLS_HTTP;
+			steer(&j->d, source_class, kind, 0);
 			return;
 		}
 		/* A Gateway of this very node is proven by the kernel: nobody else's packets bear its address here. */
@@ -143,6 +155,15 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 	if (t->protocol == IPPROTO_TCP && src_is_local && dst_mesh && dst_mode == MESH_STRICT) {
 		steer(&j->d, source_class, LISTENER_TCP_MTLS, j->d.dst_identity);
 		return;
+	}
+	if (j->audit_redirect) {
+		/* To judge requests as a policy in audit would. Where no listener is ready, nobody is told. */
+		j->d.proxy_port = listener_port(source_class, LISTENER_HTTP_WORKLOAD, 0);
+		if (j->d.proxy_port) {
+			j->d.verdict = VERDICT_REDIRECT;
+			j->d.reason = REDIRECTED;
+			return;
+		}
 	}
 	j->d.verdict = VERDICT_ALLOW;
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;

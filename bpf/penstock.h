@@ -69,6 +69,8 @@ enum reason {
 	NOT_IP = 6,
 	TRANSLATED = 7,
 	EVENT_LOST = 8,
+	AUDIT_DENIED_EGRESS = 9,
+	AUDIT_DENIED_INGRESS = 10,
 	POLICY_DENIED_EGRESS = 32,
 	POLICY_DENIED_INGRESS = 33,
 	SPOOFED_SOURCE = 34,
@@ -83,6 +85,7 @@ enum reason {
 	POLICY_CHANGED = 43,
 	NOT_FOR_THIS_PORT = 44,
 	LINK_PROTOCOL = 45,
+	UNAUTHENTICATED = 46,
 	REASON_MAX = 64,
 };
 
@@ -101,7 +104,9 @@ struct endpoint {
 	__u32 source_class;
 	__u8 mode;
 	__u8 flags;
-	__u8 pad[2];
+	/* Bits of enum direction: where policies in audit have a view of their own. */
+	__u8 audit;
+	__u8 pad[1];
 };
 
 /* The address is on another link of the workload than `ifindex`: the short cut does not lead there. */
@@ -154,9 +159,15 @@ struct policy_key {
 #define POLICY_FIXED_BITS (32 + 32 + 8)
 #define POLICY_FULL_BITS (POLICY_FIXED_BITS + 8 + 16)
 
+/* In a subject: its entries as they would be if the policies in audit were enforced. */
+#define AUDIT_VIEW 0x80000000
+
+#define POLICY_AUTHENTICATED 1
+
 struct policy_value {
 	__u8 verdict;
-	__u8 pad[3];
+	__u8 flags;
+	__u8 pad[2];
 	/* The entry's number, by which the daemon finds the rules that it came from. */
 	__u32 rule;
 };

@@ -9,7 +9,7 @@
 #include "maps.h"
 
 static __always_inline __u8 policy_verdict(__u32 subject, __u8 direction, __u32 identity, __u8 protocol, __be16 port,
-					   __u32 *rule)
+					   __u32 *rule, __u8 *flags)
 {
 	struct policy_key key = {
 		.prefixlen = POLICY_FULL_BITS,
@@ -24,6 +24,11 @@ static __always_inline __u8 policy_verdict(__u32 subject, __u8 direction, __u32 
 	of_peer = bpf_map_lookup_elem(&policy, &key);
 	key.identity = 0;
 	of_any = bpf_map_lookup_elem(&policy, &key);
+	/* What either demands holds: a rule for any peer is one for this peer too. */
+	if (of_peer)
+		*flags |= of_peer->flags;
+	if (of_any)
+		*flags |= of_any->flags;
 	if (of_peer && (!of_any || of_peer->verdict >= of_any->verdict)) {
 		*rule = of_peer->rule;
 		return of_peer->verdict;

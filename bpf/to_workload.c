@@ -20,6 +20,7 @@ static __noinline int to_all(struct __sk_buff *skb, const struct packet *p, cons
 {
 	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &p->t.src);
 	struct decision d = {.src_identity = IDENTITY_WORLD};
+	__u8 flags = 0;
 	struct ipcache_value *who;
 
 	if (src) {
@@ -34,7 +35,7 @@ static __noinline int to_all(struct __sk_buff *skb, const struct packet *p, cons
 			return drop(p, &d, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
 	}
 	if (!(d.src_identity == IDENTITY_HOST && c->flags & CONFIG_HOST_ACCESS) &&
-	    policy_verdict(at->subject, INGRESS, d.src_identity, p->t.protocol, p->policy_port, &d.rule) !=
+	    policy_verdict(at->subject, INGRESS, d.src_identity, p->t.protocol, p->policy_port, &d.rule, &flags) !=
 		    VERDICT_ALLOW) {
 		count(POLICY_DENIED_INGRESS, p->length);
 		return TC_ACT_SHOT;
@@ -129,6 +130,8 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	j.d.reason = FORWARDED_STACK;
 	if (!known)
 		tell(&p, &j.d, HOOK_TO_WORKLOAD);
+	if (j.audit)
+		tell_audit(&p, &j, HOOK_TO_WORKLOAD);
 	fresh.seen = now;
 	fresh.epoch = c->epoch;
 	fresh.initiator = side;

@@ -22,11 +22,10 @@ from penstock.facts import Facts
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
-from penstock.policy.identities import Member, identity_text
+from penstock.policy.identities import Member, identity_text, node_names
 from penstock.policy.ingress import wanted_addresses
 from penstock.policy.kernel import kernel_tables
-from penstock.policy.netpol import POLICY_KINDS
-from penstock.policy.prefixes import prefixes
+from penstock.policy.policies import POLICY_KINDS, Policies, policies
 from penstock.routing.gateways import gateway_names, joined
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
@@ -45,14 +44,15 @@ class Names:
     gateways: tuple[str, ...]
 
 
-def names(world: World) -> Names:
-    """Everything in `world` that is known by a number."""
+def names(world: World, read: Policies | None = None) -> Names:
+    """Everything in `world` that is known by a number; `read` are its policies, if they have been read."""
+    read = read or policies(world)
     vips = {name: parse_address(text) if text else None for name, text in wanted_vips(world).items()}
     return Names(
         identities=tuple(identity_text(d, w) for d, w in world.of_kind(Workload)),
         vips=vips,
         services=(*served_names(world), *gateway_names(world)),
-        prefixes=tuple(map(str, prefixes(world))),
+        prefixes=(*map(str, read.networks), *node_names(world, read).values()),
         gateways=wanted_addresses(world),
     )
 
@@ -62,15 +62,21 @@ class Compiler:
 
     def __init__(self) -> None:
         self._last: Facts | None = None
+        self._policies: Policies | None = None
 
     @property
     def facts(self) -> Facts | None:
         """The stages of the last compilation, for whoever explains it."""
         return self._last
 
+    def read(self, world: World) -> Policies:
+        """The policies of `world`; those of the last one where nothing has changed."""
+        self._policies = policies(world, self._policies)
+        return self._policies
+
     def compile(self, world: World) -> Plan:
         """The same Plan that `compile_world` makes."""
-        facts = Facts(world, self._last)
+        facts = Facts(world, self._last, self.read(world))
         plan = _plan(facts)
         facts.forget()
         self._last = facts
@@ -86,8 +92,9 @@ def _plan(facts: Facts) -> Plan:
     demand = listeners(
         facts.world,
         facts.members,
-        facts.entries,
+        facts.all_entries,
         facts.modes,
+        facts.toward,
         routed=bool(facts.mesh.tables),
         spiffe_id=facts.spiffe_id,
     )

@@ -6,10 +6,11 @@ what the policies say, which Services are served, and which routes apply.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cached_property
 
-from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.document import Document
 from penstock.manifests.kinds import (
     EndpointSlice,
     Namespace,
@@ -20,14 +21,13 @@ from penstock.manifests.kinds import (
 )
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 from penstock.mtls.spiffe import for_workload
-from penstock.plan import Direction, IpcacheEntry, PolicyEntry, PolicyKey
+from penstock.plan import AUDIT_VIEW, Direction, IpcacheEntry, MeshMode, PolicyEntry, PolicyKey
 from penstock.policy.addresses import Whois, followed, ipcache
 from penstock.policy.entries import Stance, entries, stances
 from penstock.policy.identities import Member, Members, members
-from penstock.policy.labels import WORLD
-from penstock.policy.mesh_tls import MeshModes
-from penstock.policy.netpol import POLICY_KINDS, specs_of
-from penstock.policy.prefixes import prefixes
+from penstock.policy.labels import HOST, WORLD
+from penstock.policy.mesh_tls import MeshModes, TowardModes
+from penstock.policy.policies import Policies, policies
 from penstock.policy.rights import Destination, SourceRights, Stances, rights
 from penstock.policy.rules import PolicySpec
 from penstock.routing.gateways import EDGE_KINDS, Edge, compile_edge
@@ -44,9 +44,11 @@ class Facts:
     computed again. It never changes a result.
     """
 
-    def __init__(self, world: World, before: Facts | None = None) -> None:
+    def __init__(self, world: World, before: Facts | None = None, read: Policies | None = None) -> None:
+        """`read` are the policies of `world`, if they have been read."""
         self.world = world
         self._before = before
+        self._read = read
 
     def forget(self) -> None:
         """Let go of the facts before, so that not all history is kept."""
@@ -59,6 +61,10 @@ class Facts:
         return all(self.world.same_of_kind(self._before.world, kind) for kind in kinds)
 
     @cached_property
+    def policies(self) -> Policies:
+        return self._read or policies(self.world, self._before.policies if self._before else None)
+
+    @cached_property
     def members(self) -> Members:
         before, world = self._before, self.world
         if (
@@ -67,16 +73,17 @@ class Facts:
             or world.allocations.identities != before.world.allocations.identities
             or not self._same_documents(Namespace)
         ):
-            return members(world)
+            return members(world, self.policies)
         if (
             self._same_documents(Workload, Node, *EDGE_KINDS)
             and world.allocations.gateways == before.world.allocations.gateways
             and world.attachments == before.world.attachments
             and world.allocations.prefixes == before.world.allocations.prefixes
-            and prefixes(world) == before.members.index.prefixes.identities.keys()
+            and self.policies.networks == before.policies.networks
+            and self.policies.nodes == before.policies.nodes
         ):
             return before.members
-        return members(world, before.members)
+        return members(world, self.policies, before.members)
 
     @property
     def _same_members(self) -> bool:
@@ -96,13 +103,15 @@ class Facts:
             and self.edge.addresses == before.edge.addresses
             and self.members.ingress == before.members.ingress
             and self.members.index.prefixes.identities == before.members.index.prefixes.identities
+            and self.members.index.nodes == before.members.index.nodes
+            and self.toward.proving == before.toward.proving
         ):
             changed = followed(
-                self.world, before.ipcache, before.members, self.members, self.modes, self.edge.addresses
+                self.world, before.ipcache, before.members, self.members, self.toward, self.edge.addresses
             )
             if changed is not None:
                 return changed
-        return ipcache(self.world, self.members, self.modes, self.edge.addresses)
+        return ipcache(self.world, self.members, self.toward, self.edge.addresses)
 
     @cached_property
     def whois(self) -> Whois:
@@ -122,27 +131,72 @@ class Facts:
             found.setdefault(member.identity, []).append(member)
         return found
 
-    @cached_property
-    def specs(self) -> dict[ObjectKey, tuple[Document, tuple[PolicySpec, ...]]]:
-        known = self._before.specs if self._before else {}
-        found = {}
-        for document in self.world.of_kinds(*POLICY_KINDS):
-            before = known.get(document.key)
-            if before is None or before[0] is not document:
-                before = (document, specs_of(document))
-            found[document.key] = before
-        return found
+    def specs(self) -> Iterator[tuple[Document, tuple[PolicySpec, ...]]]:
+        """Every policy with what it says."""
+        for each in self.policies.read.values():
+            yield each.document, each.specs
 
     @cached_property
     def stances(self) -> Stances:
-        specs = [spec for _, listed in self.specs.values() for spec in listed]
-        mode = self.world.settings.policy_enforcement
-        both = {direction: stances(specs, self.members, direction, mode) for direction in Direction}
+        both = self._stances(audit=False)
         if self._before is not None and self._same_members:
             for direction, found in both.items():
                 known = self._before.stances.of(direction)
                 both[direction] = {s: known[s] if known[s] == what else what for s, what in found.items()}
         return Stances(both[Direction.INGRESS], both[Direction.EGRESS], self.by_identity)
+
+    def _stances(self, *, audit: bool) -> dict[Direction, dict[int, Stance]]:
+        specs = list(self.policies.specs(audit=audit))
+        mode = self.world.settings.policy_enforcement
+        return {direction: stances(specs, self.members, direction, mode) for direction in Direction}
+
+    @cached_property
+    def audited(self) -> Stances | None:
+        """The same as if the policies in audit were enforced; None if none is."""
+        if not self.policies.audit or self.world.settings.policy_enforcement == "never":
+            return None
+        both = self._stances(audit=True)
+        return Stances(both[Direction.INGRESS], both[Direction.EGRESS], self.by_identity)
+
+    @cached_property
+    def audit_entries(self) -> dict[tuple[int, Direction], dict[PolicyKey, PolicyEntry]]:
+        """The other view of the local subjects that a policy in audit is about, by subject and direction."""
+        if self.audited is None:
+            return {}
+        found = {}
+        for member in {m.subject: m for m in self.members.local()}.values():
+            for direction in Direction:
+                what = self.audited.of(direction)[member.subject]
+                if what != self.stances.of(direction)[member.subject]:
+                    view = replace(member, subject=member.subject | AUDIT_VIEW)
+                    place = (member.subject, direction)
+                    found[place] = entries(what, view, direction, self.members, self.by_identity)
+        return found
+
+    @cached_property
+    def all_entries(self) -> dict[tuple[int, Direction], dict[PolicyKey, PolicyEntry]]:
+        """What the kernel holds for each local subject: its entries and, if there is one, the other view."""
+        return self.entries | {
+            place: self.entries[place] | view for place, view in self.audit_entries.items()
+        }
+
+    @cached_property
+    def toward(self) -> TowardModes:
+        """How senders of this node must speak to workloads of other nodes."""
+        proving = frozenset(
+            m.identity
+            for subject, m in self.members.representatives().items()
+            if any(r.authenticated and not r.deny for r in self.stances.ingress[subject].rules)
+        )
+        return TowardModes(self.modes, proving)
+
+    def destination(self, identity: int, member: Member | None, port: int) -> Destination:
+        """An endpoint as rights are judged for it."""
+        proven = identity == HOST or (
+            member is not None
+            and (member.local or (member.mesh and self.modes.of(member) is not MeshMode.OFF))
+        )
+        return Destination(identity, member, port, proven)
 
     @cached_property
     def entries(self) -> dict[tuple[int, Direction], dict[PolicyKey, PolicyEntry]]:
@@ -210,7 +264,12 @@ class Facts:
     def rights_memo(self) -> dict[str, tuple[Stance | None, tuple[SourceRights, ...]]]:
         """Class of endpoints → the stance that its rights were computed from, and they."""
         before = self._before
-        if before is None or not self._same_members or before._bound != self._bound:
+        if (
+            before is None
+            or not self._same_members
+            or before._bound != self._bound
+            or not self._same_documents(PeerAuthentication)
+        ):
             return {}
         present = {id(stance) for stance in self.stances.ingress.values()}
         return {
@@ -229,3 +288,18 @@ class Facts:
             self.rights_memo,
             host_access=self.world.settings.host_access,
         )
+
+    def audit_rights(self, reached: Iterable[Destination]) -> tuple[Rights, ...] | None:
+        """The same as if the policies in audit were enforced; None if that is no difference."""
+        if self.audited is None:
+            return None
+        reached = tuple(reached)
+        found = rights(
+            reached,
+            self.members,
+            self.audited,
+            self.audited.bound_senders(),
+            {},
+            host_access=self.world.settings.host_access,
+        )
+        return found if found != self.rights(reached) else None

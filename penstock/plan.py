@@ -44,6 +44,8 @@ class EndpointEntry:
     ifindex: int
     mode: MeshMode
     elsewhere: bool = False
+    audit: frozenset[Direction] = frozenset()
+    """Where its subject has entries of AUDIT_VIEW too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,8 +87,15 @@ class PolicyKey:
 
 @dataclass(frozen=True, slots=True)
 class PolicyEntry:
+    """`authenticated`: between nodes it holds only for connections over mesh TLS."""
+
     verdict: Verdict
     origins: tuple[tuple[ObjectKey, Origin], ...] = ()
+    authenticated: bool = False
+
+
+AUDIT_VIEW = 1 << 31
+"""In a subject: its entries as they would be if the policies in audit were enforced."""
 
 
 @dataclass(frozen=True, slots=True, order=True)

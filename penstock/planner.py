@@ -12,6 +12,7 @@ from penstock.allocate import allocate
 from penstock.compiler import Compiler, names
 from penstock.facts import Facts
 from penstock.plan import Plan
+from penstock.policy.policies import Policies
 from penstock.world import World
 
 
@@ -28,17 +29,20 @@ class Planner:
 
     def plan(self, world: World) -> tuple[World, Plan]:
         """Raises AllocationError if there are not enough numbers; then nothing has changed."""
-        world = numbered(world, tuple(world.allocations.listener_ports))
+        world = self._numbered(world, tuple(world.allocations.listener_ports))
         plan = self._compiler.compile(world)
         if plan.unallocated:
-            world = numbered(world, plan.listener_names)
+            world = self._numbered(world, plan.listener_names)
             plan = self._compiler.compile(world)
         return world, plan
 
+    def _numbered(self, world: World, listeners: tuple[str, ...]) -> World:
+        return numbered(world, listeners, self._compiler.read(world))
 
-def numbered(world: World, listeners: tuple[str, ...]) -> World:
+
+def numbered(world: World, listeners: tuple[str, ...], read: Policies | None = None) -> World:
     """`world` with a number for all that is known by one, and a port for each of `listeners`."""
-    wanted = names(world)
+    wanted = names(world, read)
     allocations = allocate(
         world.allocations,
         identities=wanted.identities,

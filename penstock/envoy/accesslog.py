@@ -5,6 +5,7 @@ from __future__ import annotations
 from envoy.config.accesslog.v3 import accesslog_pb2
 from envoy.config.core.v3 import config_source_pb2, grpc_service_pb2
 from envoy.extensions.access_loggers.grpc.v3 import als_pb2
+from envoy.type.matcher.v3 import metadata_pb2, string_pb2, value_pb2
 from envoy.type.tracing.v3 import custom_tag_pb2
 from google.protobuf import wrappers_pb2
 
@@ -16,6 +17,9 @@ _FLUSH = 0.1
 
 _BUFFER = 1 << 17
 """Bytes of entries in one message: taking a message costs the daemon more than taking an entry."""
+
+AUDIT = "audit:"
+"""Before the name of the listener, in the log of what policies in audit would deny."""
 
 UPSTREAM_PEER_TAG = "upstream_peer"
 UPSTREAM_LOCAL_TAG = "upstream_local"
@@ -46,3 +50,18 @@ def http(listener: str) -> accesslog_pb2.AccessLog:
 def tcp(listener: str) -> accesslog_pb2.AccessLog:
     config = als_pb2.TcpGrpcAccessLogConfig(common_config=_common(listener))
     return accesslog_pb2.AccessLog(name="envoy.access_loggers.tcp_grpc", typed_config=pack(config))
+
+
+def audit(listener: str) -> accesslog_pb2.AccessLog:
+    """Requests that the filter of rights would have denied, with the policies in audit enforced."""
+    denied = accesslog_pb2.MetadataFilter(
+        matcher=metadata_pb2.MetadataMatcher(
+            filter="envoy.filters.http.upstream_rbac",
+            path=[metadata_pb2.MetadataMatcher.PathSegment(key="shadow_engine_result")],
+            value=value_pb2.ValueMatcher(string_match=string_pb2.StringMatcher(exact="denied")),
+        ),
+        match_if_key_not_found=wrappers_pb2.BoolValue(value=False),
+    )
+    made = http(f"{AUDIT}{listener}")
+    made.filter.CopyFrom(accesslog_pb2.AccessLogFilter(metadata_filter=denied))
+    return made

@@ -81,7 +81,7 @@ def base(listener: str, stat_prefix: str) -> hcm_pb2.HttpConnectionManager:
     return _Hcm(
         stat_prefix=stat_prefix,
         codec_type=_Hcm.CodecType.AUTO,
-        access_log=[accesslog.http(listener)],
+        access_log=[accesslog.http(listener), accesslog.audit(listener)],
         early_header_mutation_extensions=[
             extension("envoy.http.early_header_mutation.header_mutation", _early_mutation())
         ],

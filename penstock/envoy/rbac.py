@@ -84,13 +84,21 @@ def policy(rights: Rights) -> rbac_pb2.Policy | None:
     )
 
 
-def rules(rights: Iterable[Rights]) -> http_rbac_pb2.RBAC:
-    """What a route table's requests may do. No rights deny everything."""
+def _allowing(rights: Iterable[Rights]) -> rbac_pb2.RBAC:
     policies = {}
     for number, item in enumerate(dict.fromkeys(rights)):
         if (made := policy(item)) is not None:
             policies[f"{number:05}"] = made
-    return http_rbac_pb2.RBAC(rules=rbac_pb2.RBAC(action=rbac_pb2.RBAC.Action.ALLOW, policies=policies))
+    return rbac_pb2.RBAC(action=rbac_pb2.RBAC.Action.ALLOW, policies=policies)
+
+
+def rules(rights: Iterable[Rights], audit: Iterable[Rights] | None = None) -> http_rbac_pb2.RBAC:
+    """What a route table's requests may do, and what they might if policies in audit were enforced (None:
+    the same). No rights deny everything; what only `audit` denies is logged (accesslog.audit)."""
+    made = http_rbac_pb2.RBAC(rules=_allowing(rights))
+    if audit is not None:
+        made.shadow_rules.CopyFrom(_allowing(audit))
+    return made
 
 
 def sni_is_destination() -> network_rbac_pb2.RBAC:

@@ -16,7 +16,7 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.message import Message
 
 from penstock.envoy import clusters, edge, edge_tls, listeners, mirrors, names, routes
-from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel
+from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel, Rights
 from penstock.world import Settings
 
 T = TypeVar("T")
@@ -96,10 +96,11 @@ class Builder(Generic[T]):
             add(LISTENER, names.MIRRORS, mirrors.listener)
             add(ROUTE, names.MIRRORS, mirrors.table, model.mirror_rights)
         for source in sorted({item.source_class for item in model.listeners if item.kind in _TO_WORKLOADS}):
-            rights = tuple(
-                item for item in model.workload_rights if item.sources is None or source in item.sources
-            )
-            add(ROUTE, names.workloads_table(source), routes.workloads, source, rights)
+            rights = _of(source, model.workload_rights)
+            audit = None if model.workload_audit is None else _of(source, model.workload_audit)
+            # Without a difference the table is the one that it is without any audit.
+            more = () if audit in (None, rights) else (audit,)
+            add(ROUTE, names.workloads_table(source), routes.workloads, source, rights, *more)
         for each in model.edge:
             add(LISTENER, each.name, edge.listener, each, model.edge_secret)
         for hosts in model.tables:
@@ -110,6 +111,11 @@ class Builder(Generic[T]):
             add(SECRET, authority.name, edge_tls.authorities, authority)
         self._last = now
         return result
+
+
+def _of(source: int, rights: tuple[Rights, ...]) -> tuple[Rights, ...]:
+    """Those that a source class has."""
+    return tuple(item for item in rights if item.sources is None or source in item.sources)
 
 
 def _as_is(_: str, message: Message) -> Message:

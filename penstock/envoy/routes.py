@@ -99,19 +99,22 @@ def _action(route: Route) -> components.RouteAction:
 
 
 def table(
-    name: str, routes: Iterable[components.Route], allowed: tuple[Rights, ...]
+    name: str,
+    routes: Iterable[components.Route],
+    allowed: tuple[Rights, ...],
+    audit: tuple[Rights, ...] | None = None,
 ) -> route_pb2.RouteConfiguration:
     return route_pb2.RouteConfiguration(
         name=name,
         virtual_hosts=[components.VirtualHost(name=name, domains=["*"], routes=routes)],
         request_headers_to_remove=[names.DESTINATION_HEADER],
-        typed_per_filter_config={names.RIGHTS_FILTER: rights(allowed)},
+        typed_per_filter_config={names.RIGHTS_FILTER: rights(allowed, audit)},
     )
 
 
-def rights(allowed: tuple[Rights, ...]) -> any_pb2.Any:
+def rights(allowed: tuple[Rights, ...], audit: tuple[Rights, ...] | None = None) -> any_pb2.Any:
     """What a table configures the rights filter with."""
-    return pack(rbac_pb2.RBACPerRoute(rbac=rbac.rules(allowed)))
+    return pack(rbac_pb2.RBACPerRoute(rbac=rbac.rules(allowed, audit)))
 
 
 def _redirects(route: Route, redirect: Redirect) -> Iterator[components.Route]:
@@ -146,7 +149,8 @@ def compiled(route: Route) -> Iterator[components.Route]:
 
 
 def service(routes: ServiceTable) -> route_pb2.RouteConfiguration:
-    return table(routes.name, chain.from_iterable(map(compiled, routes.routes)), routes.rights)
+    made = chain.from_iterable(map(compiled, routes.routes))
+    return table(routes.name, made, routes.rights, routes.audit)
 
 
 def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRouteConfiguration:
@@ -159,14 +163,16 @@ def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRout
     return scoped_route_pb2.ScopedRouteConfiguration(name=name, route_configuration_name=name, key=key)
 
 
-def workloads(source_class: int, allowed: tuple[Rights, ...]) -> route_pb2.RouteConfiguration:
+def workloads(
+    source_class: int, allowed: tuple[Rights, ...], audit: tuple[Rights, ...] | None = None
+) -> route_pb2.RouteConfiguration:
     """The table for requests of a source class to a workload's own address: no routing, only rights."""
     route = components.Route(
         name=names.WORKLOADS,
         match=components.RouteMatch(prefix="/"),
         route=_Action(cluster=names.WORKLOADS, timeout=seconds(0)),
     )
-    return table(names.workloads_table(source_class), [route], allowed)
+    return table(names.workloads_table(source_class), [route], allowed, audit)
 
 
 def destination_header() -> base_pb2.HeaderValueOption:

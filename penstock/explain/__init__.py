@@ -57,6 +57,8 @@ def _hint(way: Way, reasons: set[str]) -> str:
         return "penstock status says what Envoy waits for, or what it refused"
     if "PLAINTEXT_TO_STRICT" in reasons:
         return "send from a workload of a mesh node, or set the receiver's PeerAuthentication to PERMISSIVE"
+    if "UNAUTHENTICATED" in reasons:
+        return "only workloads of mesh nodes can prove who they are, over TCP, and where mesh TLS is not off"
     if reasons & {"NO_BACKEND", "NO_USABLE_BACKEND"}:
         return "penstock service list shows each Service with its endpoints"
     if "UNTRANSLATED_SERVICE" in reasons:

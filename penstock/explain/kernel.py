@@ -6,6 +6,7 @@ know which.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,13 +17,14 @@ from penstock.plan import (
     IpcacheEntry,
     KernelTables,
     ListenerKey,
+    PolicyEntry,
     PolicyKey,
     ServiceEntry,
     ServiceKey,
     Verdict,
 )
 from penstock.policy.labels import WORLD
-from penstock.policy.lookup import Hit, find
+from penstock.policy.lookup import demands_proof, find
 from penstock.world import Address
 
 
@@ -37,10 +39,25 @@ class Judged:
     key: PolicyKey | None = None
     origins: tuple[tuple[ObjectKey, Origin], ...] = ()
     known: bool = True
+    authenticated: bool = False
+    """Between nodes only over mesh TLS."""
 
 
-def judged(hit: Hit | None) -> Judged:
-    return Judged(Verdict.DENY) if hit is None else Judged(hit[1].verdict, hit[0], hit[1].origins)
+def judged(
+    table: Mapping[PolicyKey, PolicyEntry],
+    subject: int,
+    direction: Direction,
+    identity: int,
+    protocol: int,
+    port: int,
+) -> Judged:
+    """What a table of entries says."""
+    packet = (subject, direction, identity, protocol, port)
+    hit = find(table, *packet)
+    if hit is None:
+        return Judged(Verdict.DENY)
+    proof = demands_proof(table, *packet)
+    return Judged(hit[1].verdict, hit[0], hit[1].origins, authenticated=proof)
 
 
 class Kernel(Protocol):
@@ -87,4 +104,4 @@ class Planned:
         return self._tables.listeners.get(key)
 
     def policy(self, subject: int, direction: Direction, identity: int, protocol: int, port: int) -> Judged:
-        return judged(find(self._tables.policy, subject, direction, identity, protocol, port))
+        return judged(self._tables.policy, subject, direction, identity, protocol, port)

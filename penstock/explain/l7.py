@@ -17,7 +17,7 @@ from penstock.facts import Facts
 from penstock.plan import Direction
 from penstock.policy.identities import Member
 from penstock.policy.labels import HOST
-from penstock.policy.rights import Destination, rules_about
+from penstock.policy.rights import rules_about
 from penstock.policy.rules import Rule
 from penstock.routing.model import RequestMatch
 
@@ -61,7 +61,7 @@ class Requests:
 
     def judge(self, crossing: Crossing, request: Request | None) -> Judgement:
         """Of `request`, or of requests at large if it is None."""
-        to = Destination(crossing.peer, crossing.target, crossing.port)
+        to = self._facts.destination(crossing.peer, crossing.target, crossing.port)
         rights = [
             right
             for right in self._facts.rights([to])
@@ -88,6 +88,19 @@ class Requests:
             origins = self._origins(crossing, matched)
             return Judgement(True, f"{' and '.join(map(shown, matched))}: allowed by {by(origins)}", origins)
         return self._refused(crossing, rights[0].requests, request)
+
+    def audited(self, crossing: Crossing, request: Request | None) -> bool:
+        """Whether it would be allowed with the policies in audit enforced."""
+        to = self._facts.destination(crossing.peer, crossing.target, crossing.port)
+        rights = self._facts.audit_rights([to])
+        if rights is None or request is None:
+            return True
+        return any(
+            (right.sources is None or crossing.identity in right.sources)
+            and all(any(not differences(m, request) for m in group) for group in right.requests)
+            for right in rights
+            if to.policy_class in right.destinations
+        )
 
     def _refused(
         self, crossing: Crossing, groups: tuple[tuple[RequestMatch, ...], ...], request: Request

@@ -14,11 +14,10 @@ from penstock.explain.parties import name_of
 from penstock.facts import Facts
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.manifests.kinds import Workload
-from penstock.plan import Direction, Verdict
-from penstock.policy.entries import ANY, entries
+from penstock.plan import AUDIT_VIEW, Direction, Verdict
+from penstock.policy.entries import ANY, Stance, entries
 from penstock.policy.identities import Member, meshed_nodes
 from penstock.policy.labels import RESERVED
-from penstock.policy.lookup import find
 from penstock.policy.prefixes import is_prefix
 
 Origins = tuple[tuple[ObjectKey, Origin], ...]
@@ -40,6 +39,8 @@ class Word:
     text: str
     origins: Origins
     by_default: bool = False
+    authenticated: bool = False
+    """Between nodes only over mesh TLS."""
 
 
 class Sides:
@@ -80,22 +81,53 @@ class Sides:
             text = (
                 f"entry for {self._entry(found)}: {_VERBS[found.verdict]}, by a change that is being applied"
             )
-            return Word(found.verdict, text, ())
+            return Word(found.verdict, text, (), authenticated=found.authenticated)
         if not found.origins:
             why = f"no policy closes the {direction.name.lower()} of {name_of(member)}"
             return Word(found.verdict, f"{_VERBS[found.verdict]}: {why}", ())
-        text = f"entry for {self._entry(found)}: {_VERBS[found.verdict]} by {by(found.origins)}"
-        return Word(found.verdict, text, found.origins)
+        proof = ", authenticated" if found.authenticated else ""
+        text = f"entry for {self._entry(found)}: {_VERBS[found.verdict]}{proof} by {by(found.origins)}"
+        return Word(found.verdict, text, found.origins, authenticated=found.authenticated)
 
-    def _judge(self, member: Member, direction: Direction, peer: int, protocol: int, port: int) -> Judged:
+    def audited(
+        self, member: Member, direction: Direction, peer: int, protocol: str, port: int
+    ) -> Word | None:
+        """What it would say with the policies in audit enforced, if that is not to allow it."""
+        stances = self._facts.audited
+        if stances is None or stances.of(direction)[member.subject] == self._stance(member, direction):
+            return None
+        found = self._judge(member, direction, peer, PROTOCOLS[protocol], port, audit=True)
+        if found.verdict is Verdict.ALLOW:
+            return None
+        if found.verdict is Verdict.REDIRECT:
+            return Word(found.verdict, "a policy in audit looks at each request", found.origins)
+        origins = found.origins or self.closers(member, direction, audit=True)
+        who = f" by {by(origins)}" if origins else ""
+        return Word(found.verdict, f"a policy in audit would deny it{who}; it is let through", origins)
+
+    def _stance(self, member: Member, direction: Direction) -> Stance:
+        return self._facts.stances.of(direction)[member.subject]
+
+    def _judge(
+        self,
+        member: Member,
+        direction: Direction,
+        peer: int,
+        protocol: int,
+        port: int,
+        *,
+        audit: bool = False,
+    ) -> Judged:
+        view = AUDIT_VIEW if audit else 0
         if member.local and member.attachment is not None:
             here = self._kernel.endpoint(member.addresses[0])
             subject = here.subject if here is not None else member.subject
-            return self._kernel.policy(subject, direction, peer, protocol, port)
+            return self._kernel.policy(subject | view, direction, peer, protocol, port)
         facts = self._facts
-        stance = facts.stances.of(direction)[member.subject]
+        stances = facts.audited if audit and facts.audited is not None else facts.stances
+        stance = stances.of(direction)[member.subject]
         table = entries(stance, member, direction, facts.members, facts.by_identity)
-        return judged(find(table, member.subject, direction, peer, protocol, port))
+        return judged(table, member.subject, direction, peer, protocol, port)
 
     def _entry(self, found: Judged) -> str:
         key = found.key
@@ -113,6 +145,8 @@ class Sides:
     def peer(self, identity: int) -> str:
         if identity in RESERVED:
             return f"reserved:{RESERVED[identity]}"
+        if identity in self._facts.members.index.nodes:
+            return f"node {self._facts.members.index.nodes[identity]}"
         if is_prefix(identity):
             networks = self._facts.members.index.prefixes.identities.items()
             return next((str(n) for n, number in networks if number == identity), f"identity {identity}")
@@ -126,10 +160,13 @@ class Sides:
         )
         return f"identity {identity}" + (f" ({who})" if who else "")
 
-    def closers(self, member: Member, direction: Direction) -> Origins:
+    def closers(self, member: Member, direction: Direction, *, audit: bool = False) -> Origins:
         """The policies that close this direction of a workload for what they do not name."""
         return tuple(
             (document.key, document.origin())
-            for document, specs in self._facts.specs.values()
-            if any(direction in spec.default_deny and spec.selects(member.labels) for spec in specs)
+            for document, specs in self._facts.specs()
+            if any(
+                direction in spec.default_deny and spec.audit <= audit and spec.selects(member.labels)
+                for spec in specs
+            )
         )

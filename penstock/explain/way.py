@@ -40,6 +40,10 @@ class Way:
         self.missing: list[Missing] = []
         self.denied_by: list[Origins] = []
         self._protocol = "TCP"
+        # Whether a rule on the way demands authentication.
+        self._proof = False
+        # Whether a policy in audit names requests.
+        self._watched = False
 
     def _step(
         self, what: str, text: str, *, ok: bool = True, node: str = "", at: str = "", origins: Origins = ()
@@ -112,6 +116,7 @@ class Way:
 
     def _direct(self, hop: Hop) -> Outcome:
         target = self._kernel.who(hop.address)
+        self._proof = self._watched = False
         where = f"on {hop.target_node}" if hop.target_node else "outside the mesh"
         self._step("destination", f"{hop.label}, {self._sides.peer(target.identity)}, {where}", at=hop.label)
         verdict = Verdict.ALLOW
@@ -120,6 +125,8 @@ class Way:
             verdict = self._side(hop, sender, Direction.EGRESS, target.identity, hop.source_node)
             if verdict is Verdict.DENY:
                 return Outcome(False, "POLICY_DENIED_EGRESS", hop.label)
+            if self._unproven(hop, target.identity):
+                return Outcome(False, "UNAUTHENTICATED", hop.label)
         if hop.target_node and hop.target_node == hop.source_node:
             verdict = max(verdict, self._ingress(hop, hop.identity))
             if verdict is Verdict.DENY:
@@ -129,16 +136,21 @@ class Way:
                 return Outcome(False, "PROXY_NOT_READY", hop.label)
             if verdict is Verdict.REDIRECT:
                 return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
+            if self._looked_at(hop):
+                return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
             return Outcome(True, "FORWARDED_LOCAL", hop.label)
         if sender is not None and verdict is Verdict.REDIRECT:
             return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
         if sender is not None and hop.source_node and self._protocol == "TCP" and self._strict(hop):
             return self._proxied(hop, ListenerKind.TCP_MTLS, hop.source_node)
+        if sender is not None and self._looked_at(hop):
+            return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
         return self._arrive(hop, tls=False)
 
     def _side(self, hop: Hop, subject: Member, direction: Direction, peer: int, node: str) -> Verdict:
         word = self._sides.word(subject, direction, peer, self._protocol, hop.port)
         ok = word.verdict is not Verdict.DENY
+        self._proof = self._proof or (ok and word.authenticated)
         self._step(direction.name.lower(), word.text, ok=ok, node=node, at=hop.label, origins=word.origins)
         if not ok:
             other = hop.target if direction is Direction.EGRESS else hop.source.member
@@ -159,7 +171,27 @@ class Way:
                 )
             elif word.origins:
                 self.denied_by.append(word.origins)
+        audited = self._sides.audited(subject, direction, peer, self._protocol, hop.port) if ok else None
+        if audited is not None:
+            self._watched = self._watched or audited.verdict is Verdict.REDIRECT
+            self._step("audit", audited.text, node=node, at=hop.label, origins=audited.origins)
         return word.verdict
+
+    def _looked_at(self, hop: Hop) -> bool:
+        """Whether the proxy takes it for a policy in audit alone; it does only where it is ready."""
+        here = hop.source_node == self._facts.world.node
+        key = ListenerKey(hop.identity, ListenerKind.HTTP_WORKLOAD)
+        return self._watched and here and self._kernel.listener(key) is not None
+
+    def _unproven(self, hop: Hop, peer: int) -> bool:
+        """Whether a rule of the sender demands a proof that no mesh TLS can give."""
+        if not self._proof or peer == HOST or hop.target_node == hop.source_node:
+            return False
+        spoken = self._sides.meshed(hop.target) and self._mode(hop) is not MeshMode.OFF
+        if self._protocol == "TCP" and spoken:
+            return False
+        self._step("mesh", "authentication is required and mesh TLS is not spoken", ok=False, at=hop.label)
+        return True
 
     def _ingress(self, hop: Hop, identity: int) -> Verdict:
         assert hop.target is not None
@@ -177,7 +209,9 @@ class Way:
         return self._facts.modes.of(hop.target) if hop.target is not None else MeshMode.OFF
 
     def _strict(self, hop: Hop) -> bool:
-        return self._sides.meshed(hop.target) and self._mode(hop) is MeshMode.STRICT
+        if hop.target is None or not self._sides.meshed(hop.target):
+            return False
+        return self._proof or MeshMode.STRICT in (self._mode(hop), self._facts.toward.of(hop.target))
 
     def _arrive(self, hop: Hop, *, tls: bool, judged: bool = False) -> Outcome:
         """What the receiver's node says to what comes from outside it; `judged` if a proxy let it go."""
@@ -188,9 +222,14 @@ class Way:
         identity = hop.identity
         if identity == HOST and hop.source_node != hop.target_node:
             identity = REMOTE_NODE
+        self._proof = False
         verdict = self._ingress(hop, identity)
         if verdict is Verdict.DENY:
             return Outcome(False, "POLICY_DENIED_INGRESS", hop.label)
+        if self._proof and not tls and identity != HOST:
+            text = "authentication is required and this is not mesh TLS"
+            self._step("mesh", text, ok=False, node=hop.target_node, at=hop.label)
+            return Outcome(False, "UNAUTHENTICATED", hop.label)
         if tls:
             kind = ListenerKind.TLS_HTTP if verdict is Verdict.REDIRECT else ListenerKind.TLS_TCP
             self._step("mesh", "mesh TLS: both certificates are verified", node=hop.target_node, at=hop.label)
@@ -248,6 +287,9 @@ class Way:
         crossing = Crossing(hop.source.member, hop.identity, hop.target, peer, hop.port)
         said: Judgement = self._requests.judge(crossing, request)
         self._step("request", said.text, ok=said.allowed, node=node, at=hop.label, origins=said.origins)
+        if said.allowed and not self._requests.audited(crossing, request):
+            text = "a policy in audit would deny this request; it is let through"
+            self._step("audit", text, node=node, at=hop.label)
         if said.explicit:
             self.denied_by.append(said.origins)
             return False

@@ -60,15 +60,17 @@ class LiveKernel:
 
     def policy(self, subject: int, direction: Direction, identity: int, protocol: int, port: int) -> Judged:
         found = []
+        proof = False
         for peer in (identity, 0):
             asked = PolicyKey(subject, direction, peer, protocol, port, 16)
             raw = self._tables.read("policy", layout.policy_key(asked))
             if raw is not None:
                 found.append((*decode.policy_value(raw), asked))
+                proof = proof or decode.policy_entry(raw).authenticated
         if not found:
             return Judged(Verdict.DENY)
         verdict, rule, asked = max(found, key=lambda each: each[0])
         hit = longest(self._plan.kernel.policy, subject, direction, asked.identity, protocol, port)
         if hit is not None and (hit[1].verdict, layout.rule_number(hit[1])) == (verdict, rule):
-            return Judged(verdict, hit[0], hit[1].origins)
-        return Judged(verdict, asked, known=False)
+            return Judged(verdict, hit[0], hit[1].origins, authenticated=proof)
+        return Judged(verdict, asked, known=False, authenticated=proof)

@@ -17,7 +17,7 @@ from penstock.explain.requests import shown
 from penstock.explain.sides import Origins, Sides
 from penstock.facts import Facts
 from penstock.inspect.live import LiveKernel
-from penstock.plan import Direction, Plan, Verdict
+from penstock.plan import AUDIT_VIEW, Direction, Plan, Verdict
 from penstock.policy.entries import ANY
 from penstock.policy.identities import Member
 from penstock.policy.rules import Port, Rule
@@ -106,7 +106,7 @@ class Views:
             "meshMode": self._facts.modes.of(member).name,
             "policies": [
                 {"policy": str(document.key), "file": document.file, "line": document.line}
-                for document, specs in self._facts.specs.values()
+                for document, specs in self._facts.specs()
                 if any(spec.selects(member.labels) for spec in specs)
             ],
             "kernel": own,
@@ -168,7 +168,7 @@ class Views:
             for rule in {rule["policy"] for rule in each["rules"]}:
                 entries[rule] += 1
         found = []
-        for document, specs in self._facts.specs.values():
+        for document, specs in self._facts.specs():
             index = self._facts.members.index
             chosen = frozenset().union(*(spec.selects.identities(index) for spec in specs))
             selected = [m for identity in chosen for m in self._facts.by_identity.get(identity, ())]
@@ -183,6 +183,7 @@ class Views:
                     "selects": sorted(map(name_of, selected)),
                     "defaultDeny": sorted(closes),
                     "rules": sum(len(spec.rules) for spec in specs),
+                    "audit": any(spec.audit for spec in specs),
                     "entries": entries[str(document.key)],
                 }
             )
@@ -198,8 +199,20 @@ class Views:
                 "defaultDeny": stance.default_deny,
                 "closedBy": _rules(self._sides.closers(member, direction)),
                 "rules": [self._rule(rule) for rule in stance.rules],
+                "audit": self._in_audit(member, direction),
             }
         return found
+
+    def _in_audit(self, member: Member, direction: Direction) -> list[Json]:
+        """The rules of policies in audit, which only tell."""
+        return [
+            self._rule(rule)
+            for _, specs in self._facts.specs()
+            for spec in specs
+            if spec.audit and spec.selects(member.labels)
+            for rule in spec.rules
+            if rule.direction is direction
+        ]
 
     def _rule(self, rule: Rule) -> Json:
         peers = None if rule.peers is None else sorted(self._facts.members.meant(rule.peers))
@@ -208,6 +221,7 @@ class Views:
             "peers": None if peers is None else [self._sides.peer(p) for p in peers],
             "ports": None if rule.ports is None else [_port(p) for p in rule.ports],
             "http": None if rule.http is None else [shown(m) for m in rule.http],
+            "authenticated": rule.authenticated,
             **_rules(((rule.policy, rule.origin),))[0],
         }
 
@@ -227,7 +241,8 @@ class Views:
         entries = {decode.policy_key(raw): value for raw, value in self._tables.entries("policy").items()}
         found = []
         for key in sorted(entries):
-            if subjects is not None and key.subject not in subjects:
+            audit = bool(key.subject & AUDIT_VIEW)
+            if subjects is not None and key.subject & ~AUDIT_VIEW not in subjects:
                 continue
             verdict, number = decode.policy_value(entries[key])
             entry = planned.get(key)
@@ -235,13 +250,15 @@ class Views:
             last = key.port + (1 << (16 - key.port_bits)) - 1
             found.append(
                 {
-                    "subject": key.subject,
+                    "subject": key.subject & ~AUDIT_VIEW,
+                    "audit": audit,
                     "direction": key.direction.name.lower(),
                     "peer": "any peer" if key.identity == ANY else self._sides.peer(key.identity),
                     "identity": key.identity,
                     "protocol": protocol(key.protocol),
                     "ports": _ports(key.port, last),
                     "verdict": Verdict(verdict).name,
+                    "authenticated": decode.policy_entry(entries[key]).authenticated,
                     "rules": _rules(entry.origins) if entry is not None and known else [],
                 }
             )

@@ -24,6 +24,7 @@ from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, L
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.kinds import (
     AnyKind,
+    CiliumCIDRGroup,
     CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
@@ -195,6 +196,7 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: policy_checks.check,
     CiliumClusterwideNetworkPolicy: policy_checks.check,
+    CiliumCIDRGroup: policy_checks.check_group,
     NetworkPolicy: netpol_checks.check,
     Namespace: _namespace,
     HTTPRoute: route_checks.check,

@@ -20,23 +20,65 @@ from penstock.manifests.base import Kind, Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
+from penstock.manifests.policy_kinds import (
+    Authentication,
+    CIDRGroupSpec,
+    CIDRRule,
+    CiliumCIDRGroup,
+    CiliumClusterwideNetworkPolicy,
+    CiliumNetworkPolicy,
+    EgressDenyRule,
+    EgressRule,
+    EnableDefaultDeny,
+    Entity,
+    HeaderMatch,
+    ICMPField,
+    ICMPRule,
+    IngressDenyRule,
+    IngressRule,
+    L7Rules,
+    LabelSelector,
+    LabelSelectorRequirement,
+    NamedService,
+    PolicyRule,
+    PortDenyRule,
+    PortHTTP,
+    PortProtocol,
+    PortRule,
+    SelectedServices,
+    ServiceRef,
+)
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
-# --- selectors -----------------------------------------------------------------------------------
-
-
-class LabelSelectorRequirement(Kind, frozen=True):
-    key: str
-    operator: Literal["In", "NotIn", "Exists", "DoesNotExist"]
-    values: list[str] = []
-
-
-class LabelSelector(Kind, frozen=True):
-    """matchLabels and matchExpressions, ANDed. The empty selector selects everything."""
-
-    match_labels: Labels = {}
-    match_expressions: list[LabelSelectorRequirement] = []
-
+__all__ = [
+    "Authentication",
+    "CIDRGroupSpec",
+    "CIDRRule",
+    "CiliumCIDRGroup",
+    "CiliumClusterwideNetworkPolicy",
+    "CiliumNetworkPolicy",
+    "EgressDenyRule",
+    "EgressRule",
+    "EnableDefaultDeny",
+    "Entity",
+    "HeaderMatch",
+    "ICMPField",
+    "ICMPRule",
+    "IngressDenyRule",
+    "IngressRule",
+    "L7Rules",
+    "LabelSelector",
+    "LabelSelectorRequirement",
+    "NamedService",
+    "PolicyRule",
+    "PortDenyRule",
+    "PortHTTP",
+    "PortProtocol",
+    "PortRule",
+    "SelectedServices",
+    "ServiceRef",
+]
+"""What other modules may have from here although it stands in policy_kinds.py."""
 
 # --- penstock.dev/v1alpha1 Workload ------------------------------------------------------------------
 
@@ -162,131 +204,6 @@ class EndpointSlice(Kind, frozen=True):
     ports: list[SlicePort] = []
 
 
-# --- cilium.io/v2 CiliumNetworkPolicy ----------------------------------------------------------------
-
-Entity = Literal[
-    "all", "world", "cluster", "host", "remote-node", "ingress", "health", "init", "unmanaged", "none"
-]
-
-
-class PortHTTP(Kind, frozen=True):
-    """One entry of rules.http: fields AND; method, path and host are regular expressions (RE2, full)."""
-
-    method: str = ""
-    path: str = ""
-    host: str = ""
-    headers: list[str] = []
-
-
-class L7Rules(Kind, frozen=True):
-    http: list[PortHTTP] = []
-
-
-class PortProtocol(Kind, frozen=True):
-    port: str | int = "0"
-    end_port: int | None = None
-    protocol: Literal["TCP", "UDP", "SCTP", "ANY"] = "ANY"
-
-
-class PortRule(Kind, frozen=True):
-    ports: list[PortProtocol] = []
-    rules: L7Rules | None = None
-
-
-class PortDenyRule(Kind, frozen=True):
-    ports: list[PortProtocol] = []
-
-
-class ICMPField(Kind, frozen=True):
-    """A type of ICMP messages, by number or by name."""
-
-    type: int | str
-    family: Literal["IPv4", "IPv6"] = "IPv4"
-
-
-class ICMPRule(Kind, frozen=True):
-    fields: list[ICMPField] = []
-
-
-class CIDRRule(Kind, frozen=True):
-    """The addresses of `cidr` that are in no prefix of `except`."""
-
-    cidr: str
-    except_: list[str] = msgspec.field(default_factory=list, name="except")
-
-
-class IngressRule(Kind, frozen=True):
-    from_endpoints: list[LabelSelector] | None = None
-    from_entities: list[Entity] | None = None
-    from_cidr: list[str] | None = msgspec.field(default=None, name="fromCIDR")
-    from_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="fromCIDRSet")
-    to_ports: list[PortRule] | None = None
-    icmps: list[ICMPRule] | None = None
-
-
-class IngressDenyRule(Kind, frozen=True):
-    from_endpoints: list[LabelSelector] | None = None
-    from_entities: list[Entity] | None = None
-    from_cidr: list[str] | None = msgspec.field(default=None, name="fromCIDR")
-    from_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="fromCIDRSet")
-    to_ports: list[PortDenyRule] | None = None
-    icmps: list[ICMPRule] | None = None
-
-
-class EgressRule(Kind, frozen=True):
-    to_endpoints: list[LabelSelector] | None = None
-    to_entities: list[Entity] | None = None
-    to_cidr: list[str] | None = msgspec.field(default=None, name="toCIDR")
-    to_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="toCIDRSet")
-    to_ports: list[PortRule] | None = None
-    icmps: list[ICMPRule] | None = None
-
-
-class EgressDenyRule(Kind, frozen=True):
-    to_endpoints: list[LabelSelector] | None = None
-    to_entities: list[Entity] | None = None
-    to_cidr: list[str] | None = msgspec.field(default=None, name="toCIDR")
-    to_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="toCIDRSet")
-    to_ports: list[PortDenyRule] | None = None
-    icmps: list[ICMPRule] | None = None
-
-
-class EnableDefaultDeny(Kind, frozen=True):
-    ingress: bool | None = None
-    egress: bool | None = None
-
-
-class PolicyRule(Kind, frozen=True):
-    """One `spec` of a CiliumNetworkPolicy. None (absent) and [] mean different things: see policy/."""
-
-    endpoint_selector: LabelSelector | None = None
-    ingress: list[IngressRule] | None = None
-    ingress_deny: list[IngressDenyRule] | None = None
-    egress: list[EgressRule] | None = None
-    egress_deny: list[EgressDenyRule] | None = None
-    enable_default_deny: EnableDefaultDeny = EnableDefaultDeny()
-    description: str = ""
-    labels: list[Any] = []
-
-
-class CiliumNetworkPolicy(Kind, frozen=True):
-    api_version: str
-    kind: Literal["CiliumNetworkPolicy"]
-    metadata: ObjectMeta
-    spec: PolicyRule | None = None
-    specs: list[PolicyRule] | None = None
-    status: Any = None
-
-
-class CiliumClusterwideNetworkPolicy(Kind, frozen=True):
-    api_version: str
-    kind: Literal["CiliumClusterwideNetworkPolicy"]
-    metadata: ObjectMeta
-    spec: PolicyRule | None = None
-    specs: list[PolicyRule] | None = None
-    status: Any = None
-
-
 # --- networking.k8s.io/v1 NetworkPolicy, v1 Namespace -------------------------------------------------------
 
 
@@ -377,6 +294,7 @@ AnyKind = (
     | EndpointSlice
     | CiliumNetworkPolicy
     | CiliumClusterwideNetworkPolicy
+    | CiliumCIDRGroup
     | NetworkPolicy
     | Namespace
     | HTTPRoute

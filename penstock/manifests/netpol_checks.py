@@ -10,11 +10,12 @@ from ipaddress import ip_network
 
 from penstock.manifests import syntax
 from penstock.manifests.kinds import NetworkPolicy, NetworkPolicyPeer, NetworkPolicyPort
-from penstock.manifests.policy_checks import cidr_set, selector
+from penstock.manifests.policy_checks import audit_annotation, cidr_set, selector
 from penstock.manifests.problem import Finding, Path
 
 
 def check(policy: NetworkPolicy) -> Iterator[Finding]:
+    yield from audit_annotation(policy)
     spec = policy.spec
     yield from selector(spec.pod_selector, ("spec", "podSelector"), syntax.label_key)
     for i, ingress in enumerate(spec.ingress):

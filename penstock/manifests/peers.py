@@ -18,6 +18,7 @@ from penstock.manifests.kinds import (
     IngressRule,
     LabelSelector,
     PolicyRule,
+    ServiceRef,
 )
 from penstock.manifests.problem import Path
 
@@ -34,6 +35,8 @@ class RulePeers:
     entities: Sequence[str] | None
     cidrs: Sequence[str] | None
     cidr_sets: Sequence[CIDRRule] | None
+    nodes: Sequence[LabelSelector] | None
+    services: Sequence[ServiceRef] | None = None
 
     @property
     def absent(self) -> bool:
@@ -48,14 +51,31 @@ class RulePeers:
             "Entities": self.entities,
             "CIDR": self.cidrs,
             "CIDRSet": self.cidr_sets,
+            "Nodes": self.nodes,
+            "Services": self.services,
         }
         return tuple(self.way + name for name, listed in lists.items() if listed is not None)
 
 
 def peers_of(rule: DirectionRule) -> RulePeers:
     if isinstance(rule, IngressRule | IngressDenyRule):
-        return RulePeers("from", rule.from_endpoints, rule.from_entities, rule.from_cidr, rule.from_cidr_set)
-    return RulePeers("to", rule.to_endpoints, rule.to_entities, rule.to_cidr, rule.to_cidr_set)
+        return RulePeers(
+            "from",
+            rule.from_endpoints,
+            rule.from_entities,
+            rule.from_cidr,
+            rule.from_cidr_set,
+            rule.from_nodes,
+        )
+    return RulePeers(
+        "to",
+        rule.to_endpoints,
+        rule.to_entities,
+        rule.to_cidr,
+        rule.to_cidr_set,
+        rule.to_nodes,
+        rule.to_services,
+    )
 
 
 def rules_of(policy: CiliumPolicy) -> list[tuple[Path, PolicyRule]]:

@@ -11,19 +11,25 @@ from ipaddress import ip_interface, ip_network
 
 from penstock.manifests import icmp, syntax
 from penstock.manifests.kinds import (
+    CIDRRule,
+    CiliumCIDRGroup,
     CiliumClusterwideNetworkPolicy,
     EgressDenyRule,
     IngressDenyRule,
     LabelSelector,
+    NetworkPolicy,
     PolicyRule,
     PortDenyRule,
     PortHTTP,
     PortProtocol,
     PortRule,
+    ServiceRef,
 )
 from penstock.manifests.peers import CiliumPolicy, DirectionRule, peers_of, rules_of, sections_of
 from penstock.manifests.problem import Finding, Path, did_you_mean
 
+AUDIT_ANNOTATION = "penstock.dev/audit"
+"""On a policy that is only to be told what it would deny: "true"."""
 MAX_PORTS = 40
 """Entries of one toPorts[].ports, and of one icmps[].fields (Cilium)."""
 
@@ -32,12 +38,20 @@ def check(policy: CiliumPolicy) -> Iterator[Finding]:
     clusterwide = isinstance(policy, CiliumClusterwideNetworkPolicy)
     if policy.spec is None and not policy.specs:
         yield Finding((), "needs spec or specs")
+    yield from audit_annotation(policy)
     for path, rule in rules_of(policy):
-        yield from _rule(rule, path, "mesh" if clusterwide else "namespace")
+        yield from _rule(rule, path, clusterwide=clusterwide)
 
 
-def _rule(rule: PolicyRule, path: Path, extent: str) -> Iterator[Finding]:
+def audit_annotation(policy: CiliumPolicy | NetworkPolicy) -> Iterator[Finding]:
+    audit = policy.metadata.annotations.get(AUDIT_ANNOTATION)
+    if audit not in (None, "true", "false"):
+        yield Finding(("metadata", "annotations", AUDIT_ANNOTATION), f'"{audit}" is not "true" or "false"')
+
+
+def _rule(rule: PolicyRule, path: Path, *, clusterwide: bool) -> Iterator[Finding]:
     if rule.endpoint_selector is None:
+        extent = "mesh" if clusterwide else "namespace"
         yield Finding(
             (*path, "endpointSelector"), "is missing", f"{{}} selects every workload of the {extent}"
         )
@@ -48,10 +62,10 @@ def _rule(rule: PolicyRule, path: Path, extent: str) -> Iterator[Finding]:
         yield Finding(path, "needs at least one of ingress, ingressDeny, egress and egressDeny")
     for name, entries in sections:
         for i, entry in enumerate(entries or ()):
-            yield from _direction_rule(entry, (*path, name, i))
+            yield from _direction_rule(entry, (*path, name, i), clusterwide=clusterwide)
 
 
-def _direction_rule(rule: DirectionRule, path: Path) -> Iterator[Finding]:
+def _direction_rule(rule: DirectionRule, path: Path, *, clusterwide: bool) -> Iterator[Finding]:
     peers = peers_of(rule)
     for name in peers.written[1:]:
         yield Finding(
@@ -62,7 +76,11 @@ def _direction_rule(rule: DirectionRule, path: Path) -> Iterator[Finding]:
     for i, word in enumerate(peers.cidrs or ()):
         yield from cidr(word, (*path, f"{peers.way}CIDR", i), length=False)
     for i, each in enumerate(peers.cidr_sets or ()):
-        yield from cidr_set(each.cidr, each.except_, (*path, f"{peers.way}CIDRSet", i))
+        yield from _cidr_rule(each, (*path, f"{peers.way}CIDRSet", i))
+    for i, peer in enumerate(peers.nodes or ()):
+        yield from selector(peer, (*path, f"{peers.way}Nodes", i))
+    for i, service in enumerate(peers.services or ()):
+        yield from _service(service, (*path, "toServices", i), clusterwide=clusterwide)
     if rule.to_ports == [] and isinstance(rule, IngressDenyRule | EgressDenyRule):
         yield Finding((*path, "toPorts"), "is empty: nothing is denied", "leave it out to deny every port")
     yield from _icmps(rule, path)
@@ -81,6 +99,48 @@ def _direction_rule(rule: DirectionRule, path: Path) -> Iterator[Finding]:
             yield from _http(ports, here)
         else:
             yield Finding((*here, "rules"), "holds no rule: every request is allowed", severity="warning")
+
+
+def _cidr_rule(rule: CIDRRule, path: Path) -> Iterator[Finding]:
+    fields = {
+        "cidr": rule.cidr,
+        "cidrGroupRef": rule.cidr_group_ref,
+        "cidrGroupSelector": rule.cidr_group_selector,
+    }
+    written = [name for name, value in fields.items() if value is not None]
+    if not written:
+        yield Finding(path, "needs cidr, cidrGroupRef or cidrGroupSelector")
+    for name in written[1:]:
+        yield Finding((*path, name), f"cannot stand beside {written[0]}", "make two entries of it")
+    if rule.cidr is not None:
+        yield from cidr_set(rule.cidr, rule.except_, path)
+        return
+    if rule.cidr_group_ref is not None and (wrong := syntax.dns_subdomain(rule.cidr_group_ref)):
+        yield Finding((*path, "cidrGroupRef"), f'"{rule.cidr_group_ref}" {wrong}')
+    if rule.cidr_group_selector is not None:
+        yield from selector(rule.cidr_group_selector, (*path, "cidrGroupSelector"))
+    for i, word in enumerate(rule.except_):
+        yield from cidr(word, (*path, "except", i))
+
+
+def _service(service: ServiceRef, path: Path, *, clusterwide: bool) -> Iterator[Finding]:
+    refs = {"k8sService": service.k8s_service, "k8sServiceSelector": service.k8s_service_selector}
+    written = [(name, value) for name, value in refs.items() if value is not None]
+    if len(written) != 1:
+        yield Finding(path, "needs either k8sService or k8sServiceSelector")
+    for name, value in written:
+        if clusterwide and not value.namespace:
+            yield Finding((*path, name, "namespace"), "is missing: a clusterwide policy has none of its own")
+    if service.k8s_service is not None and (wrong := syntax.dns_label(service.k8s_service.service_name)):
+        yield Finding((*path, "k8sService", "serviceName"), f'"{service.k8s_service.service_name}" {wrong}')
+    if service.k8s_service_selector is not None:
+        chosen = service.k8s_service_selector.selector
+        yield from selector(chosen, (*path, "k8sServiceSelector", "selector"))
+
+
+def check_group(group: CiliumCIDRGroup) -> Iterator[Finding]:
+    for i, word in enumerate(group.spec.external_cidrs):
+        yield from cidr(word, ("spec", "externalCIDRs", i))
 
 
 def _icmps(rule: DirectionRule, path: Path) -> Iterator[Finding]:
@@ -156,6 +216,14 @@ def _http_rule(rule: PortHTTP, path: Path) -> Iterator[Finding]:
             name, _, value = header.strip().partition(" ")
         if wrong := syntax.field_name(name.strip()) or syntax.field_value(value):
             yield Finding((*path, "headers", i), wrong, 'write "Name" or "Name: value"')
+    for i, match in enumerate(rule.header_matches):
+        if wrong := syntax.field_name(match.name):
+            yield Finding((*path, "headerMatches", i, "name"), wrong)
+        if wrong := syntax.field_value(match.value):
+            yield Finding((*path, "headerMatches", i, "value"), wrong)
+        elif not match.value:
+            message = "is missing: there is nothing to compare with"
+            yield Finding((*path, "headerMatches", i, "value"), message)
 
 
 def cidr(word: str, path: Path, *, length: bool = True) -> Iterator[Finding]:

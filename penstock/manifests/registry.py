@@ -13,6 +13,7 @@ from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, L
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.kinds import (
     AnyKind,
+    CiliumCIDRGroup,
     CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
@@ -63,6 +64,14 @@ SERVED: Mapping[str, ServedKind] = {
             "ciliumclusterwidenetworkpolicies",
             ("ccnp",),
             namespaced=False,
+        ),
+        ServedKind(
+            CiliumCIDRGroup,
+            "cilium.io/v2",
+            "ciliumcidrgroups",
+            ("ccg",),
+            namespaced=False,
+            older=("cilium.io/v2alpha1",),
         ),
         ServedKind(NetworkPolicy, "networking.k8s.io/v1", "networkpolicies", ("netpol",), custom=False),
         ServedKind(Namespace, "v1", "namespaces", ("ns",), namespaced=False, custom=False),

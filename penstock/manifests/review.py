@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from penstock.manifests.base import Labels
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import (
+    CiliumCIDRGroup,
     CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EndpointSlice,
@@ -22,7 +23,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.peers import peers_of, rules_of, sections_of
+from penstock.manifests.peers import RulePeers, peers_of, rules_of, sections_of
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, show_path
 from penstock.manifests.route_kinds import GRPCRoute, GRPCRouteRule, HTTPRoute, HTTPRouteRule
 from penstock.manifests.voided import voided
@@ -71,6 +72,7 @@ class _Inventory:
     services: Mapping[tuple[str, str], Service]
     sliced: frozenset[tuple[str, str]]
     addresses: Mapping[str, tuple[Document, ...]]
+    groups: frozenset[str] = frozenset()
 
     @classmethod
     def of(cls, documents: Iterable[Document]) -> _Inventory:
@@ -79,6 +81,7 @@ class _Inventory:
         services: dict[tuple[str, str], Service] = {}
         sliced: set[tuple[str, str]] = set()
         addresses: dict[str, list[Document]] = defaultdict(list)
+        groups: set[str] = set()
         for document in documents:
             value, key = document.value, document.key
             if isinstance(value, Workload):
@@ -93,10 +96,19 @@ class _Inventory:
                 services[key.namespace, key.name] = value
                 if value.spec.cluster_ip not in (None, "", "None"):
                     addresses[str(value.spec.cluster_ip)].append(document)
+            elif isinstance(value, CiliumCIDRGroup):
+                groups.add(key.name)
             elif isinstance(value, EndpointSlice):
                 sliced.add((key.namespace, value.metadata.labels.get(SERVICE_NAME_LABEL, "")))
         shared = {a: tuple(found) for a, found in addresses.items() if len(found) > 1}
-        return cls(tuple(labels.values()), frozenset(port_names), services, frozenset(sliced), shared)
+        return cls(
+            tuple(labels.values()),
+            frozenset(port_names),
+            services,
+            frozenset(sliced),
+            shared,
+            frozenset(groups),
+        )
 
 
 # --- selectors ------------------------------------------------------------------------------------------
@@ -193,6 +205,21 @@ def _policy(document: Document, inventory: _Inventory) -> Iterator[Finding]:
                 for j, selector in enumerate(peers.endpoints or ()):
                     where = (*path, section, i, f"{peers.way}Endpoints", j)
                     yield from _peer(selector, where, inventory, namespace)
+                yield from _named(peers, (*path, section, i), inventory, document.key.namespace)
+
+
+def _named(peers: RulePeers, path: Path, inventory: _Inventory, own: str) -> Iterator[Finding]:
+    """What a rule names that other objects hold."""
+    for i, each in enumerate(peers.cidr_sets or ()):
+        if each.cidr_group_ref is not None and each.cidr_group_ref not in inventory.groups:
+            hint = did_you_mean(each.cidr_group_ref, inventory.groups, 0.6)
+            message = f"there is no CiliumCIDRGroup {each.cidr_group_ref}: no address is meant"
+            yield Finding((*path, f"{peers.way}CIDRSet", i, "cidrGroupRef"), message, hint)
+    for i, service in enumerate(peers.services or ()):
+        if service.k8s_service is not None:
+            name = (service.k8s_service.namespace or own, service.k8s_service.service_name)
+            here = (*path, "toServices", i, "k8sService")
+            yield from _service_port(inventory, name, None, here, "serviceName")
 
 
 def _network_policy(document: Document, inventory: _Inventory) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from penstock.manifests.document import Document, Origin
 from penstock.manifests.kinds import (
+    CIDRRule,
     CiliumClusterwideNetworkPolicy,
     CiliumNetworkPolicy,
     EgressRule,
@@ -97,9 +98,9 @@ def _allows(document: Document, rule: IngressRule | EgressRule, path: Path) -> I
         # To allow all is to allow every peer, written or not.
         sets += [None if entity == "all" else f"entity {entity}" for entity in listed.entities or ()]
         sets += [f"cidr {cidr}" for cidr in listed.cidrs or ()]
-        sets += [
-            f"cidr {each.cidr} {sorted(each.except_)}".removesuffix(" []") for each in listed.cidr_sets or ()
-        ]
+        sets += [_cidr_text(each) for each in listed.cidr_sets or ()]
+        sets += [f"nodes {_canonical(selector)}" for selector in listed.nodes or ()]
+        sets += [f"service {each!r}" for each in listed.services or ()]
     for peers in sets:
         if rule.to_ports is None:
             yield _Allow(document, path, peers, None, False)
@@ -112,6 +113,12 @@ def _allows(document: Document, rule: IngressRule | EgressRule, path: Path) -> I
                 yield _Allow(document, here, peers, port, http)
             if not ports.ports:
                 yield _Allow(document, here, peers, None, http)
+
+
+def _cidr_text(rule: CIDRRule) -> str:
+    if rule.cidr is None:
+        return repr(rule)
+    return f"cidr {rule.cidr} {sorted(rule.except_)}".removesuffix(" []")
 
 
 def _covers(broad: PortProtocol, narrow: PortProtocol) -> bool:

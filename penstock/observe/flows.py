@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from penstock.envoy.accesslog import AUDIT
 from penstock.observe.als import Budget, RequestRecord
 from penstock.observe.reasons import BY_NUMBER, Reason
 from penstock.redirect.layout import KernelEvent
@@ -77,7 +78,15 @@ class Flows:
     def kernel(self, event: KernelEvent) -> None:
         names = self.directory
         reason = BY_NUMBER.get(event.reason, Reason.REASON_NONE)
-        verdict = "DROPPED" if reason.is_drop else "REDIRECTED" if event.verdict == 2 else "FORWARDED"
+        verdict = (
+            "AUDIT"
+            if reason.is_audit
+            else "DROPPED"
+            if reason.is_drop
+            else "REDIRECTED"
+            if event.verdict == 2
+            else "FORWARDED"
+        )
         self._add(
             {
                 "type": "flow",
@@ -96,15 +105,16 @@ class Flows:
 
     def request(self, record: RequestRecord) -> None:
         names = self.directory
+        audit = record.log_name.startswith(AUDIT)
         entry: dict[str, Any] = {
             "type": "request",
             "time": record.time + record.duration_us / 1e6,
-            "verdict": "DENIED" if _denied(record) else "SERVED",
+            "verdict": "AUDIT" if audit else "DENIED" if _denied(record) else "SERVED",
             "protocol": record.protocol,
             "source": names.party(*record.source),
             "destination": names.party(*record.destination),
             "upstream": names.party(*record.upstream),
-            "listener": record.log_name,
+            "listener": record.log_name.removeprefix(AUDIT),
             "route": record.route_name,
             "code": record.code,
             "latency_us": record.duration_us,

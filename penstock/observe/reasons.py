@@ -29,6 +29,8 @@ class Reason(IntEnum):
     NOT_IP = 6, "not IP, or link-local housekeeping"
     TRANSLATED = 7, "a socket's Service address was translated to a backend"
     EVENT_LOST = 8, "an event that nobody was told of: too many at once"
+    AUDIT_DENIED_EGRESS = 9, "a policy in audit would deny it: no egress rule of the sender allows it"
+    AUDIT_DENIED_INGRESS = 10, "a policy in audit would deny it: no ingress rule of the receiver allows it"
     POLICY_DENIED_EGRESS = 32, "no egress rule of the sender allows it"
     POLICY_DENIED_INGRESS = 33, "no ingress rule of the receiver allows it"
     SPOOFED_SOURCE = 34, "the source address is not the sender's"
@@ -46,10 +48,15 @@ class Reason(IntEnum):
         45,
         "on a bridge: a frame that is neither IP nor ARP, or speaks as a router",
     )
+    UNAUTHENTICATED = 46, "a rule demands authentication, and between nodes only mesh TLS proves who sends"
 
     @property
     def is_drop(self) -> bool:
         return self >= 32
+
+    @property
+    def is_audit(self) -> bool:
+        return self in (Reason.AUDIT_DENIED_EGRESS, Reason.AUDIT_DENIED_INGRESS)
 
 
 BY_NUMBER = {int(reason): reason for reason in Reason}

@@ -13,7 +13,7 @@ from penstock.manifests.kinds import Node
 from penstock.plan import IpcacheEntry, MeshMode
 from penstock.policy.identities import Member, Members
 from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD
-from penstock.policy.mesh_tls import MeshModes
+from penstock.policy.mesh_tls import TowardModes
 from penstock.world import Address, Network, World, host_network, parse_address
 
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
@@ -22,7 +22,7 @@ EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 Entries = dict[Network, IpcacheEntry]
 
 
-def ipcache(world: World, members: Members, modes: MeshModes, edge: tuple[Address, ...] = ()) -> Entries:
+def ipcache(world: World, members: Members, modes: TowardModes, edge: tuple[Address, ...] = ()) -> Entries:
     """Network → who its addresses are, where no longer network says otherwise. `edge` are those of
     Gateways."""
     found = strangers(world, members, edge)
@@ -37,12 +37,14 @@ def strangers(world: World, members: Members, edge: tuple[Address, ...] = ()) ->
     found: Entries = dict.fromkeys(EVERYWHERE, IpcacheEntry(WORLD, WORLD))
     for network, identity in members.index.prefixes.identities.items():
         found[network] = IpcacheEntry(identity, identity)
+    own = {name: number for number, name in members.index.nodes.items()}
     for document, node in world.of_kind(Node):
         if document.key.name == world.node:
             continue
+        number = own.get(document.key.name, REMOTE_NODE)
         for item in node.status.addresses:
             if item.type == "InternalIP":
-                found[host_network(parse_address(item.address))] = IpcacheEntry(REMOTE_NODE, REMOTE_NODE)
+                found[host_network(parse_address(item.address))] = IpcacheEntry(number, number)
     for member in members.ingress[1:]:
         for address in member.addresses:
             found[host_network(address)] = IpcacheEntry(INGRESS, INGRESS, mesh=member.mesh)
@@ -59,7 +61,7 @@ def followed(
     entries: Entries,
     before: Members,
     after: Members,
-    modes: MeshModes,
+    modes: TowardModes,
     edge: tuple[Address, ...] = (),
 ) -> Entries | None:
     """`entries`, made for the members `before`, as they are for those of `after`, all else being the same.
@@ -90,7 +92,7 @@ def _held(member: Member) -> tuple[Address, ...]:
     return () if member.local and member.attachment is None else member.addresses
 
 
-def _entry(member: Member, modes: MeshModes) -> IpcacheEntry:
+def _entry(member: Member, modes: TowardModes) -> IpcacheEntry:
     return IpcacheEntry(
         member.identity,
         member.identity,

@@ -86,6 +86,7 @@ class _Grant:
     verdict: Verdict
     policy: ObjectKey
     origin: Origin
+    authenticated: bool = False
 
     def covers(self, protocol: int, first: int, last: int) -> bool:
         return self.protocol in (0, protocol) and self.first <= first and last <= self.last
@@ -107,7 +108,7 @@ def _grants(
                 named = [member] if direction is Direction.INGRESS else by_identity.get(peer, [])
                 for protocol, first, last in resolve(port, named):
                     found.setdefault(peer, []).append(
-                        _Grant(protocol, first, last, verdict, rule.policy, rule.origin)
+                        _Grant(protocol, first, last, verdict, rule.policy, rule.origin, rule.authenticated)
                     )
     return found
 
@@ -133,7 +134,8 @@ def entries(
                 over = [g for g in listed if g.covers(grant.protocol, port, last)]
                 verdict = max(g.verdict for g in over)
                 origins = tuple((g.policy, g.origin) for g in over if g.verdict is verdict)
-                result[key] = PolicyEntry(verdict, origins)
+                proven = any(g.authenticated for g in over)
+                result[key] = PolicyEntry(verdict, origins, proven)
     if not what.default_deny:
         wild = PolicyKey(member.subject, direction, ANY)
         result.setdefault(wild, PolicyEntry(Verdict.ALLOW))

@@ -15,14 +15,17 @@ from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Namespace, Node, Workload
 from penstock.policy.ingress import ACCOUNT, has_edge, ingress_document, of_node
 from penstock.policy.labels import (
+    HOST,
     INGRESS,
+    REMOTE_NODE,
     RESERVED,
     WORLD_LABELS,
     LabelIndex,
     reserved_labels,
     workload_labels,
 )
-from penstock.policy.prefixes import PrefixIndex, prefixes
+from penstock.policy.policies import Policies, policies
+from penstock.policy.prefixes import PrefixIndex
 from penstock.policy.rules import Peers
 from penstock.world import Address, Attachment, World, parse_address
 
@@ -124,12 +127,21 @@ def meshed_nodes(world: World) -> frozenset[str]:
     )
 
 
-def members(world: World, before: Members | None = None) -> Members:
+def node_names(world: World, read: Policies) -> Mapping[str, str]:
+    """The other nodes that need an identity of their own, since policies tell nodes apart: name → what its
+    number is allocated for."""
+    if not read.nodes:
+        return {}
+    return {d.key.name: f"node {d.key.name}" for d, _ in world.of_kind(Node) if d.key.name != world.node}
+
+
+def members(world: World, read: Policies | None = None, before: Members | None = None) -> Members:
     """Resolve every Workload; those whose identity has no number yet are left out.
 
     `before` are the members of a World on the same node with the same numbers of identities and the same
     Namespaces: a workload that is as it was keeps its very Member, so that others see what has changed.
     """
+    read = read or policies(world)
     meshed = meshed_nodes(world)
     known = {m.document.key: m for m in before.all} if before is not None else {}
     labels: dict[int, Mapping[str, str]] = {number: reserved_labels(number) for number in RESERVED}
@@ -154,10 +166,20 @@ def members(world: World, before: Members | None = None) -> Members:
     namespaces = {d.key.name: d.metadata.labels for d, _ in world.of_kind(Namespace)}
     networks = {
         network: number
-        for network in prefixes(world)
+        for network in read.networks
         if (number := world.allocations.prefixes.get(str(network))) is not None
     }
     labels.update(dict.fromkeys(networks.values(), WORLD_LABELS))
+    nodes = {
+        number: name
+        for name, text in node_names(world, read).items()
+        if (number := world.allocations.prefixes.get(text)) is not None
+    }
+    if read.nodes:
+        of_nodes = {d.key.name: d.metadata.labels for d, _ in world.of_kind(Node)}
+        labels[HOST] = {**of_nodes.get(world.node, {}), **reserved_labels(HOST)}
+        for number, name in nodes.items():
+            labels[number] = {**of_nodes[name], **reserved_labels(REMOTE_NODE)}
 
     result = []
     owners: dict[int, ObjectKey] = {}
@@ -197,7 +219,7 @@ def members(world: World, before: Members | None = None) -> Members:
                 netns=workload.spec.netns,
             )
         )
-    return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks)), ingress_members(world))
+    return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks), nodes), ingress_members(world))
 
 
 def ingress_members(world: World) -> tuple[Member, ...]:

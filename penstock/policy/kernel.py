@@ -7,6 +7,7 @@ from ipaddress import ip_network
 from penstock.facts import Facts
 from penstock.manifests.kinds import Node
 from penstock.plan import (
+    Direction,
     EndpointEntry,
     KernelTables,
     ListenerKey,
@@ -35,13 +36,18 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         mode = facts.modes.of(member)
         for address in member.addresses:
             endpoints[address] = EndpointEntry(
-                member.identity, member.subject, at.ifindex, mode, elsewhere=address in elsewhere
+                member.identity,
+                member.subject,
+                at.ifindex,
+                mode,
+                elsewhere=address in elsewhere,
+                audit=frozenset(d for d in Direction if (member.subject, d) in facts.audit_entries),
             )
         netns[at.cookie] = member.identity
         attach.update(dict.fromkeys((link.ifindex for link in at.links), name))
     if facts.world.node_cookie:
         netns[facts.world.node_cookie] = HOST
-    policy = {key: entry for table in facts.entries.values() for key, entry in table.items()}
+    policy = {key: entry for table in facts.all_entries.values() for key, entry in table.items()}
     return KernelTables(
         endpoints=endpoints,
         ipcache=facts.ipcache,

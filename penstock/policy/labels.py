@@ -95,9 +95,12 @@ class Selector:
 class LabelIndex:
     """Identities by label and by address, so that a selector touches only those that it may select."""
 
-    def __init__(self, labels: Mapping[int, Labels], prefixes: PrefixIndex) -> None:
-        """`labels` are those of the identities of `prefixes` too."""
+    def __init__(
+        self, labels: Mapping[int, Labels], prefixes: PrefixIndex, nodes: Mapping[int, str] | None = None
+    ) -> None:
+        """`labels` are those of the identities of `prefixes` too, and of `nodes`: other nodes' own."""
         self.labels = labels
+        self.nodes: Mapping[int, str] = nodes or {}
         self.prefixes = prefixes
         self._all = frozenset(labels)
         by_label: dict[tuple[str, str], set[int]] = {}

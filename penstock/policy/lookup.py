@@ -47,6 +47,21 @@ def find(
     return max(found, key=lambda hit: hit[1].verdict, default=None)
 
 
+def demands_proof(
+    table: Mapping[PolicyKey, PolicyEntry],
+    subject: int,
+    direction: Direction,
+    identity: int,
+    protocol: int,
+    port: int,
+) -> bool:
+    """Whether a rule about a packet demands authentication: one for any peer is one for this peer too."""
+    return any(
+        (hit := longest(table, subject, direction, peer, protocol, port)) is not None and hit[1].authenticated
+        for peer in (identity, 0)
+    )
+
+
 def look_up(
     table: Mapping[PolicyKey, PolicyEntry],
     subject: int,

@@ -43,3 +43,19 @@ class MeshModes:
             if namespace == member.namespace and all(labels.get(k) == v for k, v in wanted.items()):
                 return mode
         return self._namespaces.get(member.namespace, self._mesh)
+
+
+class TowardModes:
+    """The same for senders of other nodes: who lets only proven senders in wants mesh TLS of them.
+
+    `proving` are the identities of which some rule demands authentication.
+    """
+
+    def __init__(self, modes: MeshModes, proving: frozenset[int]) -> None:
+        self._modes, self.proving = modes, proving
+
+    def of(self, member: Member) -> MeshMode:
+        mode = self._modes.of(member)
+        if mode is MeshMode.PERMISSIVE and member.identity in self.proving:
+            return MeshMode.STRICT
+        return mode

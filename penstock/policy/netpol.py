@@ -12,8 +12,6 @@ from collections.abc import Iterator, Sequence
 
 from penstock.manifests.document import Document
 from penstock.manifests.kinds import (
-    CiliumClusterwideNetworkPolicy,
-    CiliumNetworkPolicy,
     NetworkPolicy,
     NetworkPolicyPeer,
     NetworkPolicyPort,
@@ -21,7 +19,7 @@ from penstock.manifests.kinds import (
 from penstock.plan import Direction
 from penstock.policy.labels import pods, subjects
 from penstock.policy.prefixes import block
-from penstock.policy.rules import PROTOCOLS, Peers, PolicySpec, Port, Rule, policy_specs
+from penstock.policy.rules import PROTOCOLS, Peers, PolicySpec, Port, Rule
 
 
 def network_policy_specs(document: Document, policy: NetworkPolicy) -> tuple[PolicySpec, ...]:
@@ -76,15 +74,3 @@ def _port(port: NetworkPolicyPort) -> Port:
     if isinstance(port.port, str):
         return Port(protocol, name=port.port)
     return Port(protocol, port.port, port.end_port or port.port)
-
-
-POLICY_KINDS = (CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, NetworkPolicy)
-
-
-def specs_of(document: Document) -> tuple[PolicySpec, ...]:
-    """What a policy of any kind says."""
-    policy = document.value
-    if isinstance(policy, NetworkPolicy):
-        return network_policy_specs(document, policy)
-    assert isinstance(policy, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy)
-    return policy_specs(document, policy)

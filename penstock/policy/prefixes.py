@@ -10,16 +10,12 @@ The numbers stand above all others (as Cilium's, which are local to a node too),
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_network
-from itertools import chain
 
-from penstock.manifests.document import Document
-from penstock.manifests.kinds import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, NetworkPolicy
-from penstock.manifests.peers import CiliumPolicy, peers_of, rules_of, sections_of
-from penstock.world import Network, World
+from penstock.world import Network
 
 FIRST = 1 << 24
 """The least identity of a prefix."""
@@ -45,37 +41,6 @@ class Block:
 
 def block(cidr: str, excepted: tuple[str, ...] | list[str] = ()) -> Block:
     return Block(parse_prefix(cidr), tuple(parse_prefix(e) for e in excepted))
-
-
-def _blocks(policy: CiliumPolicy) -> Iterator[tuple[str, list[str]]]:
-    for _, spec in rules_of(policy):
-        for _, rules in sections_of(spec):
-            for rule in rules or ():
-                peers = peers_of(rule)
-                for cidr in peers.cidrs or ():
-                    yield cidr, []
-                for each in peers.cidr_sets or ():
-                    yield each.cidr, each.except_
-
-
-def prefixes(world: World) -> frozenset[Network]:
-    """Every prefix that a policy of `world` writes."""
-    found = set()
-    policies: Iterator[tuple[Document, CiliumPolicy]] = chain(
-        world.of_kind(CiliumNetworkPolicy), world.of_kind(CiliumClusterwideNetworkPolicy)
-    )
-    for _, policy in policies:
-        for cidr, excepted in _blocks(policy):
-            found.add(parse_prefix(cidr))
-            found.update(map(parse_prefix, excepted))
-    for _, plain in world.of_kind(NetworkPolicy):
-        peers = chain.from_iterable(
-            (*(r.from_ for r in plain.spec.ingress), *(r.to for r in plain.spec.egress))
-        )
-        for peer in peers:
-            if peer.ip_block is not None:
-                found.update(map(parse_prefix, (peer.ip_block.cidr, *peer.ip_block.except_)))
-    return frozenset(found)
 
 
 class PrefixIndex:

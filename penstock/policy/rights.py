@@ -33,6 +33,8 @@ class Destination:
     identity: int
     member: Member | None
     port: int
+    proven: bool = True
+    """What senders of this node send there is proven by the kernel or by mesh TLS."""
 
     @property
     def policy_class(self) -> str:
@@ -67,12 +69,17 @@ def rules_about(
     return tuple(_about([r for r in what.rules if _covers(r, port, named)], peer, members))
 
 
-def _side(rules: Iterable[Rule], default_deny: bool, peer: int | None, members: Members) -> Requests | None:
-    """What one side's rules allow towards `peer` (None: whom no rule names); None is nothing."""
+def _side(
+    rules: Iterable[Rule], default_deny: bool, peer: int | None, members: Members, *, proven: bool
+) -> Requests | None:
+    """What one side's rules allow towards `peer` (None: whom no rule names); None is nothing.
+
+    `proven`: what goes to the endpoint is proven by the kernel or by mesh TLS.
+    """
     alternatives: list[RequestMatch] = []
     open_ = not default_deny
     for rule in _about(rules, peer, members):
-        if rule.deny:
+        if rule.deny or (rule.authenticated and not proven):
             return None
         if rule.http is None:
             open_ = True
@@ -149,12 +156,12 @@ def _of_one(
     rules = [r for r in what.rules if member and _covers(r, port, [member])]
     named = frozenset().union(*(members.meant(r.peers) for r in rules if r.peers is not None))
     special = named | bound.keys() | ({HOST} if host_access else frozenset())
-    common = _side(rules, what.default_deny, None, members)
+    common = _side(rules, what.default_deny, None, members, proven=to.proven)
     everyone: Groups | None = None if common is None else tuple(side for side in (common,) if side)
     differing: dict[Groups, list[int]] = {}
     same = 0
     for source in sorted(special & members.labels.keys()):
-        ingress: Requests | None = _side(rules, what.default_deny, source, members)
+        ingress: Requests | None = _side(rules, what.default_deny, source, members, proven=to.proven)
         if host_access and source == HOST:
             ingress = ()
         egress = _egress(bound.get(source), to, members, stances)
@@ -176,6 +183,5 @@ def _egress(what: Stance | None, to: Destination, members: Members, stances: Sta
     if what is None:
         return ()
     named = stances.by_identity.get(to.identity, [])
-    return _side(
-        [r for r in what.rules if _covers(r, to.port, named)], what.default_deny, to.identity, members
-    )
+    rules = [r for r in what.rules if _covers(r, to.port, named)]
+    return _side(rules, what.default_deny, to.identity, members, proven=to.proven)

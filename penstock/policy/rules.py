@@ -13,8 +13,10 @@ from penstock.manifests.document import Document, ObjectKey, Origin
 from penstock.manifests.icmp import type_number
 from penstock.manifests.kinds import (
     EgressDenyRule,
+    EgressRule,
     ICMPRule,
     IngressDenyRule,
+    IngressRule,
     LabelSelector,
     PolicyRule,
     PortDenyRule,
@@ -40,9 +42,11 @@ from penstock.policy.labels import (
     LabelIndex,
     Selector,
     predicate,
+    reserved_labels,
     subjects,
 )
 from penstock.policy.prefixes import Block, block, is_prefix
+from penstock.policy.references import KUBE_APISERVER, References
 from penstock.routing.model import RequestMatch
 
 ICMP, TCP, UDP, ICMP6, SCTP = 1, 6, 17, 58, 132
@@ -64,24 +68,32 @@ class Port:
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """Any of `selectors`, of `blocks` or of the reserved identities; `cluster` is every workload."""
+    """Any of `selectors`, of `blocks` or of the reserved identities; `cluster` is every workload.
+
+    `nodes` select nodes of the mesh, this one among them.
+    """
 
     selectors: tuple[Selector, ...] = ()
     blocks: tuple[Block, ...] = ()
     identities: frozenset[int] = frozenset()
     cluster: bool = False
+    nodes: tuple[Selector, ...] = ()
 
     def resolve(self, index: LabelIndex) -> frozenset[int]:
         """Every identity that is meant."""
         found = {i for i in self.identities if i in index.labels}
         if WORLD in self.identities:
             found |= index.with_all(WORLD_LABELS.items())
+        if REMOTE_NODE in self.identities:
+            found |= index.with_all(reserved_labels(REMOTE_NODE).items())
         if self.cluster:
             found |= {i for i in index.labels if i >= 256 and not is_prefix(i)}
         for wanted in self.blocks:
             found |= index.prefixes.meant(wanted)
         for selector in self.selectors:
             found |= selector.identities(index)
+        for selector in self.nodes:
+            found |= {i for i in (HOST, *index.nodes) if selector(index.labels[i])}
         return frozenset(found)
 
 
@@ -96,6 +108,8 @@ class Rule:
     deny: bool
     policy: ObjectKey
     origin: Origin
+    authenticated: bool = False
+    """Between nodes only over mesh TLS (authentication.mode: required)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +119,8 @@ class PolicySpec:
     selects: Selector
     rules: tuple[Rule, ...]
     default_deny: frozenset[Direction]
+    audit: bool = False
+    """It is only to be told what this spec would deny."""
 
 
 _ENTITY_IDENTITIES = {
@@ -116,21 +132,30 @@ _ENTITY_IDENTITIES = {
 }
 
 
-def _peers(listed: RulePeers, namespace: str) -> Peers | None:
+def _peers(listed: RulePeers, namespace: str, references: References) -> Peers | None:
     entities = listed.entities or ()
     if listed.absent or "all" in entities:
         return None
     identities: set[int] = set()
     for entity in entities:
         identities |= _ENTITY_IDENTITIES.get(entity, set())
+    selectors = [predicate(s, within=namespace) for s in listed.endpoints or ()]
+    blocks = [block(cidr) for cidr in listed.cidrs or ()]
+    for each in listed.cidr_sets or ():
+        blocks += references.blocks(each)
+    named = [service for each in listed.services or () for service in references.services(each, namespace)]
+    if "kube-apiserver" in entities:
+        named.append(KUBE_APISERVER)
+    for service in named:
+        workloads, addresses = references.endpoints(service)
+        selectors += workloads
+        blocks += addresses
     return Peers(
-        selectors=tuple(predicate(s, within=namespace) for s in listed.endpoints or ()),
-        blocks=(
-            *(block(cidr) for cidr in listed.cidrs or ()),
-            *(block(each.cidr, each.except_) for each in listed.cidr_sets or ()),
-        ),
+        selectors=tuple(selectors),
+        blocks=tuple(blocks),
         identities=frozenset(identities),
         cluster="cluster" in entities,
+        nodes=tuple(predicate(s) for s in listed.nodes or ()),
     )
 
 
@@ -155,6 +180,7 @@ def _request(http: PortHTTP) -> RequestMatch:
     for header in http.headers:
         name, colon, value = header.partition(":")
         headers.append((name.strip().lower(), value.strip() if colon else None))
+    headers += [(match.name.lower(), match.value) for match in http.header_matches]
     return RequestMatch(http.method or None, http.path or None, http.host or None, tuple(headers))
 
 
@@ -180,30 +206,40 @@ def _port_rules(
 
 
 def _section(
-    document: Document, path: tuple[str | int, ...], section: Sequence[DirectionRule] | None
+    document: Document,
+    path: tuple[str | int, ...],
+    section: Sequence[DirectionRule] | None,
+    references: References,
 ) -> Iterator[Rule]:
     for index, item in enumerate(section or ()):
         listed = peers_of(item)
         if listed.absent and item.to_ports is None and item.icmps is None:
             # `ingress: [{}]` closes the direction and allows nothing.
             continue
+        authentication = item.authentication if isinstance(item, IngressRule | EgressRule) else None
+        peers = _peers(listed, document.key.namespace, references)
         messages = None if item.icmps is None else tuple(_types(item.icmps))
         for port_index, ports, http in _port_rules(item.to_ports):
             where = (*path, index) if port_index is None else (*path, index, "toPorts", port_index)
             yield Rule(
                 Direction.INGRESS if listed.way == "from" else Direction.EGRESS,
-                _peers(listed, document.key.namespace),
+                peers,
                 ports if messages is None else messages,
                 http,
                 isinstance(item, IngressDenyRule | EgressDenyRule),
                 document.key,
                 document.origin(*where),
+                authenticated=authentication is not None and authentication.mode == "required",
             )
 
 
-def _spec(document: Document, path: tuple[str | int, ...], spec: PolicyRule) -> PolicySpec:
+def _spec(
+    document: Document, path: tuple[str | int, ...], spec: PolicyRule, references: References
+) -> PolicySpec:
     rules = tuple(
-        rule for name, section in sections_of(spec) for rule in _section(document, (*path, name), section)
+        rule
+        for name, section in sections_of(spec)
+        for rule in _section(document, (*path, name), section, references)
     )
     closes = set()
     for direction, said, sections in (
@@ -216,6 +252,6 @@ def _spec(document: Document, path: tuple[str | int, ...], spec: PolicyRule) -> 
     return PolicySpec(selects, rules, frozenset(closes))
 
 
-def policy_specs(document: Document, policy: CiliumPolicy) -> tuple[PolicySpec, ...]:
+def policy_specs(document: Document, policy: CiliumPolicy, references: References) -> tuple[PolicySpec, ...]:
     """The specs of one document, in order."""
-    return tuple(_spec(document, path, spec) for path, spec in rules_of(policy))
+    return tuple(_spec(document, path, spec, references) for path, spec in rules_of(policy))

@@ -15,6 +15,7 @@ from penstock.plan import (
     IpcacheEntry,
     ListenerKey,
     MeshMode,
+    PolicyEntry,
     PolicyKey,
     PortEntry,
     ServiceKey,
@@ -25,6 +26,7 @@ from penstock.redirect.layout import (
     IPCACHE_LOCAL,
     IPCACHE_MESH,
     MAPPED,
+    POLICY_AUTHENTICATED,
     POLICY_FIXED_BITS,
     PORT_DIRECT,
     SERVICE_HTTP,
@@ -44,8 +46,9 @@ def port(raw: bytes) -> int:
 
 
 def endpoint(raw: bytes) -> EndpointEntry:
-    ifindex, identity, subject, _, mode, flags = struct.unpack_from("=IIIIBB", raw)
-    return EndpointEntry(identity, subject, ifindex, MeshMode(mode), bool(flags & ENDPOINT_ELSEWHERE))
+    ifindex, identity, subject, _, mode, flags, bits = struct.unpack_from("=IIIIBBB", raw)
+    audit = frozenset(d for d in Direction if bits & 1 << d)
+    return EndpointEntry(identity, subject, ifindex, MeshMode(mode), bool(flags & ENDPOINT_ELSEWHERE), audit)
 
 
 def bridge_port(raw: bytes) -> PortEntry:
@@ -76,8 +79,14 @@ def policy_key(raw: bytes) -> PolicyKey:
 
 def policy_value(raw: bytes) -> tuple[Verdict, int]:
     """The verdict, and the number of the rules behind it (`layout.rule_number`)."""
-    verdict, rule = struct.unpack_from("=B3xI", raw)
+    verdict, _, rule = struct.unpack_from("=BB2xI", raw)
     return Verdict(verdict), rule
+
+
+def policy_entry(raw: bytes) -> PolicyEntry:
+    """The entry without its origins."""
+    verdict, flags, _ = struct.unpack_from("=BB2xI", raw)
+    return PolicyEntry(Verdict(verdict), authenticated=bool(flags & POLICY_AUTHENTICATED))
 
 
 def listener_key(raw: bytes) -> ListenerKey:

@@ -30,6 +30,7 @@ from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
 SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_SOME = 1, 2, 64
+POLICY_AUTHENTICATED = 1
 NETNS_HOST = 1
 ENDPOINT_ELSEWHERE = 1
 PORT_DIRECT = {4: 1, 6: 2}
@@ -82,9 +83,9 @@ def _port(port: int) -> bytes:
 
 def endpoint(entry: EndpointEntry) -> bytes:
     flags = ENDPOINT_ELSEWHERE if entry.elsewhere else 0
-    return struct.pack(
-        "=IIIIBB2x", entry.ifindex, entry.identity, entry.subject, entry.identity, entry.mode, flags
-    )
+    audit = sum(1 << direction for direction in entry.audit)
+    who = (entry.identity, entry.subject, entry.identity)
+    return struct.pack("=IIIIBBB1x", entry.ifindex, *who, entry.mode, flags, audit)
 
 
 def port(entry: PortEntry) -> bytes:
@@ -119,7 +120,8 @@ def rule_number(entry: PolicyEntry) -> int:
 
 
 def policy_value(entry: PolicyEntry) -> bytes:
-    return struct.pack("=B3xI", entry.verdict, rule_number(entry))
+    flags = POLICY_AUTHENTICATED if entry.authenticated else 0
+    return struct.pack("=BB2xI", entry.verdict, flags, rule_number(entry))
 
 
 def listener_key(key: ListenerKey) -> bytes:

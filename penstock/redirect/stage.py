@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from enum import Enum
 
 from penstock.plan import (
+    AUDIT_VIEW,
     Direction,
     EndpointEntry,
+    IpcacheEntry,
     KernelTables,
     ListenerKey,
     MeshMode,
@@ -29,7 +31,7 @@ from penstock.plan import (
 from penstock.policy.addresses import Whois
 from penstock.policy.identities import INGRESS_SUBJECT
 from penstock.policy.labels import HOST, INGRESS, WORLD
-from penstock.policy.lookup import look_up
+from penstock.policy.lookup import demands_proof, look_up
 from penstock.policy.rules import TCP
 from penstock.world import Address, Proxied, is_host
 
@@ -156,15 +158,27 @@ def _steering(
             return _to_gateway(tables, whois, source, connection)
     from_, to = whois(connection.client), whois(connection.address)
     verdict = Verdict.ALLOW
-    if source is not None:
-        identity = target.identity if target else to.identity if to else WORLD
-        verdict = look_up(tables.policy, source.subject, Direction.EGRESS, identity, TCP, connection.port)
-    if target is not None:
-        identity = source.identity if source else from_.identity if from_ else WORLD
-        other = look_up(tables.policy, target.subject, Direction.INGRESS, identity, TCP, connection.port)
-        verdict = max(verdict, other)
-    if verdict is not Verdict.ALLOW:
-        return Steering.FORBIDDEN if verdict is Verdict.DENY else Steering.TO_PROXY
+    proof = watched = False
+    for side, other, direction, peer in (
+        (source, target, Direction.EGRESS, to),
+        (target, source, Direction.INGRESS, from_),
+    ):
+        if side is None:
+            continue
+        identity = other.identity if other else peer.identity if peer else WORLD
+        packet = (direction, identity, TCP, connection.port)
+        verdict = max(verdict, look_up(tables.policy, side.subject, *packet))
+        proof = proof or demands_proof(tables.policy, side.subject, *packet)
+        if direction in side.audit:
+            view = look_up(tables.policy, side.subject | AUDIT_VIEW, *packet)
+            watched = watched or view is Verdict.REDIRECT
+    if verdict is Verdict.DENY:
+        return Steering.FORBIDDEN
+    between = (source is None) is not (target is None)
+    if proof and between and not _provable(source_ports, connection, from_, to, target):
+        return Steering.FORBIDDEN
+    if verdict is Verdict.REDIRECT or watched:
+        return Steering.TO_PROXY
     if source is None:
         if target is None:
             return Steering.FORBIDDEN
@@ -173,8 +187,29 @@ def _steering(
         if between_nodes and target.mode is not MeshMode.OFF:
             return Steering.TO_PROXY
         return Steering.FORBIDDEN if target.mode is MeshMode.STRICT else Steering.PAST_PROXY
-    tls = to is not None and to.mesh and to.mode is MeshMode.STRICT
+    tls = to is not None and to.mesh and (to.mode is MeshMode.STRICT or proof)
     return Steering.TO_PROXY if tls else Steering.PAST_PROXY
+
+
+def _provable(
+    source_ports: tuple[int, int],
+    connection: Proxied,
+    from_: IpcacheEntry | None,
+    to: IpcacheEntry | None,
+    target: EndpointEntry | None,
+) -> bool:
+    """Whether mesh TLS proves who sends, or it is this node itself."""
+    if HOST in (from_.identity if from_ else WORLD, to.identity if to else WORLD):
+        return True
+    if target is None:
+        return to is not None and to.mesh and to.mode is not MeshMode.OFF
+    first, last = source_ports
+    return (
+        from_ is not None
+        and from_.mesh
+        and first <= connection.client_port <= last
+        and target.mode is not MeshMode.OFF
+    )
 
 
 def _to_gateway(

@@ -109,8 +109,7 @@ class Tables:
         if self._said is not None:
             return self._said.policy
         return {
-            decode.policy_key(raw): PolicyEntry(decode.policy_value(value)[0])
-            for raw, value in self._now["policy"].items()
+            decode.policy_key(raw): decode.policy_entry(value) for raw, value in self._now["policy"].items()
         }
 
     def listeners(self) -> Mapping[ListenerKey, int]:

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from penstock.plan import Direction, MeshMode, PolicyEntry, PolicyKey, Verdict
+from penstock.plan import AUDIT_VIEW, Direction, MeshMode, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.entries import ANY
 from penstock.policy.identities import Member, Members
 from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
-from penstock.policy.mesh_tls import MeshModes
+from penstock.policy.mesh_tls import MeshModes, TowardModes
 from penstock.routing.model import ListenerKind, ProxyListener
 from penstock.world import World
 
@@ -44,12 +44,22 @@ def _redirected_peers(entries: Mapping[PolicyKey, PolicyEntry], members: Members
     return peers - {HOST}
 
 
+def _proven_peers(entries: Mapping[PolicyKey, PolicyEntry]) -> set[int]:
+    """To whom a rule of the sender lets it speak over mesh TLS only."""
+    return {
+        key.identity
+        for key, entry in entries.items()
+        if entry.authenticated and not key.subject & AUDIT_VIEW and entry.verdict is Verdict.ALLOW
+    }
+
+
 def _wanted(
-    members: Members, entries: Entries, modes: MeshModes, *, routed: bool
+    members: Members, entries: Entries, modes: MeshModes, toward: TowardModes, *, routed: bool
 ) -> set[tuple[ListenerKind, int, int]]:
     wanted: set[tuple[ListenerKind, int, int]] = set()
     local = members.local()
     remote = {m.identity for m in (*members.all, *members.ingress) if m.mesh}
+    speaking = {m.identity for m in members.all if m.mesh and modes.of(m) is not MeshMode.OFF}
     for member in local:
         if routed:
             wanted.add((ListenerKind.HTTP_SERVICE, member.identity, 0))
@@ -61,7 +71,12 @@ def _wanted(
         if modes.of(member) is not MeshMode.OFF:
             wanted |= {(ListenerKind.TLS_TCP, peer, 0) for peer in remote}
             wanted |= {(ListenerKind.TLS_HTTP, peer, 0) for peer in peers & remote}
-    strict = {m.identity for m in members.all if m.mesh and modes.of(m) is MeshMode.STRICT}
+        proven = _proven_peers(egress)
+        wanted |= {
+            (ListenerKind.TCP_MTLS, member.identity, peer)
+            for peer in (speaking if ANY in proven else proven & speaking)
+        }
+    strict = {m.identity for m in members.all if m.mesh and toward.of(m) is MeshMode.STRICT}
     wanted |= {(ListenerKind.TCP_MTLS, m.identity, peer) for m in local for peer in strict}
     return wanted
 
@@ -89,6 +104,7 @@ def listeners(
     members: Members,
     entries: Entries,
     modes: MeshModes,
+    toward: TowardModes,
     *,
     routed: bool,
     spiffe_id: Callable[[Member], str],
@@ -98,7 +114,7 @@ def listeners(
     namespaces = {m.identity: m.namespace for m in who.values()}
     ids = {m.identity: spiffe_id(m) for m in who.values()}
     found, names, unallocated = [], [], []
-    wanted = _wanted(members, entries, modes, routed=routed) | _carried(world, members)
+    wanted = _wanted(members, entries, modes, toward, routed=routed) | _carried(world, members)
     for kind, source_class, destination in sorted(wanted):
         name = name_of(kind, source_class, destination)
         names.append(name)

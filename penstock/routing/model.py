@@ -132,6 +132,8 @@ class ServiceTable:
     port: int
     routes: tuple[Route, ...]
     rights: tuple[Rights, ...]
+    audit: tuple[Rights, ...] | None = None
+    """What `rights` would be with the policies in audit enforced; None is no difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,6 +269,7 @@ class ProxyModel:
     clusters: tuple[ProxyCluster, ...] = ()
     workloads: tuple[ProxyEndpoint, ...] = ()
     workload_rights: tuple[Rights, ...] = ()
+    workload_audit: tuple[Rights, ...] | None = None
     edge: tuple[EdgeListener, ...] = ()
     tables: tuple[HostTable, ...] = ()
     edge_secret: str = ""

@@ -33,6 +33,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
     reached = clusters | {each.name: each.served for each in facts.edge.clusters}
     mirrored = _mirrored(facts)
     guarded = _guarded(facts)
+    own = [facts.destination(m.identity, m, port) for m, port in guarded]
     workloads = (
         _endpoint(facts, Backend(address, port, member))
         for member, port in guarded
@@ -51,7 +52,8 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
         mirror_rights=facts.rights(
             _destination(facts, b) for name in mirrored for b in reached[name].backends
         ),
-        workload_rights=facts.rights(Destination(m.identity, m, port) for m, port in guarded),
+        workload_rights=facts.rights(own),
+        workload_audit=facts.audit_rights(own),
         edge=facts.edge.listeners,
         tables=tuple(_edge_table(facts, t) for t in facts.edge.tables),
         edge_secret=next((str(a) for m in facts.members.ingress[:1] for a in m.addresses), ""),
@@ -156,17 +158,19 @@ def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:
 
 
 def _destination(facts: Facts, backend: Backend) -> Destination:
-    return Destination(facts.identity_of(backend.address, backend.member), backend.member, backend.port)
+    return facts.destination(facts.identity_of(backend.address, backend.member), backend.member, backend.port)
 
 
 def _table(facts: Facts, table: RouteTable) -> ServiceTable:
     assert table.served.vip is not None
+    reached = [_destination(facts, b) for s in table.clusters for b in s.backends]
     return ServiceTable(
         name=table.served.name,
         address=table.served.vip,
         port=table.served.port.port,
         routes=table.routes,
-        rights=facts.rights(_destination(facts, b) for s in table.clusters for b in s.backends),
+        rights=facts.rights(reached),
+        audit=facts.audit_rights(reached),
     )
 
 
@@ -177,7 +181,7 @@ def _guarded(facts: Facts) -> tuple[tuple[Member, int], ...]:
         if member.present:
             of_subject.setdefault(member.subject, []).append(member)
     found: dict[tuple[ObjectKey, int], tuple[Member, int]] = {}
-    for (subject, direction), table in facts.entries.items():
+    for (subject, direction), table in facts.all_entries.items():
         steered = {key: e for key, e in table.items() if e.verdict is Verdict.REDIRECT}
         if not steered:
             continue

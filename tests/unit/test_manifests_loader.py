@@ -128,12 +128,16 @@ def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None
 @pytest.mark.parametrize(
     ("rule", "field"),
     [
-        ("fromCIDRSet: [{cidr: 10.0.0.0/8, cidrGroupRef: x}]", "fromCIDRSet[0].cidrGroupRef"),
-        ("authentication: {mode: required}", "authentication"),
+        ("fromRequires: [{}]", "fromRequires"),
+        ("fromGroups: [{}]", "fromGroups"),
         ("toPorts: [{serverNames: [a]}]", "toPorts[0].serverNames"),
         ("toPorts: [{terminatingTLS: {}}]", "toPorts[0].terminatingTLS"),
         ("toPorts: [{rules: {dns: []}}]", "toPorts[0].rules.dns"),
-        ("toPorts: [{rules: {http: [{headerMatches: []}]}}]", "toPorts[0].rules.http[0].headerMatches"),
+        (
+            "toPorts: [{ports: [{port: 80}], rules: {http: [{headerMatches: "
+            "[{name: a, value: b, mismatch: LOG}]}]}}]",
+            "toPorts[0].rules.http[0].headerMatches[0].mismatch",
+        ),
     ],
 )
 def test_what_is_not_enforced_is_refused_by_name(rule: str, field: str) -> None:

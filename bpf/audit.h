@@ -1,0 +1,53 @@
+/* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
+/*
+ * The dry run of policies in audit: beside its entries a subject has a view with those policies enforced. What the view
+ * would deny is told, and goes its way; only where enforced policy lets through is the view looked at.
+ */
+#ifndef PENSTOCK_AUDIT_H
+#define PENSTOCK_AUDIT_H
+
+#include "events.h"
+#include "policy.h"
+
+struct judgement {
+	struct decision d;
+	__u32 src_ifindex;
+	__u32 dst_ifindex;
+	__u32 audit_rule;
+	__u8 src_local_address;
+	__u8 src_mesh;
+	/* One of the two is on another link of its workload than the one that its ifindex means. */
+	__u8 elsewhere;
+	/* The reason of the view that would have denied first, or 0. */
+	__u8 audit;
+	__u8 audit_redirect;
+};
+
+static __noinline int audit(struct judgement *j, const struct tuple *t, __u32 subject, __u8 direction, __be16 port)
+{
+	__u32 rule = 0, peer = direction == EGRESS ? j->d.dst_identity : j->d.src_identity;
+	__u8 verdict, flags = 0;
+
+	verdict = policy_verdict(subject | AUDIT_VIEW, direction, peer, t->protocol, port, &rule, &flags);
+	if (verdict == VERDICT_REDIRECT)
+		j->audit_redirect = 1;
+	if (verdict == VERDICT_DENY && !j->audit) {
+		j->audit = direction == EGRESS ? AUDIT_DENIED_EGRESS : AUDIT_DENIED_INGRESS;
+		j->audit_rule = rule;
+	}
+	return verdict;
+}
+
+/* Tell what would have been denied. */
+static __noinline int tell_audit(const struct packet *p, const struct judgement *j, __u8 hook)
+{
+	struct decision d = j->d;
+
+	d.reason = j->audit;
+	d.rule = j->audit_rule;
+	count(d.reason, p->length);
+	tell(p, &d, hook);
+	return 0;
+}
+
+#endif
