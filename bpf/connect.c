@@ -5,7 +5,7 @@
  * workloads: its packets must still carry the virtual address. The node's own processes are translated
  * always, since no tc hook sees what they send.
  */
-#include "policy.h"
+#include "maps.h"
 
 #include <linux/errno.h>
 #include <linux/in.h>
@@ -25,7 +25,7 @@ static __always_inline int translate(__u64 cookie, __u32 random, const struct se
 	s = bpf_map_lookup_elem(&services, service);
 	if (!s || s->flags & SERVICE_GATEWAY)
 		return 0;
-	if (!(ns->flags & NETNS_HOST) && routed_for(s, ns->identity))
+	if (s->flags & SERVICE_HTTP && !(ns->flags & NETNS_HOST))
 		return 0;
 	if (!s->backends)
 		return -1;

@@ -76,7 +76,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 
 		if (s && !(s->flags & SERVICE_GATEWAY)) {
 			j->d.dst_identity = 0;
-			if (src_is_local && routed_for(s, source_class))
+			if (src_is_local && s->flags & SERVICE_HTTP)
 				steer(&j->d, source_class, LISTENER_HTTP_SERVICE, 0);
 			else
 				deny(&j->d, UNTRANSLATED_SERVICE);

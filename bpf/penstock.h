@@ -29,6 +29,11 @@
 /* Names the policy entries of Gateways (penstock/policy/identities.py). */
 #define INGRESS_SUBJECT (IDENTITY_INGRESS * 256)
 
+/* The number under which `backends` tells where the proxy's datagrams leave from; the slot is the family, 4 or 6. */
+#define PROXY_SOURCES 0xffffffff
+/* penstock/envoy/process.py */
+#define PROXY_UID 64055
+
 /* Values are shared with penstock.plan.Verdict: at equal rank the higher wins. */
 enum verdict {
 	VERDICT_NONE = 0,
@@ -193,8 +198,6 @@ struct service_key {
 #define SERVICE_HTTP 1
 /* The proxy listens there itself, for a Gateway: judged as ingress, neither translated nor steered. */
 #define SERVICE_GATEWAY 2
-/* Its routes are for some classes of clients only: those that `listeners` names for it, by the Service's number. */
-#define SERVICE_SOME 64
 
 struct service_value {
 	__u32 id;
@@ -212,11 +215,6 @@ struct backend_value {
 	__be16 port;
 	__u8 pad[2];
 };
-
-/* The number under which `backends` tells where the proxy's datagrams leave from; the slot is the family, 4 or 6. */
-#define PROXY_SOURCES 0xffffffff
-/* penstock/envoy/process.py */
-#define PROXY_UID 64055
 
 /* Which socket spoke to which backend instead of which service: for getpeername and recvmsg. */
 struct translated_key {

@@ -64,12 +64,4 @@ static __always_inline __be16 listener_port(__u32 source_class, __u32 kind, __u3
 	return value ? value->port : 0;
 }
 
-/* Whether packets of this class to a Service's address keep it, because a route for them applies. */
-static __always_inline int routed_for(const struct service_value *s, __u32 source_class)
-{
-	if (!(s->flags & SERVICE_HTTP))
-		return 0;
-	return !(s->flags & SERVICE_SOME) || listener_port(source_class, LISTENER_HTTP_SERVICE, s->id);
-}
-
 #endif

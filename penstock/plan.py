@@ -113,8 +113,6 @@ class ServiceEntry:
     name: str
     backends: tuple[tuple[Address, int], ...]
     http: bool = False
-    clients: frozenset[int] | None = None
-    """The classes of clients that the routes are for; None is all."""
     gateway: bool = False
     """The proxy itself listens there for a Gateway: judged as ingress, neither translated nor steered."""
 
@@ -136,6 +134,8 @@ class KernelTables:
     """Port of the listener that stands for (source class, kind, destination)."""
     netns: Mapping[int, int] = field(default_factory=dict)
     """Network namespace cookie → identity, for the connect hooks."""
+    datagram_sources: tuple[Address, ...] = ()
+    """Where the proxy's datagrams leave from, one of each family."""
     ports: Mapping[int, PortEntry] = field(default_factory=dict)
     """By interface index."""
     attach: Mapping[int, WorkloadName] = field(default_factory=dict)
@@ -144,8 +144,6 @@ class KernelTables:
     """Ranges of other nodes → the node's address."""
     addresses: tuple[Address, ...] = ()
     """What this node must have for its Gateways, besides its own."""
-    datagram_sources: tuple[Address, ...] = ()
-    """Where the proxy's datagrams leave from, one of each family."""
 
 
 @dataclass(frozen=True, slots=True)

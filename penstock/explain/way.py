@@ -80,8 +80,7 @@ class Way:
         if not home:
             self._step("service", f"{name} is served to workloads of the mesh and to nodes only", ok=False)
             return [Outcome(False, "UNTRANSLATED_SERVICE")]
-        mine = member is not None and (service.clients is None or member.identity in service.clients)
-        if service.http and mine:
+        if service.http and member is not None:
             self._step("service", f"{name}: a route applies, the packets keep this address", node=home)
             return self._routed(ends.source, identity, address, port, home)
         if not service.backends:

@@ -50,9 +50,7 @@ class LiveKernel:
         planned = self._plan.kernel.services.get(key)
         name = planned.name if planned is not None else f"number {number}:{key.port}/{key.address.version}"
         found = (self._tables.read("backends", layout.backend_key((number, slot))) for slot in range(count))
-        clients = planned.clients if planned is not None and decode.for_some(raw) else None
-        backends = tuple(decode.backend(b) for b in found if b is not None)
-        return ServiceEntry(number, name, backends, http, clients)
+        return ServiceEntry(number, name, tuple(decode.backend(b) for b in found if b is not None), http)
 
     def listener(self, key: ListenerKey) -> int | None:
         raw = self._tables.read("listeners", layout.listener_key(key)) if self._serving else None

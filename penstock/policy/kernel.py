@@ -51,6 +51,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
     return KernelTables(
         endpoints=endpoints,
         ipcache=facts.ipcache,
+        datagram_sources=tuple(a for m in facts.members.ingress[:1] for a in m.addresses),
         policy=policy,
         services=_services(facts),
         listeners={
@@ -62,7 +63,6 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         attach=attach,
         routes=_routes(facts),
         addresses=facts.edge.addresses,
-        datagram_sources=tuple(a for m in facts.members.ingress[:1] for a in m.addresses),
     )
 
 
@@ -90,7 +90,7 @@ def _own_ports(member: Member) -> dict[int, PortEntry]:
 
 
 def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
-    routed = {t.served.name: t.consumers for t in facts.mesh.tables if not t.plain}
+    routed = {t.served.name for t in facts.mesh.tables if not t.plain}
     found: dict[ServiceKey, ServiceEntry] = {}
     for served in facts.served:
         number = facts.world.allocations.service_ids.get(service_name(served))
@@ -101,7 +101,6 @@ def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
             served.name,
             tuple((b.address, b.port) for b in served.backends),
             http=served.name in routed and served.port.protocol == "TCP",
-            clients=_clients(facts, routed.get(served.name)),
         )
         # Two manifests may fix one address: the first by name has it (and the other's status says so).
         found.setdefault(ServiceKey(served.vip, served.port.port, served.protocol), entry)
@@ -114,13 +113,6 @@ def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
             entry = ServiceEntry(number, listener.name, (), gateway=True)
             found.setdefault(ServiceKey(address, listener.port, protocol), entry)
     return found
-
-
-def _clients(facts: Facts, namespaces: frozenset[str] | None) -> frozenset[int] | None:
-    """The classes of this node's workloads in these namespaces; None is everybody."""
-    if namespaces is None:
-        return None
-    return frozenset(m.identity for m in facts.members.local() if m.namespace in namespaces)
 
 
 def _routes(facts: Facts) -> dict[Network, Address]:

@@ -30,7 +30,6 @@ from penstock.redirect.layout import (
     POLICY_FIXED_BITS,
     PORT_DIRECT,
     SERVICE_HTTP,
-    SERVICE_SOME,
     address_of,
 )
 from penstock.routing.model import ListenerKind
@@ -92,16 +91,6 @@ def policy_entry(raw: bytes) -> PolicyEntry:
 def listener_key(raw: bytes) -> ListenerKey:
     source_class, kind, destination = struct.unpack_from("=III", raw)
     return ListenerKey(source_class, ListenerKind(kind), destination)
-
-
-def of_service(key: ListenerKey) -> bool:
-    """Whether the entry says of a Service, by its number, that it is routed for a class of clients."""
-    return key.kind is ListenerKind.HTTP_SERVICE and key.destination != 0
-
-
-def for_some(raw: bytes) -> bool:
-    """Whether the routes of a Service are only for some classes of clients."""
-    return bool(struct.unpack_from("=8xI", raw)[0] & SERVICE_SOME)
 
 
 def service_key(raw: bytes) -> ServiceKey:

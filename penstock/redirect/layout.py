@@ -25,12 +25,15 @@ from penstock.plan import (
     ServiceKey,
 )
 from penstock.policy.labels import HOST
-from penstock.routing.model import ListenerKind
 from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
+<<<<<<< HEAD
 SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_SOME = 1, 2, 64
 POLICY_AUTHENTICATED = 1
+=======
+SERVICE_HTTP, SERVICE_GATEWAY = 1, 2
+>>>>>>> parent of b40a183 (A Service whose routes are only a consumer's is steered for that namespace alone)
 NETNS_HOST = 1
 ENDPOINT_ELSEWHERE = 1
 PORT_DIRECT = {4: 1, 6: 2}
@@ -134,7 +137,6 @@ def service_key(key: ServiceKey) -> bytes:
 
 def service_value(entry: ServiceEntry) -> bytes:
     flags = (SERVICE_HTTP if entry.http else 0) | (SERVICE_GATEWAY if entry.gateway else 0)
-    flags |= SERVICE_SOME if entry.http and entry.clients is not None else 0
     return struct.pack("=III", entry.service_id, len(entry.backends), flags)
 
 
@@ -163,17 +165,6 @@ def backends(tables: KernelTables) -> dict[tuple[int, int], tuple[Address, int]]
     }
 
 
-def _listeners(tables: KernelTables) -> dict[ListenerKey, int]:
-    """And once more for each Service whose routes are only for some: the key's destination is its number."""
-    found = dict(tables.listeners)
-    for service in tables.services.values():
-        for each in service.clients or () if service.http else ():
-            port = tables.listeners.get(ListenerKey(each, ListenerKind.HTTP_SERVICE))
-            if port is not None:
-                found[ListenerKey(each, ListenerKind.HTTP_SERVICE, service.service_id)] = port
-    return found
-
-
 PROXY_SOURCES = 0xFFFFFFFF
 """The number under which `backends` tells where the proxy's datagrams leave from; the slot is the family."""
 
@@ -189,7 +180,7 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "endpoints": (lambda t: t.endpoints, address_bytes, endpoint),
     "ipcache": (lambda t: t.ipcache, ipcache_key, ipcache_value),
     "policy": (lambda t: t.policy, policy_key, policy_value),
-    "listeners": (_listeners, listener_key, lambda port: _port(port) + b"\0\0"),
+    "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
     "services": (lambda t: t.services, service_key, service_value),
     "backends": (_with_sources, backend_key, _backend_value),
     "ports": (lambda t: t.ports, struct.Struct("=I").pack, port),

@@ -44,7 +44,7 @@ class InKernel:
 
     policy: Mapping[PolicyKey, PolicyEntry]
     listeners: Mapping[ListenerKey, int]
-    http_services: Mapping[ServiceKey, frozenset[int] | None]
+    http_services: Collection[ServiceKey]
     identities: Mapping[Address, int]
 
 
@@ -73,22 +73,8 @@ def before_proxy(wanted: KernelTables, now: InKernel) -> KernelTables:
         endpoints={a: e for a, e in wanted.endpoints.items() if a not in leaving},
         policy=policy,
         listeners={k: port for k, port in wanted.listeners.items() if now.listeners.get(k) == port},
-        services={
-            k: replace(
-                s,
-                http=s.http and k in now.http_services,
-                clients=_both(s.clients, now.http_services.get(k)),
-            )
-            for k, s in wanted.services.items()
-        },
+        services={k: replace(s, http=s.http and k in now.http_services) for k, s in wanted.services.items()},
     )
-
-
-def _both(wanted: frozenset[int] | None, now: frozenset[int] | None) -> frozenset[int] | None:
-    """The clients of either; None is all."""
-    if wanted is None or now is None:
-        return now if wanted is None else wanted
-    return wanted & now
 
 
 def _neighbours(keys: Iterable[PolicyKey]) -> Mapping[tuple[int, Direction], list[PolicyKey]]:
@@ -152,8 +138,7 @@ def _steering(
     if target is None:
         service = tables.services.get(ServiceKey(connection.address, connection.port, TCP))
         if service is not None and not service.gateway:
-            mine = service.clients is None or (source is not None and source.identity in service.clients)
-            return Steering.TO_PROXY if service.http and mine else Steering.PAST_PROXY
+            return Steering.TO_PROXY if service.http else Steering.PAST_PROXY
         if service is not None:
             return _to_gateway(tables, whois, source, connection)
     from_, to = whois(connection.client), whois(connection.address)

@@ -113,8 +113,7 @@ class Tables:
         }
 
     def listeners(self) -> Mapping[ListenerKey, int]:
-        found = {decode.listener_key(k): decode.port(v) for k, v in self._now["listeners"].items()}
-        return {k: port for k, port in found.items() if not decode.of_service(k)}
+        return {decode.listener_key(k): decode.port(v) for k, v in self._now["listeners"].items()}
 
     def identities(self) -> Mapping[Address, int]:
         """Single addresses and who they are."""
@@ -126,19 +125,12 @@ class Tables:
             if is_host(network := decode.ipcache_key(raw))
         }
 
-    def http_services(self) -> Mapping[ServiceKey, frozenset[int] | None]:
-        """Services with a route, and the classes of clients that it is for (None: all)."""
-        some: dict[int, set[int]] = {}
-        for key in map(decode.listener_key, self._now["listeners"]):
-            if decode.of_service(key):
-                some.setdefault(key.destination, set()).add(key.source_class)
-        found: dict[ServiceKey, frozenset[int] | None] = {}
-        for raw, value in self._now["services"].items():
-            number, _, http = decode.service_value(value)
-            if http:
-                clients = frozenset(some.get(number, ())) if decode.for_some(value) else None
-                found[decode.service_key(raw)] = clients
-        return found
+    def http_services(self) -> frozenset[ServiceKey]:
+        return frozenset(
+            decode.service_key(raw)
+            for raw, value in self._now["services"].items()
+            if decode.service_value(value)[2]
+        )
 
     def counters(self) -> dict[int, tuple[int, int]]:
         """Reason → (packets, bytes) since the maps were made, summed over CPUs."""

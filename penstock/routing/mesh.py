@@ -38,8 +38,6 @@ class RouteTable:
     routes: tuple[Route, ...]
     clusters: tuple[ServedPort, ...]
     plain: bool = False
-    consumers: frozenset[str] | None = None
-    """The namespaces that all of its routes are for; None if it has a producer's, which are for everybody."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +106,6 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
             owners[name],
             _in_order(owners[name], by_clients),
             _reached(owners[name], by_clients, clusters[name]),
-            consumers=None if None in by_clients else frozenset(c for c in by_clients if c is not None),
         )
         for name, by_clients in sorted(collected.items())
     ]

@@ -104,7 +104,6 @@ def test_constants(header: btf.Btf) -> None:
             "PORT_DIRECT4": layout.PORT_DIRECT[4],
             "PORT_DIRECT6": layout.PORT_DIRECT[6],
             "SERVICE_HTTP": layout.SERVICE_HTTP,
-            "SERVICE_SOME": layout.SERVICE_SOME,
             "NETNS_HOST": layout.NETNS_HOST,
             "PROXY_UID": UID,
             "CONFIG_HOST_ACCESS": layout.CONFIG_HOST_ACCESS,

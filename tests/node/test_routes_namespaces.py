@@ -102,27 +102,3 @@ def test_policy_holds_whoever_wrote_the_route(mesh: Mesh) -> None:
     mesh.apply(API, OWN, closed, GRANT, consumer(marked("x", FOREIGN)))
     assert seen(mesh, "shopper", "/x")[0] == 403
     assert seen(mesh, "home", "/x")[0] == 200
-
-
-def test_a_route_for_some_steers_nobody_else(mesh: Mesh) -> None:
-    """Who is of another namespace keeps the kernel's way, also while others' routes come and go."""
-    daemon = mesh.on("home")
-
-    def proxied(who: str, path: str = "/") -> bool:
-        before = daemon.downstream()
-        assert ask(mesh[who], mesh.vip("api"), 80, path).pod in ("api", "own")
-        return daemon.downstream() > before
-
-    mesh.apply(API, OWN, consumer(marked("a", to("own"))))
-    assert proxied("shopper", "/a")
-    assert not proxied("home")
-    mesh.apply(API, OWN, consumer(marked("a", to("own"))), route("p", "api", {"backendRefs": [to("api")]}))
-    assert proxied("home")
-    with Http(mesh["home"], mesh.vip("api"), 80) as connection:
-        assert connection.ask("/").pod == "api"
-        mesh.apply(API, OWN, consumer(marked("a", to("own"))))
-        assert connection.ask("/").pod == "api"
-        assert not proxied("home")
-    assert proxied("shopper", "/a")
-    mesh.apply(API, OWN)
-    assert not proxied("shopper")

@@ -37,7 +37,7 @@ def verdict(of: Table, peer: int, port: int) -> Verdict:
 
 
 def held(wanted: Table, now: Table) -> Table:
-    return dict(before_proxy(KernelTables(policy=wanted), InKernel(now, {}, {}, {})).policy)
+    return dict(before_proxy(KernelTables(policy=wanted), InKernel(now, {}, (), {})).policy)
 
 
 def test_what_was_allowed_stays_allowed_until_the_listener_is_there() -> None:
@@ -121,17 +121,17 @@ def _service(name: str, number: int) -> dict[ServiceKey, ServiceEntry]:
 
 def test_a_listener_is_pointed_at_only_where_it_stands() -> None:
     wanted = KernelTables(listeners={OLD: 15001, NEW: 15002})
-    assert before_proxy(wanted, InKernel({}, {OLD: 15001}, {}, {})).listeners == {OLD: 15001}
+    assert before_proxy(wanted, InKernel({}, {OLD: 15001}, (), {})).listeners == {OLD: 15001}
     # The same key on another port is another listener.
-    assert before_proxy(wanted, InKernel({}, {OLD: 15009}, {}, {})).listeners == {}
+    assert before_proxy(wanted, InKernel({}, {OLD: 15009}, (), {})).listeners == {}
     # What is not wanted any more goes at once: the kernel first, then the proxy.
-    assert before_proxy(KernelTables(), InKernel({}, {OLD: 15001}, {}, {})).listeners == {}
+    assert before_proxy(KernelTables(), InKernel({}, {OLD: 15001}, (), {})).listeners == {}
 
 
 def test_a_new_route_waits_as_the_plain_service() -> None:
     services = _service("default/a:80/4", 1) | _service("default/b:80/4", 2)
     old, new = services
-    found = before_proxy(KernelTables(services=services), InKernel({}, {}, {old: None}, {})).services
+    found = before_proxy(KernelTables(services=services), InKernel({}, {}, {old}, {})).services
     assert (found[old].http, found[new].http) == (True, False)
     assert found[new].backends == services[new].backends
 

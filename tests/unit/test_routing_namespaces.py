@@ -102,19 +102,3 @@ def test_a_consumer_route_names_backends_of_its_own_namespace_by_itself_and_of_o
 def test_listeners_of_services_know_their_clients_namespace() -> None:
     _, plan = make(PEOPLE + workload("c", "10.1.0.7", namespace="shop") + consumer("[{}]"))
     assert {x.namespace for x in plan.proxy.listeners} == {"default", "shop"}
-
-
-def test_only_a_consumers_own_clients_are_steered() -> None:
-    text = PEOPLE + workload("shopper", "10.1.0.9", namespace="shop")
-    world, plan = make(text + consumer("[{backendRefs: [{name: own, port: 80}]}]"))
-    number = world.allocations.identities[
-        next(t for t in world.allocations.identities if t.startswith('["shop"'))
-    ]
-    steered = {s.clients for s in plan.kernel.services.values() if s.http}
-    assert steered == {frozenset({number})}
-    _, both = make(
-        text
-        + consumer("[{backendRefs: [{name: own, port: 80}]}]")
-        + route("[{backendRefs: [{name: v1, port: 80}]}]", name="p")
-    )
-    assert {s.clients for s in both.kernel.services.values() if s.http} == {None}
