@@ -12,6 +12,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest
 
+# `make bpf PACKAGES=true` only compiles.
+PACKAGES ?= .ci/packages
+
 CLANG ?= clang
 # asm/types.h, which linux/types.h includes, is in the directory of the machine's own architecture.
 BPF_CFLAGS := -O2 -g -Wall -Werror -target bpf -mcpu=v3 -I/usr/include/$(shell uname -m)-linux-gnu
@@ -34,7 +37,7 @@ help: ## Show this
 setup: packages $(VENV)/.installed bpf ## Install system packages, .venv and the BPF objects, as far as missing
 
 packages:
-	@.ci/packages
+	@$(PACKAGES)
 
 $(VENV)/.installed: pyproject.toml constraints.txt | packages
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Penstock needs Python 3.11 or newer, $(PYTHON) is " + sys.version.split()[0])'
@@ -77,6 +80,9 @@ node-test: setup ## Namespaces, the kernel and Envoy (root)
 
 test-compose: setup ## Containers of a Docker Engine of its own (root)
 	@.ci/docker
+	@.ci/wheels
+	@test -s build/compose/base.tar || { mkdir -p build/compose && .ci/base-image build/compose/base.tar \
+		python3 python3-venv libbpf1 iproute2 util-linux procps; }
 	$(PYTEST) -q tests/compose
 
 quick: lint unit bpf-test ## lint, unit, BPF and one node scenario, in under three minutes

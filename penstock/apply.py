@@ -191,7 +191,7 @@ class Applier:
             self.tables.policy(),
             self.tables.listeners(),
             self.tables.http_services(),
-            self.tables.identities(),
+            self.tables.ipcache(),
         )
         changed = self.tables.apply(before_proxy(wanted, now))
         if leaving := changing_hands(wanted, now):

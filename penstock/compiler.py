@@ -16,10 +16,14 @@ numbers and compiles again.
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import cast
 
-from penstock.facts import Facts
-from penstock.manifests.document import ObjectKey
+from penstock.differing import Table
+from penstock.facts import MOST_FOLLOWED, Facts
+from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
 from penstock.policy.identities import Member, identity_text, node_names
@@ -44,12 +48,15 @@ class Names:
     gateways: tuple[str, ...]
 
 
-def names(world: World, read: Policies | None = None) -> Names:
-    """Everything in `world` that is known by a number; `read` are its policies, if they have been read."""
+def names(world: World, read: Policies | None = None, identities: Iterable[str] | None = None) -> Names:
+    """Everything in `world` that is known by a number; `read` are its policies, if they have been read, and
+    `identities` the texts of those of its workloads, if they are known."""
     read = read or policies(world)
+    if identities is None:
+        identities = (identity_text(d, w) for d, w in world.of_kind(Workload))
     vips = {name: parse_address(text) if text else None for name, text in wanted_vips(world).items()}
     return Names(
-        identities=tuple(identity_text(d, w) for d, w in world.of_kind(Workload)),
+        identities=tuple(identities),
         vips=vips,
         services=(*served_names(world), *gateway_names(world)),
         prefixes=(*map(str, read.networks), *node_names(world, read).values()),
@@ -63,11 +70,53 @@ class Compiler:
     def __init__(self) -> None:
         self._last: Facts | None = None
         self._policies: Policies | None = None
+        self._workloads: tuple[Document, ...] = ()
+        self._texts: dict[ObjectKey, tuple[Document, str]] = {}
+        # How many workloads each identity has.
+        self._told: Counter[str] = Counter()
 
     @property
     def facts(self) -> Facts | None:
         """The stages of the last compilation, for whoever explains it."""
         return self._last
+
+    def follow(self, world: World) -> None:
+        """Let `world` take over what the last one knows of its documents."""
+        if self._last is not None and not world.sorted:
+            changed = world.changed_since(self._last.world)
+            if len(changed) <= MOST_FOLLOWED:
+                world.follow(self._last.world, changed)
+
+    def names(self, world: World) -> Names:
+        """`names`, of which those of workloads are looked up where they have changed."""
+        workloads = world.documents_of(Workload)
+        last = self._last
+        if last is not None and last.world.documents_of(Workload) is self._workloads is not workloads:
+            for key in world.changed_since(last.world):
+                if key.kind == Workload.__name__:
+                    self._retell(key, world.documents.get(key))
+            self._workloads = workloads
+        elif workloads is not self._workloads:
+            self._texts = {
+                d.key: known
+                if (known := self._texts.get(d.key)) is not None and known[0] is d
+                else (d, identity_text(d, cast(Workload, d.value)))
+                for d in workloads
+            }
+            self._workloads = workloads
+            self._told = Counter(text for _, text in self._texts.values())
+        return names(world, self.read(world), tuple(self._told))
+
+    def _retell(self, key: ObjectKey, document: Document | None) -> None:
+        if key in self._texts:
+            _, before = self._texts.pop(key)
+            self._told[before] -= 1
+            if not self._told[before]:
+                del self._told[before]
+        if document is not None:
+            text = identity_text(document, cast(Workload, document.value))
+            self._texts[key] = (document, text)
+            self._told[text] += 1
 
     def read(self, world: World) -> Policies:
         """The policies of `world`; those of the last one where nothing has changed."""
@@ -76,6 +125,7 @@ class Compiler:
 
     def compile(self, world: World) -> Plan:
         """The same Plan that `compile_world` makes."""
+        self.follow(world)
         facts = Facts(world, self._last, self.read(world))
         plan = _plan(facts)
         facts.forget()
@@ -106,7 +156,7 @@ def _plan(facts: Facts) -> Plan:
             for m in (*facts.members.local(), *facts.members.ingress[:1])
             for address in m.addresses
         ),
-        statuses=_statuses(facts),
+        statuses=_followed_statuses(facts),
         listener_names=demand.names,
         unallocated=demand.unallocated,
     )
@@ -115,15 +165,42 @@ def _plan(facts: Facts) -> Plan:
 _VALID = ObjectStatus((Condition("Valid", True, "Accepted"),))
 
 
-def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
-    found = dict.fromkeys(facts.world.documents, ObjectStatus())
-    for member in facts.members.all:
+def _followed_statuses(facts: Facts) -> Table[ObjectKey, ObjectStatus]:
+    """Those of before, where nothing but workloads has changed."""
+    before = facts.before
+    changed = facts.workloads_changed()
+    if (
+        before is not None
+        and changed is not None
+        and before.said is not None
+        and all(key.kind == Workload.__name__ for key in facts.changed)
+        and (facts.served, facts.mesh, facts.edge) == (before.served, before.mesh, before.edge)
+    ):
+        changes: dict[ObjectKey, ObjectStatus | None] = {
+            key: ObjectStatus() if key in facts.world.documents else None for key in facts.changed
+        }
+        changes.update(_of_workloads(facts, changed[1]))
+        facts.said = before.said.after(changes)
+    else:
+        facts.said = Table(_statuses(facts))
+    return facts.said
+
+
+def _of_workloads(facts: Facts, members: Iterable[Member]) -> dict[ObjectKey, ObjectStatus]:
+    found = {}
+    for member in members:
         key = member.document.key
         if member.local and member.attachment is None:
             why, reason = _absent(facts, member)
             found[key] = ObjectStatus((Condition("Ready", False, reason, why),), pending=why)
         elif member.local:
             found[key] = ObjectStatus((Condition("Ready", True, "Attached"),))
+    return found
+
+
+def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
+    found = dict.fromkeys(facts.world.documents, ObjectStatus())
+    found.update(_of_workloads(facts, facts.members.all))
     for document in facts.world.of_kinds(*POLICY_KINDS):
         found[document.key] = _VALID
     found.update(_shared_vips(facts))
@@ -144,7 +221,8 @@ def _absent(facts: Facts, member: Member) -> tuple[str, str]:
     assert isinstance(workload, Workload)
     if workload.spec.container is None:
         return f"network namespace {member.netns} is absent", "NamespaceAbsent"
-    return f"container {workload.spec.container} does not run here", "ContainerAbsent"
+    what = f"container {workload.spec.container} does not run here"
+    return f"{what}, or its engine is not followed (penstock run --docker)", "ContainerAbsent"
 
 
 def _shared_vips(facts: Facts) -> dict[ObjectKey, ObjectStatus]:

@@ -27,12 +27,13 @@ from penstock.control import ControlServer, socket_path
 from penstock.envoy.proxyless import Proxyless
 from penstock.errors import PenstockError
 from penstock.facts import Facts
+from penstock.hostnames import HostsFiles, blocks
 from penstock.inspect import CALLS, Inspector
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.manifests.problem import Problem
 from penstock.manifests.store import Store
-from penstock.node import Node, Options, open_node
+from penstock.node import Node, Options, hosts_record, open_node
 from penstock.observe.als import access_log_service
 from penstock.observe.flows import Flows
 from penstock.plan import Plan
@@ -69,6 +70,7 @@ class Daemon:
         self._planner = Planner()
         self._proxyless: Proxyless[Resource] = Proxyless(resource)
         self._docker = DockerSource(options.docker) if options.docker else None
+        self._hosts_files = HostsFiles(hosts_record(options.run_dir))
         self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
@@ -274,6 +276,8 @@ class Daemon:
         compiled = time.perf_counter() - started - closed.seconds
         self._world = world
         applied: Applied = await self._node.applier.apply(plan, closed)
+        if self._docker is not None:
+            await self._blocking(self._hosts_files.apply, self._hosts_blocks(world, self._docker))
         self._flows.look_up(partial(directory, world, plan))
         self._report.update(world, plan, applied, self._all_problems)
         if self._planner.facts is not None:
@@ -297,6 +301,17 @@ class Daemon:
             self._frozen = True
             gc.collect()
             gc.freeze()
+
+    @staticmethod
+    def _hosts_blocks(world: World, docker: DockerSource) -> dict[int, str]:
+        """Process of each container → what its hosts file is to hold of ours."""
+        namespaces = {}
+        for document, workload in world.of_kind(Workload):
+            name = workload.spec.container
+            if name and docker.pid(name) and docker.has_hosts_file(name):
+                namespaces[docker.pid(name)] = document.key.namespace
+        texts = blocks(world, set(namespaces.values()))
+        return {pid: texts[namespace] for pid, namespace in namespaces.items()}
 
     def _addresses_of(self, workload: str) -> tuple[Address, ...]:
         """Of ``namespace/name``, on whatever node."""

@@ -6,11 +6,12 @@ what the policies say, which Services are served, and which routes apply.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
-from penstock.manifests.document import Document
+from penstock.differing import Table
+from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import (
     EndpointSlice,
     Namespace,
@@ -21,10 +22,10 @@ from penstock.manifests.kinds import (
 )
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 from penstock.mtls.spiffe import for_workload
-from penstock.plan import AUDIT_VIEW, Direction, IpcacheEntry, MeshMode, PolicyEntry, PolicyKey
-from penstock.policy.addresses import Whois, followed, ipcache
+from penstock.plan import AUDIT_VIEW, Direction, IpcacheEntry, MeshMode, ObjectStatus, PolicyEntry, PolicyKey
+from penstock.policy.addresses import Whois, distinct, followed, ipcache
 from penstock.policy.entries import Stance, entries, stances
-from penstock.policy.identities import Member, Members, members
+from penstock.policy.identities import Member, Members, followed_members, members
 from penstock.policy.labels import HOST, WORLD
 from penstock.policy.mesh_tls import MeshModes, TowardModes
 from penstock.policy.policies import Policies, policies
@@ -35,6 +36,9 @@ from penstock.routing.mesh import MeshRoutes, mesh_routes
 from penstock.routing.model import Rights
 from penstock.routing.services import ServedPort, served_ports
 from penstock.world import Address, Network, World
+
+MOST_FOLLOWED = 500
+"""Objects that change together and are looked at one by one; beyond that all is computed anew."""
 
 
 class Facts:
@@ -49,6 +53,14 @@ class Facts:
         self.world = world
         self._before = before
         self._read = read
+        self.changed: tuple[ObjectKey, ...] = world.changed_since(before.world) if before is not None else ()
+        """The objects that are other documents than before."""
+        self.said: Table[ObjectKey, ObjectStatus] | None = None
+        """What the compilation said of each object."""
+
+    @property
+    def before(self) -> Facts | None:
+        return self._before
 
     def forget(self) -> None:
         """Let go of the facts before, so that not all history is kept."""
@@ -58,7 +70,8 @@ class Facts:
         """Whether the documents of these kinds are the very ones of before."""
         if self._before is None:
             return False
-        return all(self.world.same_of_kind(self._before.world, kind) for kind in kinds)
+        names = {kind.__name__ for kind in kinds}
+        return not any(key.kind in names for key in self.changed)
 
     @cached_property
     def policies(self) -> Policies:
@@ -83,18 +96,43 @@ class Facts:
             and self.policies.nodes == before.policies.nodes
         ):
             return before.members
+        if (
+            len(self.changed) <= MOST_FOLLOWED
+            and self._same_documents(Node, *EDGE_KINDS)
+            and world.allocations.gateways == before.world.allocations.gateways
+            and world.attachments == before.world.attachments
+            and world.allocations.prefixes == before.world.allocations.prefixes
+            and self.policies.networks == before.policies.networks
+            and self.policies.nodes == before.policies.nodes
+        ):
+            workloads = [key for key in self.changed if key.kind == Workload.__name__]
+            found = followed_members(world, before.members, workloads)
+            if found is not None:
+                return found
         return members(world, self.policies, before.members)
 
     @property
     def _same_members(self) -> bool:
         return self._before is not None and self.members is self._before.members
 
+    @property
+    def _same_shape(self) -> bool:
+        """Whether identities, subjects and names of ports are those of before: all that policy looks at."""
+        return self._before is not None and self.members.shape is self._before.members.shape
+
+    def workloads_changed(self) -> tuple[list[Member], list[Member]] | None:
+        """The members that went and those that came since the facts before; None if the shape is another."""
+        if self._before is None or not self._same_shape:
+            return None
+        keys = [key for key in self.changed if key.kind == Workload.__name__]
+        return self._before.members.named(keys), self.members.named(keys)
+
     @cached_property
     def modes(self) -> MeshModes:
         return MeshModes(self.world)
 
     @cached_property
-    def ipcache(self) -> dict[Network, IpcacheEntry]:
+    def ipcache(self) -> Table[Network, IpcacheEntry]:
         before = self._before
         if (
             before is not None
@@ -106,12 +144,17 @@ class Facts:
             and self.members.index.nodes == before.members.index.nodes
             and self.toward.proving == before.toward.proving
         ):
-            changed = followed(
-                self.world, before.ipcache, before.members, self.members, self.toward, self.edge.addresses
-            )
-            if changed is not None:
-                return changed
+            changed = self.workloads_changed()
+            if changed is not None and before.distinct:
+                found = followed(before.ipcache, *changed, self.toward)
+                if found is not None:
+                    self.__dict__["distinct"] = True
+                    return found
         return ipcache(self.world, self.members, self.toward, self.edge.addresses)
+
+    @cached_property
+    def distinct(self) -> bool:
+        return distinct(self.world, self.ipcache, self.members, self.edge.addresses)
 
     @cached_property
     def whois(self) -> Whois:
@@ -125,11 +168,8 @@ class Facts:
         return found.identity if found else WORLD
 
     @cached_property
-    def by_identity(self) -> dict[int, list[Member]]:
-        found: dict[int, list[Member]] = {}
-        for member in (*self.members.all, *self.members.ingress):
-            found.setdefault(member.identity, []).append(member)
-        return found
+    def by_identity(self) -> Mapping[int, tuple[Member, ...]]:
+        return self.members.by_identity
 
     def specs(self) -> Iterator[tuple[Document, tuple[PolicySpec, ...]]]:
         """Every policy with what it says."""
@@ -138,8 +178,10 @@ class Facts:
 
     @cached_property
     def stances(self) -> Stances:
+        if self._before is not None and self._same_shape and self.policies is self._before.policies:
+            return replace(self._before.stances, by_identity=self.by_identity)
         both = self._stances(audit=False)
-        if self._before is not None and self._same_members:
+        if self._before is not None and self._same_shape:
             for direction, found in both.items():
                 known = self._before.stances.of(direction)
                 both[direction] = {s: known[s] if known[s] == what else what for s, what in found.items()}
@@ -183,6 +225,12 @@ class Facts:
     @cached_property
     def toward(self) -> TowardModes:
         """How senders of this node must speak to workloads of other nodes."""
+        if (
+            self._before is not None
+            and self._same_shape
+            and self.stances.ingress is self._before.stances.ingress
+        ):
+            return TowardModes(self.modes, self._before.toward.proving)
         proving = frozenset(
             m.identity
             for subject, m in self.members.representatives().items()
@@ -209,7 +257,8 @@ class Facts:
                 place = (member.subject, direction)
                 if (
                     self._before is not None
-                    and self._same_members
+                    and self._same_shape
+                    and place in self._before.entries
                     and self._before.stances.of(direction)[member.subject] is what
                 ):
                     found[place] = self._before.entries[place]
@@ -254,7 +303,7 @@ class Facts:
         return mesh_routes(self.world, self.served)
 
     def spiffe_id(self, member: Member) -> str:
-        return str(for_workload(self.world.settings.trust_domain, member.namespace, member.service_account))
+        return _spiffe_id(self.world.settings.trust_domain, member.namespace, member.service_account)
 
     @cached_property
     def _bound(self) -> dict[int, Stance]:
@@ -266,8 +315,8 @@ class Facts:
         before = self._before
         if (
             before is None
-            or not self._same_members
-            or before._bound != self._bound
+            or not self._same_shape
+            or (before.stances is not self.stances and before._bound != self._bound)
             or not self._same_documents(PeerAuthentication)
         ):
             return {}
@@ -303,3 +352,8 @@ class Facts:
             host_access=self.world.settings.host_access,
         )
         return found if found != self.rights(reached) else None
+
+
+@lru_cache(maxsize=65536)
+def _spiffe_id(trust_domain: str, namespace: str, account: str) -> str:
+    return str(for_workload(trust_domain, namespace, account))

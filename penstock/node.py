@@ -25,6 +25,7 @@ from penstock.control import socket_path
 from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import HostError
+from penstock.hostnames import HostsFiles
 from penstock.mtls import keys
 from penstock.mtls.authority import Authority, Reporting
 from penstock.mtls.ca import CertificateAuthority
@@ -68,6 +69,11 @@ def _pins(run_dir: Path) -> Path:
 
 def _host_record(run_dir: Path) -> Path:
     return run_dir / "host.json"
+
+
+def hosts_record(run_dir: Path) -> Path:
+    """Whose hosts files were written to."""
+    return run_dir / "containers.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,6 +224,7 @@ def tear_down(run_dir: Path) -> None:
         host = HostSettings(_host_record(run_dir))
         host.down()
         host.close()
+        HostsFiles(hosts_record(run_dir)).forget()
         for left in (socket_path(run_dir), xds_socket(run_dir), clients_socket(run_dir)):
             left.unlink(missing_ok=True)
         shutil.rmtree(run_dir / "envoy", ignore_errors=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from typing import NamedTuple
 
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.routing.model import ListenerKind, ProxyModel
@@ -73,8 +74,7 @@ class IpcacheEntry:
     local: bool = False
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class PolicyKey:
+class PolicyKey(NamedTuple):
     """`identity` 0 is any peer, `protocol` 0 any protocol; the port counts in its first `port_bits` bits."""
 
     subject: int
@@ -98,8 +98,7 @@ AUDIT_VIEW = 1 << 31
 """In a subject: its entries as they would be if the policies in audit were enforced."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ServiceKey:
+class ServiceKey(NamedTuple):
     address: Address
     port: int
     protocol: int
@@ -117,8 +116,7 @@ class ServiceEntry:
     """The proxy itself listens there for a Gateway: judged as ingress, neither translated nor steered."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ListenerKey:
+class ListenerKey(NamedTuple):
     source_class: int
     kind: ListenerKind
     destination: int = 0

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 from penstock.allocate import allocate
-from penstock.compiler import Compiler, names
+from penstock.compiler import Compiler, Names, names
 from penstock.facts import Facts
 from penstock.plan import Plan
-from penstock.policy.policies import Policies
 from penstock.world import World
 
 
@@ -29,6 +28,7 @@ class Planner:
 
     def plan(self, world: World) -> tuple[World, Plan]:
         """Raises AllocationError if there are not enough numbers; then nothing has changed."""
+        self._compiler.follow(world)
         world = self._numbered(world, tuple(world.allocations.listener_ports))
         plan = self._compiler.compile(world)
         if plan.unallocated:
@@ -37,12 +37,12 @@ class Planner:
         return world, plan
 
     def _numbered(self, world: World, listeners: tuple[str, ...]) -> World:
-        return numbered(world, listeners, self._compiler.read(world))
+        return numbered(world, listeners, self._compiler.names(world))
 
 
-def numbered(world: World, listeners: tuple[str, ...], read: Policies | None = None) -> World:
+def numbered(world: World, listeners: tuple[str, ...], wanted: Names | None = None) -> World:
     """`world` with a number for all that is known by one, and a port for each of `listeners`."""
-    wanted = names(world, read)
+    wanted = wanted or names(world)
     allocations = allocate(
         world.allocations,
         identities=wanted.identities,
@@ -54,4 +54,8 @@ def numbered(world: World, listeners: tuple[str, ...], read: Policies | None = N
         settings=world.settings,
     )
     # What a World knows of its documents by kind is worth keeping.
-    return world if allocations == world.allocations else replace(world, allocations=allocations)
+    if allocations == world.allocations:
+        return world
+    found = replace(world, allocations=allocations)
+    found.follow(world, ())
+    return found

@@ -6,10 +6,13 @@ were given out) is in `Allocations`, which is part of the World, so that compile
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from itertools import compress
+from operator import is_not
 from typing import Literal, TypeVar
 
 from penstock.manifests.document import Document, ObjectKey, place
@@ -164,11 +167,59 @@ class World:
             found.setdefault(key.kind, []).append(self.documents[key])
         return {kind: tuple(documents) for kind, documents in found.items()}
 
+    def changed_since(self, before: World) -> tuple[ObjectKey, ...]:
+        """The objects that are other documents than `before`, that came, or that went."""
+        old, new = before.documents, self.documents
+        if old is new:
+            return ()
+        known = self.__dict__.get("_since")
+        if known is not None and known[0] is old:
+            return tuple(known[1])
+        # Mostly the same objects in the same order: then no key need be looked up.
+        others = list(compress(zip(old, new, strict=False), map(is_not, old.values(), new.values())))
+        if len(old) == len(new) and all(a == b for a, b in others):
+            found = [key for _, key in others]
+        else:
+            found = [key for key, document in new.items() if old.get(key) is not document]
+            found += old.keys() - new.keys()
+        self.__dict__["_since"] = (old, tuple(found))
+        return tuple(found)
+
+    @property
+    def sorted(self) -> bool:
+        """Whether it has its documents by kind already."""
+        return "_by_kind" in self.__dict__
+
+    def follow(self, before: World, changed: Collection[ObjectKey]) -> None:
+        """Take over what `before` knows of its documents, of which `changed` are others here."""
+        by_kind = dict(before._by_kind)
+        for kind in {key.kind for key in changed}:
+            by_kind[kind] = self._followed(by_kind.get(kind, ()), [k for k in changed if k.kind == kind])
+        self.__dict__["_by_kind"] = by_kind
+        if not changed and "_since" in before.__dict__:
+            self.__dict__["_since"] = before.__dict__["_since"]
+
+    def _followed(
+        self, documents: tuple[Document, ...], changed: Collection[ObjectKey]
+    ) -> tuple[Document, ...]:
+        found = list(documents)
+        for key in changed:
+            at = bisect_left(found, place(key), key=lambda d: place(d.key))
+            here = at < len(found) and found[at].key == key
+            found[at : at + here] = [self.documents[key]] if key in self.documents else []
+        return tuple(found)
+
     def same_of_kind(self, other: World, kind: type) -> bool:
         """Whether both hold the very same documents of a kind (not only equal ones)."""
         mine = self._by_kind.get(kind.__name__, ())
         theirs = other._by_kind.get(kind.__name__, ())
+        if mine is theirs:
+            return True
         return len(mine) == len(theirs) and all(a is b for a, b in zip(mine, theirs, strict=True))
+
+    def documents_of(self, kind: type) -> tuple[Document, ...]:
+        """Every document of a kind, by namespace and name; the same tuple where none has changed."""
+        return self._by_kind.get(kind.__name__, ())
 
     def of_kind(self, kind: type[K]) -> Iterator[tuple[Document, K]]:
         """Every document of one kind with its value, ordered by namespace and name."""

@@ -1,118 +1,27 @@
-"""Random policies, and a naive reading of what they mean.
-
-The evaluator works on the manifests as plain data and asks, for one packet at a time, each rule in turn,
-as the API's documentation words it. It knows nothing of entries, prefixes, identities or verdict numbers,
-and shares no code with penstock.policy: that is its worth.
-"""
+"""Random policies, as a user would write them."""
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from ipaddress import ip_address, ip_network
-from typing import Any, Literal
+from dataclasses import dataclass
+from ipaddress import ip_network
 
 from hypothesis import strategies as st
+from policy_parties import (
+    ACCOUNT,
+    ICMP_NAMES,
+    ICMP_TYPES,
+    NAMED,
+    NAMESPACE,
+    NAMESPACE_LABELS,
+    NAMESPACES,
+    PORT_NUMBERS,
+    REMOTE_NODE,
+    ZONES,
+    Json,
+    Party,
+)
 from worlds import NODE
-
-Json = dict[str, Any]
-Answer = Literal["deny", "allow", "proxy"]
-NAMESPACE = "io.kubernetes.pod.namespace"
-NAMESPACE_LABELS = "io.cilium.k8s.namespace.labels."
-NAMESPACES: dict[str, dict[str, str]] = {
-    "default": {"kubernetes.io/metadata.name": "default", "team": "x"},
-    "other": {"kubernetes.io/metadata.name": "other"},
-}
-ACCOUNT = "io.cilium.k8s.policy.serviceaccount"
-
-PROTOCOL_NUMBERS = {"TCP": 6, "UDP": 17, "SCTP": 132, "ICMP": 1}
-ICMP_TYPES = (0, 8, 13, 17)
-ICMP_NAMES = {"EchoReply": 0, "EchoRequest": 8, "Echo": 8, "Timestamp": 13}
-RESERVED = {"host": 1, "world": 2, "remote-node": 6}
-ADDRESSES = {"host": "10.1.0.254", "remote-node": "192.0.2.2", "world": "203.0.113.9"}
-
-
-# --- who there is ----------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Party:
-    """A workload, or one of the reserved (then `labels` is its one label).
-
-    `known_ports` are the named ports of all workloads of its identity: a sender knows peers by identity.
-    """
-
-    name: str
-    address: str
-    labels: Mapping[str, str]
-    namespace: str = ""
-    ports: tuple[tuple[str, int, str], ...] = ()
-    local: bool = False
-    known_ports: tuple[tuple[str, int, str], ...] = ()
-
-    @property
-    def workload(self) -> bool:
-        return bool(self.namespace)
-
-    @property
-    def stranger(self) -> bool:
-        """Of the world: neither a workload's address nor a node's."""
-        return "reserved:world" in self.labels
-
-
-HOST, WORLD, REMOTE_NODE = (
-    Party(name, ADDRESSES[name], {f"reserved:{name}": ""}) for name in ("host", "world", "remote-node")
-)
-STRANGERS = [
-    WORLD,
-    *(Party(f"world-{n}", f"198.51.100.{n}", WORLD.labels) for n in (7, 130)),
-]
-OTHERS = [HOST, REMOTE_NODE, *STRANGERS]
-LABELS = st.fixed_dictionaries(
-    {}, optional={"app": st.sampled_from(["a", "b", "c"]), "tier": st.sampled_from(["x", "y"])}
-)
-PORT_NUMBERS = st.sampled_from([79, 80, 81, 88, 95, 96, 443, 8080])
-NAMED = st.sampled_from(["http", "dns"])
-
-
-@st.composite
-def parties(draw: st.DrawFn) -> list[Party]:
-    found = []
-    for number, local in enumerate((True, True, True, False)):
-        ports = draw(
-            st.lists(
-                st.tuples(NAMED, PORT_NUMBERS, st.sampled_from(["TCP", "UDP"])),
-                max_size=2,
-                unique_by=lambda p: p[0],
-            )
-        )
-        found.append(
-            Party(
-                f"w{number}",
-                f"10.{1 if local else 2}.0.{number + 1}",
-                draw(LABELS),
-                draw(st.sampled_from(["default", "default", "other"])),
-                tuple(ports),
-                local,
-            )
-        )
-    return [
-        replace(
-            p,
-            known_ports=tuple(
-                port
-                for twin in found
-                if (twin.namespace, twin.labels) == (p.namespace, p.labels)
-                for port in twin.ports
-            ),
-        )
-        for p in found
-    ]
-
-
-# --- what they are told -------------------------------------------------------------------------------------
 
 KEYS = st.sampled_from(["app", "k8s:app", "any:tier", "tier"])
 VALUES = st.sampled_from(["a", "b", "x", "y"])
@@ -209,10 +118,18 @@ ICMP_FIELDS = st.fixed_dictionaries(
 )
 
 
+GROUP = ["198.51.100.0/24", "10.0.0.0/8"]
+"""The networks of the one CiliumCIDRGroup there is."""
+SERVICE = ("default", {"app": "a"})
+"""Namespace and selector of the one Service there is."""
+NODE_SELECTORS = st.sampled_from([{}, {"matchLabels": {"zone": "a"}}, {"matchLabels": {"zone": "b"}}])
+
+
 @st.composite
 def rules(draw: st.DrawFn, way: str, *, deny: bool) -> Json:
     found: Json = {}
-    kind = draw(st.sampled_from(["endpoints", "endpoints", "entities", "cidr", "cidr set", "absent"]))
+    kinds = ["endpoints", "endpoints", "entities", "cidr", "cidr set", "group", "nodes", "absent"]
+    kind = draw(st.sampled_from([*kinds, "services"] if way == "to" else kinds))
     if kind == "endpoints":
         found[f"{way}Endpoints"] = draw(st.lists(PEER_SELECTORS, max_size=2))
     elif kind == "entities":
@@ -221,6 +138,14 @@ def rules(draw: st.DrawFn, way: str, *, deny: bool) -> Json:
         found[f"{way}CIDR"] = draw(st.lists(st.sampled_from(CIDRS), max_size=2))
     elif kind == "cidr set":
         found[f"{way}CIDRSet"] = draw(st.lists(cidr_sets(), max_size=2))
+    elif kind == "group":
+        found[f"{way}CIDRSet"] = [{"cidrGroupRef": draw(st.sampled_from(["group", "group", "nobody"]))}]
+    elif kind == "nodes":
+        found[f"{way}Nodes"] = draw(st.lists(NODE_SELECTORS, max_size=2))
+    elif kind == "services":
+        found["toServices"] = [{"k8sService": {"serviceName": "service", "namespace": SERVICE[0]}}]
+    if not deny and draw(st.integers(0, 5)) == 0:
+        found["authentication"] = {"mode": draw(st.sampled_from(["required", "required", "disabled"]))}
     if draw(st.booleans()):
         found["toPorts"] = draw(st.lists(port_rules(deny=deny), min_size=1, max_size=2))
     elif draw(st.integers(0, 3)) == 0:
@@ -348,9 +273,22 @@ def manifests(everyone: list[Party], policies: list[Policy]) -> str:
         {
             "apiVersion": "v1",
             "kind": "Node",
-            "metadata": {"name": "node-b"},
+            "metadata": {"name": "node-b", "labels": ZONES["remote-node"]},
             "status": {"addresses": [{"type": "InternalIP", "address": REMOTE_NODE.address}]},
-        }
+        },
+        {"apiVersion": "v1", "kind": "Node", "metadata": {"name": NODE, "labels": ZONES["host"]}},
+        {
+            "apiVersion": "cilium.io/v2",
+            "kind": "CiliumCIDRGroup",
+            "metadata": {"name": "group"},
+            "spec": {"externalCIDRs": GROUP},
+        },
+        {
+            "apiVersion": "v1",
+            "kind": "Service",
+            "metadata": {"name": "service", "namespace": SERVICE[0]},
+            "spec": {"selector": SERVICE[1], "ports": [{"port": 4444}]},
+        },
     ]
     for party in everyone:
         spec: Json = {
@@ -386,239 +324,3 @@ def manifests(everyone: list[Party], policies: list[Policy]) -> str:
             }
         )
     return "\n---\n".join(json.dumps(d) for d in documents)
-
-
-# --- what it means ---------------------------------------------------------------------------
-
-
-def _label(party: Party, key: str) -> str | None:
-    key = re.sub("^(k8s|any):", "", key)
-    if party.workload and key == NAMESPACE:
-        return party.namespace
-    if party.workload and key == ACCOUNT:
-        return "default"
-    if party.workload and key.startswith(NAMESPACE_LABELS):
-        return NAMESPACES[party.namespace].get(key.removeprefix(NAMESPACE_LABELS))
-    return party.labels.get(key)
-
-
-def _matches(label: Callable[[str], str | None], selector: Json) -> bool:
-    for key, value in selector.get("matchLabels", {}).items():
-        if label(key) != value:
-            return False
-    for e in selector.get("matchExpressions", []):
-        value = label(e["key"])
-        match e["operator"]:
-            case "In" if value is None or value not in e["values"]:
-                return False
-            case "NotIn" if value is not None and value in e["values"]:
-                return False
-            case "Exists" if value is None:
-                return False
-            case "DoesNotExist" if value is not None:
-                return False
-    return True
-
-
-def _selected(party: Party, selector: Json) -> bool:
-    return _matches(lambda key: _label(party, key), selector)
-
-
-def _in_block(party: Party, cidr: str, excepted: list[str]) -> bool:
-    if not party.stranger:
-        return False
-    address = ip_address(party.address)
-    return address in ip_network(cidr) and not any(address in ip_network(e) for e in excepted)
-
-
-def _is_peer(party: Party, rule: Json, way: str, namespace: str) -> bool:
-    lists = {name: rule.get(f"{way}{name}") for name in ("Endpoints", "Entities", "CIDR", "CIDRSet")}
-    if all(listed is None for listed in lists.values()):
-        return True
-    for selector in lists["Endpoints"] or []:
-        text = json.dumps(selector)
-        elsewhere = not party.workload or namespace not in ("", party.namespace)
-        if elsewhere and not any(k in text for k in (NAMESPACE, "reserved:", NAMESPACE_LABELS)):
-            continue
-        if _selected(party, selector):
-            return True
-    for entity in lists["Entities"] or []:
-        if entity in ("all", party.name):
-            return True
-        if entity == "world" and party.stranger:
-            return True
-        if entity == "cluster" and not party.stranger:
-            return True
-    for cidr in lists["CIDR"] or []:
-        if _in_block(party, cidr, []):
-            return True
-    return any(_in_block(party, each["cidr"], each.get("except", [])) for each in lists["CIDRSet"] or [])
-
-
-def _on_port(
-    port: Json, protocol: str, number: int, named: tuple[tuple[str, int, str], ...], *, http: bool
-) -> bool:
-    of = port.get("protocol", "ANY")
-    if http and protocol != "TCP":
-        return False
-    if port["port"] == "0" and of == "ANY":
-        return True
-    if of not in ("ANY", protocol):
-        return False
-    # A port without protocol is one of TCP, UDP and SCTP: ICMP has none.
-    if protocol not in ("TCP", "UDP", "SCTP"):
-        return False
-    if port["port"] == "0":
-        return True
-    if not str(port["port"]).isdigit():
-        return (port["port"], number, protocol) in named
-    first = int(port["port"])
-    return first <= number <= port.get("endPort", first)
-
-
-def _is_message(icmps: list[Json], protocol: str, number: int) -> bool:
-    """Of IPv4: no packet of these tests is ICMPv6."""
-    return protocol == "ICMP" and any(
-        field.get("family", "IPv4") == "IPv4"
-        and ICMP_NAMES.get(field["type"], field["type"]) in (number, str(number))
-        for each in icmps
-        for field in each["fields"]
-    )
-
-
-def _plain_peer(party: Party, wanted: Json, namespace: str) -> bool:
-    if "ipBlock" in wanted:
-        return _in_block(party, wanted["ipBlock"]["cidr"], wanted["ipBlock"].get("except", []))
-    if not party.workload:
-        return False
-    if "namespaceSelector" in wanted:
-        if not _matches(NAMESPACES[party.namespace].get, wanted["namespaceSelector"]):
-            return False
-    elif party.namespace != namespace:
-        return False
-    return _matches(party.labels.get, wanted.get("podSelector", {}))
-
-
-def _plainly(
-    policy: Policy, subject: Party, peer: Party, direction: str, protocol: str, number: int
-) -> tuple[bool, bool]:
-    """Of a NetworkPolicy: whether it isolates `subject` in this direction, and whether it allows."""
-    spec = policy.spec
-    types = spec.get("policyTypes") or ["Ingress"] + ["Egress"] * bool(spec.get("egress"))
-    if direction.capitalize() not in types or not _matches(subject.labels.get, spec["podSelector"]):
-        return False, False
-    named = subject.ports if direction == "ingress" else peer.known_ports
-    for rule in spec.get(direction, []):
-        peers, listed = rule.get("from" if direction == "ingress" else "to"), rule.get("ports")
-        if peers and not any(_plain_peer(peer, each, policy.namespace) for each in peers):
-            continue
-        if not listed:
-            return True, True
-        for port in listed:
-            if port.get("protocol", "TCP") != protocol:
-                continue
-            if "port" not in port:
-                return True, True
-            if isinstance(port["port"], str):
-                if (port["port"], number, protocol) in named:
-                    return True, True
-            elif port["port"] <= number <= port.get("endPort", port["port"]):
-                return True, True
-    return True, False
-
-
-def _says(
-    policies: list[Policy], subject: Party, peer: Party, direction: str, protocol: str, number: int
-) -> tuple[bool, bool, bool, list[Json]]:
-    """Of all rules about `subject`: denied, plainly allowed, closed unless allowed, allowed requests."""
-    way = "from" if direction == "ingress" else "to"
-    denied = allowed = closed = False
-    requests: list[Json] = []
-    for policy in policies:
-        if policy.namespace not in ("", subject.namespace):
-            continue
-        if policy.kind == "NetworkPolicy":
-            closes, allows = _plainly(policy, subject, peer, direction, protocol, number)
-            closed |= closes
-            allowed |= allows
-            continue
-        if not _selected(subject, policy.spec["endpointSelector"]):
-            continue
-        sections = {
-            deny: policy.spec.get(direction + ("Deny" if deny else "")) or [] for deny in (True, False)
-        }
-        closed |= policy.spec.get("enableDefaultDeny", {}).get(direction, any(sections.values()))
-        for deny, listed in sections.items():
-            for rule in listed:
-                if not rule or not _is_peer(peer, rule, way, policy.namespace):
-                    continue
-                if "icmps" in rule:
-                    if _is_message(rule["icmps"], protocol, number):
-                        denied |= deny
-                        allowed |= not deny
-                    continue
-                named = subject.ports if direction == "ingress" else peer.known_ports
-                for item in rule.get("toPorts", [None]):
-                    http = item["rules"]["http"] if item and "rules" in item else None
-                    if item is not None and not any(
-                        _on_port(p, protocol, number, named, http=http is not None) for p in item["ports"]
-                    ):
-                        continue
-                    denied |= deny
-                    if http is not None:
-                        requests += http
-                    else:
-                        allowed |= not deny
-    return denied, allowed, closed, requests
-
-
-def side(
-    policies: list[Policy],
-    subject: Party,
-    peer: Party,
-    direction: str,
-    protocol: str,
-    number: int,
-    mode: str = "default",
-) -> Answer:
-    """What one side says about a packet that begins a flow to port `number`."""
-    if mode == "never":
-        return "allow"
-    denied, allowed, closed, requests = _says(policies, subject, peer, direction, protocol, number)
-    if denied:
-        return "deny"
-    if requests:
-        return "proxy"
-    return "allow" if allowed or not (closed or mode == "always") else "deny"
-
-
-def packet(policies: list[Policy], source: Party, target: Party, protocol: str, number: int) -> Answer:
-    """Both sides; the host may always reach local workloads. Sides that are not local judge elsewhere."""
-    answers: list[Answer] = []
-    if source.local:
-        answers.append(side(policies, source, target, "egress", protocol, number))
-    if target.local and source is not HOST:
-        answers.append(side(policies, target, source, "ingress", protocol, number))
-    for answer in ("deny", "proxy"):
-        if answer in answers:
-            return answer
-    return "allow"
-
-
-def request(
-    policies: list[Policy], source: Party, target: Party, number: int, method: str, path: str
-) -> bool:
-    """Whether a request on a connection of `source` may be served by `target` at TCP port `number`."""
-
-    def allows(subject: Party, peer: Party, direction: str) -> bool:
-        denied, allowed, closed, requests = _says(policies, subject, peer, direction, "TCP", number)
-        if denied or allowed or not closed:
-            return not denied
-        return any(
-            all(re.fullmatch(r.get(k, ".*"), v) for k, v in (("method", method), ("path", path)))
-            for r in requests
-        )
-
-    out = not source.workload or allows(source, target, "egress")
-    into = not target.workload or source is HOST or allows(target, source, "ingress")
-    return out and into

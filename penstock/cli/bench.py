@@ -15,7 +15,7 @@ import click
 
 from penstock.cli.output import table
 
-BENCHES = ("policy", "l4", "memory", "latency", "memory-sidecars")
+BENCHES = ("compile", "policy", "l4", "memory", "latency", "memory-sidecars")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,6 +52,13 @@ def bench() -> None:
 def policy(**options: Any) -> None:
     """Time from a manifest's change on disk to the new verdict, in the kernel and in Envoy."""
     _run(["policy"], **options)
+
+
+@bench.command(name="compile")
+@_options
+def compile_(**options: Any) -> None:
+    """Time to compile 10,000 workloads and 1,000 policies, and one changed label of these."""
+    _run(["compile"], **options)
 
 
 @bench.command(name="l4")

@@ -71,6 +71,15 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     "--concurrency", type=click.IntRange(1), default=None, help="Envoy's workers.  [default: one per CPU]"
 )
 @click.option(
+    "--docker",
+    is_flag=False,
+    flag_value="/var/run/docker.sock",
+    default=None,
+    envvar="PENSTOCK_DOCKER",
+    metavar="[SOCKET]",
+    help="Follow a Docker Engine: its containers become workloads.  [without SOCKET: /var/run/docker.sock]",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -90,6 +99,7 @@ def run(
     host_access: bool,
     policy_enforcement: Enforcement,
     concurrency: int | None,
+    docker: str | None,
     log_level: str,
 ) -> None:
     """Run the daemon in the foreground, for the network namespace that it is started in.
@@ -125,6 +135,7 @@ def run(
         ),
         concurrency=concurrency,
         cert_lifetime=cert_lifetime,
+        docker=docker,
     )
 
     async def main() -> None:

@@ -166,7 +166,7 @@ class Requests:
         stance = self._facts.stances.of(direction)[member.subject]
         if direction is Direction.INGRESS:
             return rules_about(stance, crossing.identity, crossing.port, [member], self._facts.members)
-        named = self._facts.by_identity.get(crossing.peer, [])
+        named = self._facts.by_identity.get(crossing.peer, ())
         return rules_about(stance, crossing.peer, crossing.port, named, self._facts.members)
 
     def _origins(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from penstock.manifests.base import ObjectMeta
 from penstock.manifests.kinds import AnyKind
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class ObjectKey:
+class ObjectKey(NamedTuple):
     """What names an object: its kind, namespace and name. Cluster-wide kinds have namespace ''."""
 
     kind: str

@@ -43,6 +43,8 @@ class Store:
         self._documents: dict[ObjectKey, Document] = {}
         self._loaded: dict[ObjectKey, Document] = {}
         """The documents in force as they were loaded, before their generation was counted."""
+        self._distinct: tuple[Problem, ...] | None = None
+        """All problems, if no object is given twice."""
 
     def apply(
         self, changes: Mapping[str, str | None], since: Mapping[str, float] | None = None
@@ -55,12 +57,33 @@ class Store:
         moved = [
             document for file in sorted(gone & self._files.keys()) for document in self._files[file].documents
         ]
+        before = {file: self._files.get(file) for file in changes}
         for file in gone:
             self._files.pop(file, None)
         for file, text in sorted(changes.items()):
             if text is not None:
                 self._files[file] = self._read(file, text, (since or {}).get(file, 0.0), moved)
-        return self._merge()
+        return self._merge_in_place(before) or self._merge()
+
+    def _merge_in_place(self, before: Mapping[str, _File | None]) -> ChangeResult | None:
+        """What `_merge` gives where these files hold the same objects as before; None if they do not."""
+        if self._distinct is None:
+            return None
+        loaded, documents, problems = dict(self._loaded), dict(self._documents), self._distinct
+        changed = False
+        for file, old in before.items():
+            new = self._files.get(file)
+            if old is None or new is None or old.problems or new.problems:
+                return None
+            keys = [document.key for document in new.documents]
+            if {document.key for document in old.documents} != set(keys) or len(set(keys)) < len(keys):
+                return None
+            for document in new.documents:
+                documents[document.key] = counted = self._counted(document)
+                changed = changed or counted is not self._documents[document.key]
+                loaded[document.key] = document
+        self._documents, self._loaded = documents, loaded
+        return ChangeResult(documents, problems, changed)
 
     def _read(self, file: str, text: str, since: float, moved: Iterable[Document]) -> _File:
         loaded = load(text, file, since=since)
@@ -89,6 +112,8 @@ class Store:
         before = self._documents
         changed = documents.keys() != before.keys() or any(documents[k] is not before[k] for k in documents)
         self._documents, self._loaded = documents, loaded
+        doubled = any(problem.code == "duplicate" for problem in problems)
+        self._distinct = None if doubled else tuple(problems)
         return ChangeResult(documents, tuple(problems), changed)
 
     def _counted(self, document: Document) -> Document:

@@ -6,9 +6,10 @@ networks policies name; below those the longest network decides, and what is in 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_network
 
+from penstock.differing import Table
 from penstock.manifests.kinds import Node
 from penstock.plan import IpcacheEntry, MeshMode
 from penstock.policy.identities import Member, Members
@@ -19,22 +20,22 @@ from penstock.world import Address, Network, World, host_network, parse_address
 EVERYWHERE = (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
-Entries = dict[Network, IpcacheEntry]
+Entries = Table[Network, IpcacheEntry]
 
 
 def ipcache(world: World, members: Members, modes: TowardModes, edge: tuple[Address, ...] = ()) -> Entries:
     """Network → who its addresses are, where no longer network says otherwise. `edge` are those of
     Gateways."""
-    found = strangers(world, members, edge)
+    found = dict(strangers(world, members, edge))
     for member in members.all:
         for address in _held(member):
             found[host_network(address)] = _entry(member, modes)
-    return found
+    return Table(found)
 
 
-def strangers(world: World, members: Members, edge: tuple[Address, ...] = ()) -> Entries:
+def strangers(world: World, members: Members, edge: tuple[Address, ...] = ()) -> dict[Network, IpcacheEntry]:
     """Who is no workload."""
-    found: Entries = dict.fromkeys(EVERYWHERE, IpcacheEntry(WORLD, WORLD))
+    found: dict[Network, IpcacheEntry] = dict.fromkeys(EVERYWHERE, IpcacheEntry(WORLD, WORLD))
     for network, identity in members.index.prefixes.identities.items():
         found[network] = IpcacheEntry(identity, identity)
     own = {name: number for number, name in members.index.nodes.items()}
@@ -56,35 +57,29 @@ def strangers(world: World, members: Members, edge: tuple[Address, ...] = ()) ->
     return found
 
 
-def followed(
-    world: World,
-    entries: Entries,
-    before: Members,
-    after: Members,
-    modes: TowardModes,
-    edge: tuple[Address, ...] = (),
-) -> Entries | None:
-    """`entries`, made for the members `before`, as they are for those of `after`, all else being the same.
+def distinct(world: World, entries: Entries, members: Members, edge: tuple[Address, ...]) -> bool:
+    """Whether each entry is of one member alone, or of no member: of an address that several have, the last
+    is shown."""
+    return len(strangers(world, members, edge)) + sum(len(_held(m)) for m in members.all) == len(entries)
 
-    None if the changed ones do not tell it alone: of an address that several have, the last is shown.
+
+def followed(
+    entries: Entries, gone: Iterable[Member], come: Iterable[Member], modes: TowardModes
+) -> Entries | None:
+    """`entries`, which are `distinct`, without the members `gone` and with those that have `come`.
+
+    None if they are not distinct then.
     """
-    old, new = set(map(id, before.all)), set(map(id, after.all))
-    if old == new:
-        return entries
-    if len(strangers(world, before, edge)) + sum(len(_held(m)) for m in before.all) != len(entries):
-        return None
-    found = entries.copy()
-    for member in before.all:
-        if id(member) not in new:
-            for address in _held(member):
-                del found[host_network(address)]
-    for member in after.all:
-        if id(member) not in old:
-            for address in _held(member):
-                if host_network(address) in found:
-                    return None
-                found[host_network(address)] = _entry(member, modes)
-    return found
+    changes: dict[Network, IpcacheEntry | None] = {}
+    for member in gone:
+        changes.update(dict.fromkeys(map(host_network, _held(member))))
+    for member in come:
+        for address in _held(member):
+            network = host_network(address)
+            if changes.get(network) is not None or (network in entries and network not in changes):
+                return None
+            changes[network] = _entry(member, modes)
+    return entries.after(changes)
 
 
 def _held(member: Member) -> tuple[Address, ...]:

@@ -7,7 +7,7 @@ a wide one. Each entry therefore carries the strongest verdict of all rules of i
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.manifests.document import ObjectKey, Origin
@@ -93,7 +93,11 @@ class _Grant:
 
 
 def _grants(
-    what: Stance, member: Member, direction: Direction, members: Members, by_identity: dict[int, list[Member]]
+    what: Stance,
+    member: Member,
+    direction: Direction,
+    members: Members,
+    by_identity: Mapping[int, Sequence[Member]],
 ) -> dict[int, list[_Grant]]:
     found: dict[int, list[_Grant]] = {}
     for rule in what.rules:
@@ -105,7 +109,7 @@ def _grants(
                 sorted(by_identity) if port.name and direction is Direction.EGRESS and ANY in peers else peers
             )
             for peer in each:
-                named = [member] if direction is Direction.INGRESS else by_identity.get(peer, [])
+                named = [member] if direction is Direction.INGRESS else by_identity.get(peer, ())
                 for protocol, first, last in resolve(port, named):
                     found.setdefault(peer, []).append(
                         _Grant(protocol, first, last, verdict, rule.policy, rule.origin, rule.authenticated)
@@ -114,7 +118,11 @@ def _grants(
 
 
 def entries(
-    what: Stance, member: Member, direction: Direction, members: Members, by_identity: dict[int, list[Member]]
+    what: Stance,
+    member: Member,
+    direction: Direction,
+    members: Members,
+    by_identity: Mapping[int, Sequence[Member]],
 ) -> dict[PolicyKey, PolicyEntry]:
     """The kernel's entries for `member`'s subject in one direction.
 

@@ -7,11 +7,13 @@ by `penstock.allocate` and come in with the World; this module only reads them.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.document import Document, ObjectKey, place
 from penstock.manifests.kinds import Namespace, Node, Workload
 from penstock.policy.ingress import ACCOUNT, has_edge, ingress_document, of_node
 from penstock.policy.labels import (
@@ -93,7 +95,12 @@ class Members:
     index: LabelIndex
     ingress: tuple[Member, ...] = ()
     """Who speaks for the Gateways of each node; none while there is no Gateway."""
+    shape: object = field(default_factory=object, repr=False, compare=False)
+    """The same in Members whose identities, subjects and names of ports are the same."""
+    _by_identity: dict[int, tuple[Member, ...]] = field(default_factory=dict, repr=False, compare=False)
     _representatives: dict[int, Member] = field(default_factory=dict, repr=False, compare=False)
+    _local: list[tuple[Member, ...]] = field(default_factory=list, repr=False, compare=False)
+    _meshed: list[dict[int, Member]] = field(default_factory=list, repr=False, compare=False)
     _resolved: dict[Peers, frozenset[int]] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -116,8 +123,35 @@ class Members:
             self._representatives.update({m.subject: m for m in (*self.all, *self.ingress)})
         return self._representatives
 
+    @property
+    def by_identity(self) -> Mapping[int, tuple[Member, ...]]:
+        if not self._by_identity:
+            found: dict[int, list[Member]] = {}
+            for member in (*self.all, *self.ingress):
+                found.setdefault(member.identity, []).append(member)
+            self._by_identity.update({identity: tuple(listed) for identity, listed in found.items()})
+        return self._by_identity
+
+    def named(self, keys: Iterable[ObjectKey]) -> list[Member]:
+        """Those of these objects that are there."""
+        found = []
+        for key in keys:
+            at = bisect_left(self.all, place(key), key=lambda m: place(m.document.key))
+            if at < len(self.all) and self.all[at].document.key == key:
+                found.append(self.all[at])
+        return found
+
     def local(self) -> tuple[Member, ...]:
-        return tuple(m for m in self.all if m.local and m.attachment is not None)
+        """Those that this node judges."""
+        if not self._local:
+            self._local.append(tuple(m for m in self.all if m.local and m.attachment is not None))
+        return self._local[0]
+
+    def meshed(self) -> Mapping[int, Member]:
+        """Identities that workloads of other mesh nodes have, with one of these."""
+        if not self._meshed:
+            self._meshed.append({m.identity: m for m in self.all if m.mesh})
+        return self._meshed[0]
 
 
 def meshed_nodes(world: World) -> frozenset[str]:
@@ -192,8 +226,7 @@ def members(world: World, read: Policies | None = None, before: Members | None =
                 workload.metadata.labels,
                 namespaces.get(document.key.namespace, {}),
             )
-        here = workload.spec.netns is not None or workload.spec.container is not None
-        local = here and workload.spec.node in (None, world.node)
+        local = _is_local(workload, world)
         attachment = world.attachments.get((document.key.namespace, document.key.name)) if local else None
         # Packets say which namespace they come from, not which program of it: the first name is its identity.
         if attachment is not None and owners.setdefault(attachment.cookie, document.key) != document.key:
@@ -220,6 +253,101 @@ def members(world: World, read: Policies | None = None, before: Members | None =
             )
         )
     return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks), nodes), ingress_members(world))
+
+
+def _is_local(workload: Workload, world: World) -> bool:
+    here = workload.spec.netns is not None or workload.spec.container is not None
+    return here and workload.spec.node in (None, world.node)
+
+
+def followed_members(world: World, before: Members, changed: Collection[ObjectKey]) -> Members | None:
+    """`before` with the workloads `changed` as they are in `world`, all else of which is the same.
+
+    None if the shape changes (an identity or a subject comes or goes), or if one shares its namespace.
+    """
+    meshed = meshed_nodes(world)
+    cookies = Counter(each.cookie for each in world.attachments.values())
+    for key in changed:
+        attachment = world.attachments.get((key.namespace, key.name))
+        if attachment is not None and cookies[attachment.cookie] > 1:
+            return None
+    everyone = list(before.all)
+    of_identity = dict(before.by_identity)
+    for key in changed:
+        at = bisect_left(everyone, place(key), key=lambda m: place(m.document.key))
+        old = everyone[at] if at < len(everyone) and everyone[at].document.key == key else None
+        new = _member(world, key, before, meshed)
+        if new is None and key in world.documents:
+            return None
+        everyone[at : at + (old is not None)] = [] if new is None else [new]
+        for member, listed in ((old, ()), (new, (new,))):
+            if member is not None:
+                rest = tuple(m for m in of_identity.get(member.identity, ()) if m is not old)
+                of_identity[member.identity] = tuple(
+                    sorted((*rest, *listed), key=lambda m: place(m.document.key))
+                )
+    touched = {i for i, listed in of_identity.items() if before.by_identity.get(i) is not listed}
+    for identity in touched:
+        sets = [
+            sorted({m.ports for m in each.get(identity, ())}) for each in (before.by_identity, of_identity)
+        ]
+        if sets[0] != sets[1]:
+            return None
+    speaking = dict(before.representatives())
+    speaking.update({m.subject: m for identity in sorted(touched) for m in of_identity[identity]})
+    here = {m.document.key: m for m in before.local()}
+    meshed_now = dict(before.meshed())
+    for key in changed:
+        here.pop(key, None)
+    after = Members(
+        tuple(everyone),
+        before.index,
+        before.ingress,
+        before.shape,
+        of_identity,
+        speaking,
+        [],
+        [meshed_now],
+        before._resolved,
+    )
+    here.update({m.document.key: m for m in after.named(changed) if m.local and m.attachment is not None})
+    after._local.append(tuple(here[key] for key in sorted(here)))
+    for identity in touched:
+        one = next((m for m in of_identity[identity] if m.mesh), None)
+        meshed_now.pop(identity, None)
+        if one is not None:
+            meshed_now[identity] = one
+    return after
+
+
+def _member(world: World, key: ObjectKey, before: Members, meshed: frozenset[str]) -> Member | None:
+    """One workload, whose identity and ports others have too; None if it is gone or alone."""
+    document = world.documents.get(key)
+    if document is None:
+        return None
+    workload = document.value
+    assert isinstance(workload, Workload)
+    identity = world.allocations.identities.get(identity_text(document, workload))
+    ports = tuple(sorted((p.name, p.container_port, str(p.protocol)) for p in workload.spec.ports))
+    twin = next((m for m in before.by_identity.get(identity or 0, ()) if m.ports == ports), None)
+    if twin is None:
+        return None
+    local = _is_local(workload, world)
+    attachment = world.attachments.get((key.namespace, key.name)) if local else None
+    addresses = tuple(parse_address(a) for a in workload.spec.addresses)
+    return Member(
+        document=document,
+        identity=twin.identity,
+        subject=twin.subject,
+        labels=twin.labels,
+        service_account=workload.spec.service_account_name,
+        local=local,
+        mesh=not local and workload.spec.node in meshed,
+        addresses=addresses or (attachment.addresses if attachment else ()),
+        ports=ports,
+        attachment=attachment,
+        netns=workload.spec.netns,
+    )
 
 
 def ingress_members(world: World) -> tuple[Member, ...]:

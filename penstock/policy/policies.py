@@ -56,7 +56,7 @@ class Policies:
 
 def policies(world: World, before: Policies | None = None) -> Policies:
     """`before` itself if nothing that they depend on has changed since."""
-    documents = tuple(tuple(world.of_kinds(kind)) for kind in (*REFERRED, *POLICY_KINDS))
+    documents = tuple(world.documents_of(kind) for kind in (*REFERRED, *POLICY_KINDS))
     same_others = False
     if before is not None:
         same = [_same(a, b) for a, b in zip(documents, before.documents, strict=True)]
@@ -81,7 +81,7 @@ def policies(world: World, before: Policies | None = None) -> Policies:
 
 
 def _same(documents: tuple[Document, ...], before: tuple[Document, ...]) -> bool:
-    return len(documents) == len(before) and all(map(is_, documents, before))
+    return documents is before or (len(documents) == len(before) and all(map(is_, documents, before)))
 
 
 def _read(document: Document, references: References) -> PolicyRead:

@@ -6,7 +6,7 @@ and the receiver's ingress, each a list of alternatives. Nothing is decided by a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from penstock.plan import Direction
@@ -40,7 +40,7 @@ class Destination:
     def policy_class(self) -> str:
         """The class of an endpoint: all endpoints of it are judged alike."""
         if self.member is not None:
-            return f"{self.member.subject}:{self.port}"
+            return f"{self.member.subject}:{self.port}" + ("" if self.proven else ":unproven")
         return f"{'world' if self.identity == WORLD else f'identity-{self.identity}'}:{self.port}"
 
 
@@ -96,7 +96,7 @@ class Stances:
 
     ingress: Mapping[int, Stance]
     egress: Mapping[int, Stance]
-    by_identity: Mapping[int, list[Member]]
+    by_identity: Mapping[int, Sequence[Member]]
 
     def of(self, direction: Direction) -> Mapping[int, Stance]:
         return self.ingress if direction is Direction.INGRESS else self.egress
@@ -182,6 +182,6 @@ def _egress(what: Stance | None, to: Destination, members: Members, stances: Sta
     """The sender's side."""
     if what is None:
         return ()
-    named = stances.by_identity.get(to.identity, [])
+    named = stances.by_identity.get(to.identity, ())
     rules = [r for r in what.rules if _covers(r, to.port, named)]
     return _side(rules, what.default_deny, to.identity, members, proven=to.proven)

@@ -40,11 +40,19 @@ _MNT_DETACH = 2
 
 
 def cgroup2_mount() -> Path:
-    """Where cgroup v2 is mounted; on hybrid systems not at /sys/fs/cgroup itself. Raises BpfError."""
+    """Where the root of cgroup v2 is mounted; on hybrid systems not at /sys/fs/cgroup itself.
+
+    In a container, whose own mount holds only its own group, the root is told by its way up: ``/../..``.
+    Raises BpfError.
+    """
+    found = []
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
         fields, _, rest = line.partition(" - ")
         if rest.startswith("cgroup2 "):
-            return Path(fields.split()[4])
+            root, mount = fields.split()[3:5]
+            found.append((-root.count(".."), root.strip("/.").count("/") + bool(root.strip("/.")), mount))
+    if found:
+        return Path(min(found, key=lambda each: each[:2])[2])
     raise BpfError("no cgroup v2 is mounted", hint="mount -t cgroup2 none /sys/fs/cgroup/unified")
 
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
+from penstock.differing import Table as Following
 from penstock.plan import (
     EndpointEntry,
     IpcacheEntry,
@@ -193,6 +194,7 @@ class TableEncoder:
 
     def __init__(self) -> None:
         self._last: dict[str, dict[Any, tuple[Any, bytes, bytes]]] = {}
+        self._content: dict[str, tuple[Following[Any, Any], Following[bytes, bytes]]] = {}
 
     def encode(self, tables: KernelTables) -> dict[str, Table]:
         """Map name → keys and values, for every map that `tables` fills."""
@@ -200,8 +202,14 @@ class TableEncoder:
 
     def _one(self, name: str, tables: KernelTables) -> Table:
         source, key_bytes, value_bytes = _CODECS[name]
+        content = source(tables)
+        before = self._content.get(name)
+        if before is not None and before[0] is content:
+            return before[1]
+        if before is not None and isinstance(content, Following) and content.base is before[0].token:
+            return self._follow(name, content, before[1])
         last, now = self._last.get(name, {}), {}
-        for key, value in source(tables).items():
+        for key, value in content.items():
             known = last.get(key)
             if known is None:
                 known = (value, key_bytes(key), value_bytes(value))
@@ -209,7 +217,29 @@ class TableEncoder:
                 known = (value, known[1], value_bytes(value))
             now[key] = known
         self._last[name] = now
-        return {key: value for _, key, value in now.values()}
+        made: Table = {key: value for _, key, value in now.values()}
+        if isinstance(content, Following):
+            made = Following(made)
+            self._content[name] = (content, made)
+        return made
+
+    def _follow(self, name: str, content: Following[Any, Any], made: Following[bytes, bytes]) -> Table:
+        """The bytes of what has changed since."""
+        _, key_bytes, value_bytes = _CODECS[name]
+        last = self._last[name]
+        changes: dict[bytes, bytes | None] = {}
+        for key in content.changed:
+            raw = key_bytes(key)
+            value = content.get(key)
+            if value is None:
+                changes[raw] = None
+                last.pop(key, None)
+            else:
+                changes[raw] = packed = value_bytes(value)
+                last[key] = (value, raw, packed)
+        after = made.after(changes)
+        self._content[name] = (content, after)
+        return after
 
 
 def encode(tables: KernelTables) -> dict[str, Table]:

@@ -15,6 +15,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
+from penstock.differing import differing
 from penstock.plan import (
     AUDIT_VIEW,
     Direction,
@@ -33,7 +34,7 @@ from penstock.policy.identities import INGRESS_SUBJECT
 from penstock.policy.labels import HOST, INGRESS, WORLD
 from penstock.policy.lookup import demands_proof, look_up
 from penstock.policy.rules import TCP
-from penstock.world import Address, Proxied, is_host
+from penstock.world import Address, Network, Proxied, is_host
 
 Policy = Mapping[PolicyKey, PolicyEntry]
 
@@ -45,13 +46,17 @@ class InKernel:
     policy: Mapping[PolicyKey, PolicyEntry]
     listeners: Mapping[ListenerKey, int]
     http_services: Collection[ServiceKey]
-    identities: Mapping[Address, int]
+    ipcache: Mapping[Network, IpcacheEntry]
 
 
 def changing_hands(wanted: KernelTables, now: InKernel) -> frozenset[Address]:
     """Addresses that were somebody's and are to be somebody else's, or nobody's."""
-    after = {n.network_address: e.identity for n, e in wanted.ipcache.items() if is_host(n)}
-    return frozenset(a for a, identity in now.identities.items() if after.get(a) != identity)
+    found = set()
+    for network in differing(now.ipcache, wanted.ipcache):
+        before, after = now.ipcache.get(network), wanted.ipcache.get(network)
+        if before is not None and is_host(network) and (after is None or after.identity != before.identity):
+            found.add(network.network_address)
+    return frozenset(found)
 
 
 def before_proxy(wanted: KernelTables, now: InKernel) -> KernelTables:

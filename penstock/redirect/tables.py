@@ -12,11 +12,12 @@ from collections.abc import Mapping
 from itertools import islice
 from pathlib import Path
 
-from penstock.plan import KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
+from penstock.differing import differing
+from penstock.plan import IpcacheEntry, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
 from penstock.redirect import decode, layout
 from penstock.redirect.layout import SHAPES, Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
-from penstock.world import Address, is_host
+from penstock.world import Network
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services", "ports")
@@ -44,6 +45,8 @@ class Tables:
         self._encoder = layout.TableEncoder()
         # What was applied last, as it was said; None while only the bytes of a daemon before are known.
         self._said: KernelTables | None = None
+        # The bytes of it, map by map, which tell what differs in the next ones.
+        self._written: dict[str, Table] = {}
         self._now: dict[str, Table] = {name: self._maps[name].items() for name in PUT}
         stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
         self._epoch = int(struct.unpack_from("=I", stood)[0])
@@ -58,28 +61,32 @@ class Tables:
                     hint="nothing was written; the last good state stays in force",
                 )
         self._said = None
-        changed = sum(self._delete(name, tables[name]) for name in DELETE_FIRST)
-        changed += sum(self._put(name, tables[name]) for name in PUT)
-        changed += sum(self._delete(name, tables[name]) for name in DELETE_LAST)
+        written, self._written = self._written, {}
+        changed = sum(self._delete(name, tables[name], written.get(name)) for name in DELETE_FIRST)
+        changed += sum(self._put(name, tables[name], written.get(name)) for name in PUT)
+        changed += sum(self._delete(name, tables[name], written.get(name)) for name in DELETE_LAST)
         if changed or not self._epoch:
             self._epoch = self._epoch % 0xFFFFFFFF + 1
             self._maps["config"].put(
                 b"\0\0\0\0", layout.config(self._epoch, self._source_ports, host_access=self._host_access)
             )
         self._said = wanted
+        self._written = tables
         return changed
 
-    def _put(self, name: str, wanted: Table) -> int:
+    def _put(self, name: str, wanted: Table, known: Table | None) -> int:
         now, target = self._now[name], self._maps[name]
-        changed = [(key, value) for key, value in wanted.items() if now.get(key) != value]
+        keys = wanted if known is None else differing(known, wanted)
+        changed = [(key, wanted[key]) for key in keys if key in wanted and now.get(key) != wanted[key]]
         for key, value in changed:
             target.put(key, value)
             now[key] = value
         return len(changed)
 
-    def _delete(self, name: str, wanted: Table) -> int:
+    def _delete(self, name: str, wanted: Table, known: Table | None) -> int:
         now, target = self._now[name], self._maps[name]
-        gone = [key for key in now if key not in wanted]
+        keys = now if known is None else differing(known, wanted)
+        gone = [key for key in keys if key not in wanted and key in now]
         for key in gone:
             target.delete(key)
             del now[key]
@@ -115,14 +122,13 @@ class Tables:
     def listeners(self) -> Mapping[ListenerKey, int]:
         return {decode.listener_key(k): decode.port(v) for k, v in self._now["listeners"].items()}
 
-    def identities(self) -> Mapping[Address, int]:
-        """Single addresses and who they are."""
+    def ipcache(self) -> Mapping[Network, IpcacheEntry]:
+        """Networks and who they are."""
         if self._said is not None:
-            return {n.network_address: e.identity for n, e in self._said.ipcache.items() if is_host(n)}
+            return self._said.ipcache
         return {
-            network.network_address: decode.ipcache_value(value).identity
+            decode.ipcache_key(raw): decode.ipcache_value(value)
             for raw, value in self._now["ipcache"].items()
-            if is_host(network := decode.ipcache_key(raw))
         }
 
     def http_services(self) -> frozenset[ServiceKey]:

@@ -58,8 +58,9 @@ def _wanted(
 ) -> set[tuple[ListenerKind, int, int]]:
     wanted: set[tuple[ListenerKind, int, int]] = set()
     local = members.local()
-    remote = {m.identity for m in (*members.all, *members.ingress) if m.mesh}
-    speaking = {m.identity for m in members.all if m.mesh and modes.of(m) is not MeshMode.OFF}
+    # What a workload's mode is follows from its identity.
+    remote = {*members.meshed(), *(m.identity for m in members.ingress if m.mesh)}
+    speaking = {identity for identity, m in members.meshed().items() if modes.of(m) is not MeshMode.OFF}
     for member in local:
         if routed:
             wanted.add((ListenerKind.HTTP_SERVICE, member.identity, 0))
@@ -76,7 +77,7 @@ def _wanted(
             (ListenerKind.TCP_MTLS, member.identity, peer)
             for peer in (speaking if ANY in proven else proven & speaking)
         }
-    strict = {m.identity for m in members.all if m.mesh and toward.of(m) is MeshMode.STRICT}
+    strict = {identity for identity, m in members.meshed().items() if toward.of(m) is MeshMode.STRICT}
     wanted |= {(ListenerKind.TCP_MTLS, m.identity, peer) for m in local for peer in strict}
     return wanted
 

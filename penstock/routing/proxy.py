@@ -177,14 +177,18 @@ def _table(facts: Facts, table: RouteTable) -> ServiceTable:
 def _guarded(facts: Facts) -> tuple[tuple[Member, int], ...]:
     """Every (workload, port) that a connection may reach through the proxy at its own address."""
     of_subject: dict[int, list[Member]] = {}
-    for member in facts.members.all:
+    steering = [
+        place
+        for place, table in facts.all_entries.items()
+        if any(e.verdict is Verdict.REDIRECT for e in table.values())
+    ]
+    for member in facts.members.all if steering else ():
         if member.present:
             of_subject.setdefault(member.subject, []).append(member)
     found: dict[tuple[ObjectKey, int], tuple[Member, int]] = {}
-    for (subject, direction), table in facts.all_entries.items():
+    for subject, direction in steering:
+        table = facts.all_entries[subject, direction]
         steered = {key: e for key, e in table.items() if e.verdict is Verdict.REDIRECT}
-        if not steered:
-            continue
         outward = direction is Direction.EGRESS
         reached = of_subject if outward else {subject: of_subject.get(subject, [])}
         for member in chain.from_iterable(reached.values()):

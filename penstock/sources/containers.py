@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from penstock.manifests import syntax
+from penstock.manifests.problem import Problem
 
 PREFIX = "penstock.dev/"
 MESH, NAMESPACE = PREFIX + "mesh", PREFIX + "namespace"
@@ -27,6 +28,8 @@ SERVICE_ACCOUNT, PORTS = PREFIX + "service-account", PREFIX + "ports"
 PROJECT, SERVICE, ONE_OFF = (f"com.docker.compose.{word}" for word in ("project", "service", "oneoff"))
 _NOT_IDENTITY = (PREFIX, "com.docker.", "desktop.docker.", "org.opencontainers.", "org.label-schema.")
 """Labels that tell of the image or of Compose's own bookkeeping: they differ between equal containers."""
+DRIVERS = ("bridge", "null")
+"""Drivers of networks whose containers hang on this node by a veth, or that hold nothing."""
 _PORT = re.compile(r"(?:([a-z0-9-]+)=)?(\d+)(?::(\d+))?(?:/(tcp|udp))?")
 STOP_TIMEOUT = 10.0
 """Seconds from the stop signal to the end, where the container says nothing else."""
@@ -64,6 +67,8 @@ class Container:
     networks: frozenset[str] = frozenset()
     macs: frozenset[str] = frozenset()
     ports: frozenset[tuple[int, str]] = frozenset()
+    own_hosts: bool = False
+    """Its /etc/hosts is a mount of the user's."""
     stop_signal: str = "SIGTERM"
     stop_timeout: float = STOP_TIMEOUT
 
@@ -127,6 +132,7 @@ def read_container(data: Mapping[str, Any]) -> Container:
         networks=frozenset(n["NetworkID"] for n in networks.values() if n.get("NetworkID")),
         macs=frozenset(n["MacAddress"] for n in networks.values() if n.get("MacAddress")),
         ports=frozenset(ports),
+        own_hosts=any(m.get("Destination") == "/etc/hosts" for m in data.get("Mounts") or ()),
         stop_signal=config.get("StopSignal") or "SIGTERM",
         stop_timeout=float(config.get("StopTimeout") or STOP_TIMEOUT),
     )
@@ -144,6 +150,30 @@ def meshed(container: Container, networks: Mapping[str, Network]) -> bool:
     if own is not None:
         return own
     return any(networks[n].mesh for n in container.networks if n in networks)
+
+
+def _not_served(container: Container, networks: Mapping[str, Network]) -> list[str]:
+    """The networks of a container that no workload can be on."""
+    mine = (networks[n] for n in sorted(container.networks) if n in networks)
+    return [f'"{n.name}" (driver {n.driver})' for n in mine if n.driver not in DRIVERS]
+
+
+def refused(containers: Iterable[Container], networks: Mapping[str, Network]) -> list[Problem]:
+    """What cannot be a workload although it is to be one. It gets no rights, and nothing guards it."""
+    return [
+        Problem(
+            f"docker:{container.name}",
+            1,
+            f"network {', '.join(names)} is not supported",
+            "Workload",
+            _namespace(container, networks),
+            _name(container),
+            hint="connect it to networks of the driver bridge only",
+            code="unserved",
+        )
+        for container in sorted(containers, key=lambda c: (c.created, c.id))
+        if container.pid and meshed(container, networks) and (names := _not_served(container, networks))
+    ]
 
 
 def objects(
@@ -173,7 +203,7 @@ def objects(
         namespace = _namespace(container, networks)
         if container.service and not container.one_off:
             services.setdefault((namespace, container.service), []).append(container)
-        if not container.pid:
+        if not container.pid or _not_served(container, networks):
             continue
         name = _name(container)
         if (namespace, name) in taken:

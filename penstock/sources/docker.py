@@ -36,6 +36,7 @@ from penstock.sources.containers import (
     objects,
     read_container,
     read_network,
+    refused,
 )
 
 log = logging.getLogger(__name__)
@@ -98,11 +99,15 @@ class DockerSource:
         """The first process of the container of this name; 0 if none runs."""
         return next((c.pid for c in self._containers.values() if c.name == name), 0)
 
+    def has_hosts_file(self, name: str) -> bool:
+        """Whether the /etc/hosts of the container of this name is the engine's own making."""
+        return any(c.name == name and not c.own_hosts for c in self._containers.values())
+
     # --- following -----------------------------------------------------------------------------------------
 
     async def changes(self) -> AsyncIterator[None]:
         """Whenever something is not as before. Runs until it is cancelled."""
-        pause = BACKOFF[0]
+        pause, told = BACKOFF[0], False
         while True:
             try:
                 async with aiohttp.ClientSession(
@@ -113,8 +118,9 @@ class DockerSource:
                         pause = BACKOFF[0]
                         yield
             except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError) as e:
-                if self.connected:
-                    log.warning("the Docker Engine at %s went away: %s", self._socket, e)
+                if self.connected or not told:
+                    log.warning("the Docker Engine at %s does not answer: %s", self._socket, e)
+                told = True
             if self.connected:
                 self.connected = False
                 yield
@@ -159,9 +165,10 @@ class DockerSource:
 
     async def _read_all(self, session: aiohttp.ClientSession) -> None:
         await self._read_networks(session)
-        listed = await _get(session, f"{self._base}/containers/json?all=1")
-        self._containers.clear()
-        await asyncio.gather(*(self._inspect(session, each["Id"]) for each in listed))
+        listed = {each["Id"] for each in await _get(session, f"{self._base}/containers/json?all=1")}
+        await asyncio.gather(*(self._inspect(session, number) for number in listed))
+        # Only now: until here somebody may have asked for what was known.
+        self._containers = {i: c for i, c in self._containers.items() if i in listed}
         self._leaving = {i: t for i, t in self._leaving.items() if i in self._containers}
 
     async def _read_networks(self, session: aiohttp.ClientSession) -> None:
@@ -240,7 +247,7 @@ class DockerSource:
     def _make(self) -> bool:
         """Make the documents anew, the very same ones where nothing changed; whether anything differs."""
         documents: dict[ObjectKey, Document] = {}
-        problems: list[Problem] = []
+        problems = refused(self._containers.values(), self._networks)
         loaded = {}
         for made in objects(self._containers.values(), self._networks, frozenset(self._leaving)):
             place = (made.source, made.value["kind"])

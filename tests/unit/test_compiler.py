@@ -7,7 +7,8 @@ from dataclasses import replace
 from ipaddress import ip_address, ip_network
 
 from hypothesis import given
-from policy_cases import POLICIES, Party, Policy, manifests, parties
+from policy_cases import POLICIES, Policy, manifests
+from policy_parties import Party, parties
 from test_routing_mesh import route
 from test_routing_services import service
 from worlds import identities, make, policy, read, settle, workload

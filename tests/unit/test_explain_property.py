@@ -5,10 +5,12 @@ from __future__ import annotations
 from ipaddress import ip_address
 
 import policy_cases as cases
+import policy_words as words_of
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_cases import HOST, ICMP_TYPES, OTHERS, POLICIES, PROTOCOL_NUMBERS, WORLD, Party, Policy, parties
+from policy_cases import POLICIES, Policy
+from policy_parties import HOST, ICMP_TYPES, OTHERS, PROTOCOL_NUMBERS, WORLD, Party, parties
 from worlds import make
 
 from penstock.explain import Explanation, Planned, Question, explain
@@ -45,7 +47,7 @@ def test_each_packet(everyone: list[Party], policies: list[Policy], port: int, p
             if source is target or not (source.local or target.local):
                 continue
             number = port if protocol != "ICMP" else ICMP_TYPES[port % len(ICMP_TYPES)]
-            wanted = cases.packet(policies, source, target, protocol, number)
+            wanted = words_of.packet(policies, source, target, protocol, number)
             assert _word(told(source, target, protocol, number)) == wanted, (source, target, protocol)
 
 
@@ -58,9 +60,9 @@ def test_each_request(
         for target in everyone:
             if source is target or not (source.local or target.local):
                 continue
-            packet = cases.packet(policies, source, target, "TCP", port)
+            packet = words_of.packet(policies, source, target, "TCP", port)
             passes = packet == "allow" or (
-                packet == "proxy" and cases.request(policies, source, target, port, *request)
+                packet == "proxy" and words_of.request(policies, source, target, port, *request)
             )
             found = told(source, target, "TCP", port, *request)
             assert (found.verdict == "ALLOWED") == passes, (source, target, found)

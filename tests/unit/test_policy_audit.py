@@ -6,10 +6,12 @@ import random
 from ipaddress import ip_address
 
 import policy_cases as cases
+import policy_words as words_of
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_cases import HOST, OTHERS, POLICIES, PROTOCOL_NUMBERS, Party, Policy, parties
+from policy_cases import POLICIES, Policy
+from policy_parties import HOST, OTHERS, PROTOCOL_NUMBERS, Party, parties
 from worlds import identity_of, make, policy, read, workload
 
 from penstock.explain import Planned, explain
@@ -136,7 +138,7 @@ def test_enforced_and_view_are_what_they_would_be_alone(
                         packet = (direction, numbers[peer.name], number, port)
                         words = (subject, peer, direction.name.lower(), protocol, port, "default")
                         found = look_up(plan.kernel.policy, entry.subject, *packet)
-                        assert answers[found] == cases.side(enforced, *words)
+                        assert answers[found] == words_of.side(enforced, *words)
                         view = entry.subject | (AUDIT_VIEW if direction in entry.audit else 0)
                         found = look_up(plan.kernel.policy, view, *packet)
-                        assert answers[found] == cases.side(policies, *words)
+                        assert answers[found] == words_of.side(policies, *words)

@@ -6,18 +6,11 @@ import re
 from ipaddress import ip_address
 
 import policy_cases as cases
+import policy_words as words_of
 from hypothesis import given
 from hypothesis import strategies as st
-from policy_cases import (
-    HOST,
-    ICMP_TYPES,
-    OTHERS,
-    POLICIES,
-    PROTOCOL_NUMBERS,
-    Party,
-    Policy,
-    parties,
-)
+from policy_cases import POLICIES, Policy
+from policy_parties import HOST, ICMP_TYPES, OTHERS, PROTOCOL_NUMBERS, Party, parties
 from worlds import identity_of, make
 
 from penstock.plan import Direction, Verdict
@@ -57,7 +50,7 @@ def test_entries_say_what_the_manifests_say(
                             number,
                             port,
                         )
-                        wanted = cases.side(
+                        wanted = words_of.side(
                             policies, subject, peer, direction.name.lower(), protocol, port, mode
                         )
                         assert VERDICTS[found] == wanted, (subject, peer, direction, protocol, port)
@@ -88,14 +81,14 @@ def test_rights_say_what_the_manifests_say(everyone: list[Party], policies: list
         for port in PORTS:
             to = classes.get((target.address, port))
             for source in [*everyone, *OTHERS]:
-                steered = cases.packet(policies, source, target, "TCP", port) == "proxy"
+                steered = words_of.packet(policies, source, target, "TCP", port) == "proxy"
                 # A connection that is steered must find its destination behind the proxy.
                 assert not steered or to is not None, (source, target, port)
                 if to is None:
                     continue
                 for method, path in (("GET", "/"), ("GET", "/abc"), ("POST", "/b"), ("HEAD", "/a")):
                     found = _granted(plan.proxy.workload_rights, numbers[source.name], to, method, path)
-                    wanted = cases.request(policies, source, target, port, method, path)
+                    wanted = words_of.request(policies, source, target, port, method, path)
                     assert found == wanted, (source, target, port, method, path)
 
 

@@ -18,6 +18,7 @@ from worlds import settle
 from penstock.manifests.document import Document
 from penstock.manifests.loader import load, load_object
 from penstock.sources.containers import Container, Made, Network, objects, read_container, read_network
+from penstock.sources.containers import refused as refused_containers
 from penstock.sources.docker import combined
 from penstock.world import Attachment, Link, World, parse_address
 
@@ -153,6 +154,19 @@ def test_ports_that_cannot_be_are_refused_by_name(ports: str) -> None:
         return
     assert problems
     assert all(p.startswith("docker:shop_web_1:1: ") for p in problems)
+
+
+def test_a_network_that_is_not_served_is_refused_by_name() -> None:
+    outside = Network("m" * 64, "lan", driver="macvlan")
+    box = web(networks=web().networks | {outside.id})
+    networks = {**NETWORKS, outside.id: outside}
+    assert [m.value["kind"] for m in objects([box], networks)] == ["Service"]
+    (problem,) = refused_containers([box], networks)
+    assert str(problem) == (
+        'docker:shop_web_1:1: Workload shop/web-1: network "lan" (driver macvlan) is not supported; '
+        "connect it to networks of the driver bridge only"
+    )
+    assert not refused_containers(CONTAINERS.values(), NETWORKS)
 
 
 def documents(*found: Made) -> dict[Any, Document]:

@@ -1,0 +1,45 @@
+"""Tables that know in what they differ from the one that they were made from.
+
+Whoever follows a long table looks at what has changed and not at all of it. Of tables that are not neighbours
+no difference is believed: they are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import TypeVar
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class Table(dict[K, V]):
+    """`changed` are the keys that came, went or have another value since the table whose token is `base`."""
+
+    __slots__ = ("base", "changed", "token")
+
+    def __init__(self, content: Mapping[K, V] | None = None, changed: Collection[K] = ()) -> None:
+        super().__init__(content or {})
+        self.token = object()
+        self.base = content.token if isinstance(content, Table) else None
+        self.changed: Collection[K] = changed
+
+    def after(self, changes: Mapping[K, V | None]) -> Table[K, V]:
+        """A copy with other values; None is no entry. The changes alone cost anything but a copy."""
+        found = Table(self, tuple(changes))
+        for key, value in changes.items():
+            if value is None:
+                found.pop(key, None)
+            else:
+                found[key] = value
+        return found
+
+
+def differing(old: Mapping[K, V], new: Mapping[K, V]) -> Collection[K]:
+    """The keys whose entries may differ: all that do, and hardly any other."""
+    if old is new:
+        return ()
+    if isinstance(old, Table) and isinstance(new, Table) and new.base is old.token:
+        return new.changed
+    found = [key for key, value in new.items() if old.get(key) != value]
+    return [*found, *(key for key in old if key not in new)]
