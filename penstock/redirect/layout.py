@@ -29,12 +29,8 @@ from penstock.policy.labels import HOST
 from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
-<<<<<<< HEAD
-SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_SOME = 1, 2, 64
-POLICY_AUTHENTICATED = 1
-=======
 SERVICE_HTTP, SERVICE_GATEWAY = 1, 2
->>>>>>> parent of b40a183 (A Service whose routes are only a consumer's is steered for that namespace alone)
+POLICY_AUTHENTICATED = 1
 NETNS_HOST = 1
 ENDPOINT_ELSEWHERE = 1
 PORT_DIRECT = {4: 1, 6: 2}
