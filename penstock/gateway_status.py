@@ -19,31 +19,10 @@ from penstock.policy.ingress import CLASS, CONTROLLER
 from penstock.routing.attach import ListenerStatus
 
 FEATURES = (
-    "BackendTLSPolicy",
-    "BackendTLSPolicySANValidation",
     "GRPCRoute",
-    "GRPCRouteNamedRouteRule",
     "Gateway",
     "HTTPRoute",
-    "HTTPRouteRequestMirror",
-    "HTTPRouteRequestMultipleMirrors",
-    "HTTPRouteRequestPercentageMirror",
-    "Mesh",
-    "MeshClusterIPMatching",
-    "MeshConsumerRoute",
-    "MeshHTTPRouteBackendRequestHeaderModification",
-    "MeshHTTPRouteNamedRouteRule",
-    "MeshHTTPRouteQueryParamMatching",
-    "MeshHTTPRouteRedirectPath",
-    "MeshHTTPRouteRedirectPort",
-    "MeshHTTPRouteRewritePath",
-    "MeshHTTPRouteSchemeRedirect",
     "ReferenceGrant",
-    "TCPRoute",
-    "TLSRoute",
-    "TLSRouteModeMixed",
-    "TLSRouteModeTerminate",
-    "UDPRoute",
 )
 """What the GatewayClass says that it can do, in the order of names (the API wants it so)."""
 
