@@ -5,37 +5,47 @@
  * workloads: its packets must still carry the virtual address. The node's own processes are translated
  * always, since no tc hook sees what they send.
  */
-#include "maps.h"
+#include "service.h"
 
 #include <linux/errno.h>
 #include <linux/in.h>
 #include <linux/in6.h>
+
+/* asm-generic/socket.h */
+#define SOL_SOCKET 1
+#define SO_MARK 36
 
 /* The decision itself, apart from its hooks, so that a test can run it (cgroup hooks have no test run). */
 static __always_inline int translate(__u64 cookie, __u32 random, const struct service_key *service,
 				     struct backend_value *to)
 {
 	struct netns_value *ns = bpf_map_lookup_elem(&netns, &cookie);
-	struct backend_value *backend;
+	struct choice of = {};
+	union addr client = {};
 	struct service_value *s;
-	struct backend_key key;
 
 	if (!ns)
 		return 0;
 	s = bpf_map_lookup_elem(&services, service);
 	if (!s || s->flags & SERVICE_GATEWAY)
 		return 0;
-	if (s->flags & SERVICE_HTTP && !(ns->flags & NETNS_HOST))
-		return 0;
-	if (!s->backends)
-		return -1;
-	key.service = s->id;
-	key.slot = random % s->backends;
-	backend = bpf_map_lookup_elem(&backends, &key);
-	if (!backend)
-		return -1;
-	*to = *backend;
-	return 1;
+	of.service = s->id;
+	of.backends = s->backends;
+	of.flags = s->flags;
+	of.affinity = s->affinity;
+	if (s->flags & SERVICE_HTTP && !(ns->flags & NETNS_HOST)) {
+		if (!(s->flags & SERVICE_EXTERNAL))
+			return 0;
+		/* The route is told by the Service's own address. */
+		of.service = s->alias;
+		of.backends = 1;
+		of.flags = 0;
+		of.affinity = 0;
+	}
+	/* No address of a client begins like this (RFC 4291, 2.7: multicast). */
+	client.w[0] = 0xffffffff;
+	client.d[1] = cookie;
+	return choose(&of, &client, random, to) ? -1 : 1;
 }
 
 static __always_inline void count_one(__u32 reason)
@@ -46,15 +56,40 @@ static __always_inline void count_one(__u32 reason)
 		c->packets++;
 }
 
+/*
+ * docker-proxy dials a container in the node's name for whoever dialled a published port: what it brings is the
+ * world's, or a workload could reach its neighbours as the host. A process that takes that name loses by it.
+ */
+static __always_inline void mark_proxies_of_others(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct netns_value *ns = bpf_map_lookup_elem(&netns, &cookie);
+	const char name[] = "docker-proxy";
+	int mark = MARK_FOR_OTHERS, i;
+	char comm[16];
+
+	if (!ns || !(ns->flags & NETNS_HOST) || bpf_get_current_comm(comm, sizeof(comm)))
+		return;
+#pragma unroll
+	for (i = 0; i < (int)sizeof(name); i++)
+		if (comm[i] != name[i])
+			return;
+	bpf_setsockopt(ctx, SOL_SOCKET, SO_MARK, &mark, sizeof(mark));
+}
+
 static __always_inline int go(struct bpf_sock_addr *ctx, struct service_key *service, struct backend_value *to)
 {
 	struct translated_key key = {};
 	struct translated_value was = {};
+	__u32 random;
 	int result;
 
+	mark_proxies_of_others(ctx);
 	service->port = (__be16)ctx->user_port;
 	service->protocol = ctx->protocol;
-	result = translate(bpf_get_netns_cookie(ctx), bpf_get_prandom_u32(), service, to);
+	/* The datagrams of one socket stay together: each of them may pass here. */
+	random = ctx->protocol == IPPROTO_TCP ? bpf_get_prandom_u32() : mix(bpf_get_socket_cookie(ctx));
+	result = translate(bpf_get_netns_cookie(ctx), random, service, to);
 	if (result < 0) {
 		count_one(NO_BACKEND);
 		/* Without it the application would be told that it may not, instead of that nobody is there. */

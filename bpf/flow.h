@@ -9,6 +9,7 @@
 #include "conntrack.h"
 #include "icmp.h"
 #include "judge.h"
+#include "nat_forward.h"
 
 /* net.ipv4.ip_local_port_range begins here by default. */
 #define FIRST_EPHEMERAL_PORT 32768
@@ -18,10 +19,13 @@
  * way only the sender is known for good: if somebody's rule sends it on to a local workload after all (DNAT of a
  * published port), it meets to_workload as what it is by then.
  */
-static __always_inline int forward(struct __sk_buff *skb, const struct packet *p, __u32 ifindex, int direct,
+static __always_inline int forward(struct __sk_buff *skb, struct packet *p, __u32 ifindex, int direct, int nat,
 				   struct way w)
 {
 	if (ifindex && direct) {
+		/* Any other way goes by to_workload or to_netdev, and the stack takes no packet from a Service. */
+		if (nat)
+			nat_answer(skb, p);
 		count(FORWARDED_LOCAL, p->length);
 		/* A bridge's port takes frames that bear its neighbours' addresses. */
 		if (w.bridged)
@@ -91,28 +95,62 @@ static __always_inline int ingress_error(struct __sk_buff *skb, const struct pac
 	return action;
 }
 
-/* The whole way of a packet at an ingress hook. */
-static __always_inline int ingress_hook(struct __sk_buff *skb, const struct packet *p, const struct config *c,
-					struct way w)
+/* Part of what a packet needs, apart from the 512 bytes of stack that are shared with all that is called. */
+struct flow_room {
+	struct ct_key key;
+	struct ct_value fresh;
+	struct tuple first;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct flow_room);
+	__uint(max_entries, 1);
+} flow_rooms SEC(".maps");
+
+/* The whole way of a packet at an ingress hook. `nat` says what became of one to a Service there (nat_forward.h). */
+static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p, const struct config *c, struct way w,
+					int nat)
 {
 	__u64 now = bpf_ktime_get_coarse_ns();
-	struct ct_value *ct, fresh = {};
+	struct ct_value *ct;
 	int known, midstream, one_way = 0, answer = 0, direct;
 	struct judgement j;
-	struct ct_key key;
-	struct tuple first;
+	struct flow_room *r;
+	__u32 zero = 0;
 	__be16 port = p->policy_port;
 	__u32 here = w.here;
 	__u8 hook = w.hook;
-	__u8 side = ct_make_key(&key, &p->t);
+	__u8 side;
 
-	ct = bpf_map_lookup_elem(&conntrack, &key);
+	r = bpf_map_lookup_elem(&flow_rooms, &zero);
+	if (!r)
+		return TC_ACT_SHOT;
+	side = ct_make_key(&r->key, &p->t);
+	ct = bpf_map_lookup_elem(&conntrack, &r->key);
 	known = ct && continues(ct, p, side, now) && ct->ifindex[side & 1] == here;
+	/* Also where a Service has come to an address that was spoken to before; not what the proxy carries. */
+	if (here && (!known || (ct->epoch != c->epoch && ct->verdict != VERDICT_REDIRECT))) {
+		nat = nat_forward(skb, p, c, here);
+		if (nat == NAT_REFUSED)
+			return reject(skb, p, NO_BACKEND, hook);
+		if (nat == NAT_SELF || (nat == NAT_NONE && !known && nat_answers_itself(skb, p)))
+			return forward(skb, p, here, 1, 0, w);
+		if (nat == NAT_DONE) {
+			if (ct)
+				bpf_map_delete_elem(&conntrack, &r->key);
+			side = ct_make_key(&r->key, &p->t);
+			ct = bpf_map_lookup_elem(&conntrack, &r->key);
+			known = ct && continues(ct, p, side, now) && ct->ifindex[side & 1] == here;
+			port = p->policy_port;
+		}
+	}
 	midstream = !ct && p->t.protocol == IPPROTO_TCP && !begins(p);
 	if (known && ct->epoch == c->epoch) {
 		if (ct->verdict == VERDICT_ALLOW) {
 			ct_touch(ct, now);
-			return forward(skb, p, ct->ifindex[!side], ct->direct, w);
+			return forward(skb, p, ct->ifindex[!side], ct->direct, ct->nat, w);
 		}
 		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
@@ -125,20 +163,20 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		return ingress_error(skb, p, c, w);
 
 	if (midstream && !client_speaks(p)) {
-		first = reversed(&p->t);
-		judge(&first, first.dport, c, &j, 0);
+		r->first = reversed(&p->t);
+		judge(&r->first, r->first.dport, c, &j, 0);
 		one_way = j.d.verdict != VERDICT_ALLOW;
 	}
 
 	/* An answer is judged as the flow that it answers. */
-	first = p->t;
+	r->first = p->t;
 	if (known && ct->verdict != VERDICT_REDIRECT && ct->initiator != side)
 		answer = 1;
 	if (answer) {
-		first = reversed(&p->t);
-		port = asked_port(&first);
+		r->first = reversed(&p->t);
+		port = asked_port(&r->first);
 	}
-	judge(&first, port, c, &j, 0);
+	judge(&r->first, port, c, &j, 0);
 	if (!answer) {
 		/* Who speaks must be who the device says (anti-spoofing), on both kinds of device. */
 		if (j.src_ifindex != here || (!here && j.src_local_address))
@@ -199,24 +237,29 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, const struct pack
 		tell(p, &j.d, hook);
 	if (j.audit && !answer)
 		tell_audit(p, &j, hook);
-	fresh.seen = now;
-	fresh.epoch = c->epoch;
-	fresh.initiator = answer ? !side : side;
+	__builtin_memset(&r->fresh, 0, sizeof(r->fresh));
+	r->fresh.seen = now;
+	r->fresh.epoch = c->epoch;
+	r->fresh.initiator = answer ? !side : side;
 	direct = short_cut(&j, p->ipv6);
-	fresh.direct = direct;
-	fresh.verdict = j.d.verdict;
-	fresh.proxy_port = j.d.proxy_port;
-	if (fresh.initiator) {
-		fresh.ifindex[1] = j.src_ifindex;
-		fresh.ifindex[0] = j.dst_ifindex;
+	r->fresh.direct = direct;
+	r->fresh.verdict = j.d.verdict;
+	r->fresh.proxy_port = j.d.proxy_port;
+	/* What answered a Service's client before its entry was evicted goes on to do so. */
+	r->fresh.nat = nat == NAT_DONE || (known && ct->nat) || (midstream && nat_in_use() && nat_answers(p));
+	if (!known && !r->fresh.nat)
+		nat_forget(&p->t);
+	if (r->fresh.initiator) {
+		r->fresh.ifindex[1] = j.src_ifindex;
+		r->fresh.ifindex[0] = j.dst_ifindex;
 	} else {
-		fresh.ifindex[0] = j.src_ifindex;
-		fresh.ifindex[1] = j.dst_ifindex;
+		r->fresh.ifindex[0] = j.src_ifindex;
+		r->fresh.ifindex[1] = j.dst_ifindex;
 	}
-	bpf_map_update_elem(&conntrack, &key, &fresh, BPF_ANY);
+	bpf_map_update_elem(&conntrack, &r->key, &r->fresh, BPF_ANY);
 	if (j.d.verdict == VERDICT_REDIRECT)
 		return to_proxy(skb, p, &j.d, w);
-	return forward(skb, p, answer ? j.src_ifindex : j.dst_ifindex, direct, w);
+	return forward(skb, p, answer ? j.src_ifindex : j.dst_ifindex, direct, r->fresh.nat, w);
 }
 
 #endif

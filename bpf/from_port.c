@@ -45,7 +45,7 @@ int from_port(struct __sk_buff *skb)
 	struct packet p;
 	__u32 zero = 0;
 	__u8 reason;
-	int parsed = parse(skb, &p);
+	int nat = NAT_NONE, action, parsed = parse(skb, &p);
 
 	/* Being attached or let go just now. */
 	if (!at)
@@ -63,6 +63,10 @@ int from_port(struct __sk_buff *skb)
 	} else {
 		if (parsed == PARSED_NOT_IP && skb->protocol == bpf_htons(ETH_P_ARP) && false_arp(skb, at))
 			return drop(&p, &nobody, SPOOFED_SOURCE, w.hook);
+		c = bpf_map_lookup_elem(&config, &zero);
+		action = c ? to_service(skb, &p, c, parsed, w.hook, &nat) : GOES_ON;
+		if (action != GOES_ON)
+			return action;
 		if (of_the_node(&p, parsed))
 			return TC_ACT_OK;
 	}
@@ -78,7 +82,7 @@ int from_port(struct __sk_buff *skb)
 		count(PROXY_RETURN, p.length);
 		return TC_ACT_OK;
 	}
-	return ingress_hook(skb, &p, c, w);
+	return ingress_hook(skb, &p, c, w, nat);
 }
 
 char _license[] SEC("license") = "GPL";

@@ -29,7 +29,7 @@ int from_workload(struct __sk_buff *skb)
 			return TC_ACT_OK;
 		}
 	}
-	return ingress_hook(skb, &p, c, w);
+	return ingress_hook(skb, &p, c, w, NAT_NONE);
 }
 
 char _license[] SEC("license") = "GPL";

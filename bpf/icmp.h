@@ -89,11 +89,13 @@ static __always_inline int borrowed_source(const struct packet *p, __u32 here)
 	return who && who->flags & IPCACHE_LOCAL;
 }
 
-static __noinline int icmp_error(struct __sk_buff *skb, const struct packet *p, const struct config *c, __u32 here,
+__noinline int icmp_error(struct __sk_buff *skb, const struct packet *p, const struct config *c, __u32 here,
 				 __u8 hook)
 {
 	struct decision d = {};
 
+	if (!p || !c)
+		return TC_ACT_SHOT;
 	/* At to_workload the node itself may speak. */
 	if (hook != HOOK_TO_WORKLOAD && borrowed_source(p, here))
 		return drop(p, &d, SPOOFED_SOURCE, hook);

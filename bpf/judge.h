@@ -30,17 +30,23 @@ static __always_inline void steer(struct decision *d, __u32 source_class, __u32 
 #define known_as_number(x) asm volatile("" : "+r"(x))
 
 /* `foreign`: somebody else speaks with the node's own address (masquerade, docker-proxy), and is the world. */
-static __noinline void judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
-			     int foreign)
+__noinline int judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
+		     int foreign)
 {
-	struct service_key service = {.addr = t->dst, .port = t->dport, .protocol = t->protocol};
-	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &t->src);
-	struct endpoint *dst = bpf_map_lookup_elem(&endpoints, &t->dst);
+	struct service_key service = {};
+	struct endpoint *src, *dst;
 	__u32 source_class = IDENTITY_WORLD, rule = 0, src_subject = 0, dst_subject = 0;
 	__u32 src_mesh = 0, dst_mesh = 0, dst_mode = 0, src_is_local = 0, dst_is_local = 0;
 	__u8 verdict = VERDICT_ALLOW, other, flags = 0, src_audit = 0, dst_audit = 0;
 	struct ipcache_value *who;
 
+	if (!t || !c || !j)
+		return -1;
+	service.addr = t->dst;
+	service.port = t->dport;
+	service.protocol = t->protocol;
+	src = bpf_map_lookup_elem(&endpoints, &t->src);
+	dst = bpf_map_lookup_elem(&endpoints, &t->dst);
 	__builtin_memset(j, 0, sizeof(*j));
 	j->d.src_identity = IDENTITY_WORLD;
 	j->d.dst_identity = IDENTITY_WORLD;
@@ -80,7 +86,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 				steer(&j->d, source_class, LISTENER_HTTP_SERVICE, 0);
 			else
 				deny(&j->d, UNTRANSLATED_SERVICE);
-			return;
+			return 0;
 		}
 		who = s ? 0 : identify(&t->dst);
 		if (s) {
@@ -100,7 +106,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 					 &flags);
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_EGRESS);
-			return;
+			return 0;
 		}
 		if (src_audit & (1 << EGRESS))
 			audit(j, t, src_subject, EGRESS, policy_port);
@@ -113,7 +119,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		}
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_INGRESS);
-			return;
+			return 0;
 		}
 		if (dst_audit & (1 << INGRESS))
 			audit(j, t, dst_subject, INGRESS, policy_port);
@@ -125,7 +131,7 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		if (t->protocol != IPPROTO_TCP || dst_mode == MESH_OFF ||
 		    (src_is_local ? !dst_mesh : !src_mesh || !in_proxy_range(c, t->sport))) {
 			deny(&j->d, UNAUTHENTICATED);
-			return;
+			return 0;
 		}
 		if (src_is_local)
 			dst_mode = MESH_STRICT;
@@ -138,23 +144,23 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 			if (j->audit_redirect && listener_port(source_class, LISTENER_TLS_HTTP, 0))
 				kind = LISTENER_TLS_HTTP;
 			steer(&j->d, source_class, kind, 0);
-			return;
+			return 0;
 		}
 		/* A Gateway of this very node is proven by the kernel: nobody else's packets bear its address here. */
 		if (j->src_local_address && j->d.src_identity == IDENTITY_INGRESS)
 			dst_mode = MESH_PERMISSIVE;
 		if (dst_mode == MESH_STRICT && j->d.src_identity != IDENTITY_HOST) {
 			deny(&j->d, PLAINTEXT_TO_STRICT);
-			return;
+			return 0;
 		}
 	}
 	if (verdict == VERDICT_REDIRECT) {
 		steer(&j->d, source_class, LISTENER_HTTP_WORKLOAD, 0);
-		return;
+		return 0;
 	}
 	if (t->protocol == IPPROTO_TCP && src_is_local && dst_mesh && dst_mode == MESH_STRICT) {
 		steer(&j->d, source_class, LISTENER_TCP_MTLS, j->d.dst_identity);
-		return;
+		return 0;
 	}
 	if (j->audit_redirect) {
 		/* To judge requests as a policy in audit would. Where no listener is ready, nobody is told. */
@@ -162,11 +168,12 @@ static __noinline void judge(const struct tuple *t, __be16 policy_port, const st
 		if (j->d.proxy_port) {
 			j->d.verdict = VERDICT_REDIRECT;
 			j->d.reason = REDIRECTED;
-			return;
+			return 0;
 		}
 	}
 	j->d.verdict = VERDICT_ALLOW;
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
+	return 0;
 }
 
 /* The port that policy judges of a flow that something answered: of ICMP the type of the question. */

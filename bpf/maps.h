@@ -38,6 +38,19 @@ PINNED_MAP(ports, BPF_MAP_TYPE_HASH, __u32, struct port, MAX_PORTS, BPF_F_NO_PRE
 PINNED_MAP(netns, BPF_MAP_TYPE_HASH, __u64, struct netns_value, MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
 PINNED_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, REASON_MAX, 0);
 
+#define MAX_BLOCKED 65536
+PINNED_MAP(blocklist, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_key, struct block_value, MAX_BLOCKED, BPF_F_NO_PREALLOC);
+
+/* Services (service.h, nat.h). */
+#define MAX_MAGLEV 4096
+#define MAX_NAT 65536
+PINNED_MAP(maglev, BPF_MAP_TYPE_HASH, __u32, struct maglev_value, MAX_MAGLEV, BPF_F_NO_PREALLOC);
+PINNED_MAP(standing, BPF_MAP_TYPE_HASH, struct standing_key, __u32, MAX_BACKENDS, BPF_F_NO_PREALLOC);
+PINNED_MAP(affinity, BPF_MAP_TYPE_LRU_HASH, struct affinity_key, struct affinity_value, MAX_NAT, 0);
+PINNED_MAP(nat, BPF_MAP_TYPE_LRU_HASH, struct nat_key, struct nat_value, MAX_NAT, 0);
+PINNED_MAP(nat_back, BPF_MAP_TYPE_LRU_HASH, struct nat_key, struct nat_back_value, MAX_NAT, 0);
+PINNED_MAP(nat_used, BPF_MAP_TYPE_ARRAY, __u32, __u32, 1, 0);
+
 PINNED_MAP(event_budgets, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct event_budget, 1, 0);
 
 struct {

@@ -35,6 +35,8 @@ struct packet {
 	__u8 hop_limit;
 	/* The port that policy judges: the destination's, or the ICMP type (network byte order). */
 	__be16 policy_port;
+	/* Where the ports are; 0 in a fragment that has none. */
+	__u16 l4;
 	__u32 length;
 };
 
@@ -110,6 +112,7 @@ static __always_inline void icmp_ports(struct tuple *t, __u8 type, __be16 identi
 /* Ports of TCP, UDP and SCTP at `offset`; of ICMP what stands for them. */
 static __always_inline int parse_l4(struct __sk_buff *skb, __u32 offset, struct packet *p)
 {
+	p->l4 = offset;
 	switch (p->t.protocol) {
 	case IPPROTO_TCP: {
 		/* Source, destination, …, flags in byte 13. */
@@ -249,8 +252,14 @@ static __always_inline int parse_v6(struct __sk_buff *skb, __u32 offset, struct 
 	return parse_l4(skb, offset, p);
 }
 
-static __always_inline int parse(struct __sk_buff *skb, struct packet *p)
+/*
+ * Global functions (not static) the verifier looks at once each, not again on every way that leads to them: parse()
+ * and judge(), of which everything else is made up, would otherwise cost seconds at each load.
+ */
+__noinline int parse(struct __sk_buff *skb, struct packet *p)
 {
+	if (!p)
+		return PARSED_MALFORMED;
 	__builtin_memset(p, 0, sizeof(*p));
 	p->length = skb->len;
 	if (skb->protocol == bpf_htons(ETH_P_IP))

@@ -19,6 +19,8 @@
 #define MARK_STEERED 0x300
 /* Its sender is whom its source address says: from_workload or from_port has seen it. */
 #define MARK_PROVEN 0x600
+/* On sockets of the node that speak for others (docker-proxy): not the node's own word. */
+#define MARK_FOR_OTHERS 0xc00
 #define MARK_PROXY_DOWNSTREAM 0xa00
 #define MARK_PROXY_UPSTREAM 0xb00
 
@@ -91,6 +93,7 @@ enum reason {
 	NOT_FOR_THIS_PORT = 44,
 	LINK_PROTOCOL = 45,
 	UNAUTHENTICATED = 46,
+	BLOCKLISTED = 47,
 	REASON_MAX = 64,
 };
 
@@ -198,11 +201,21 @@ struct service_key {
 #define SERVICE_HTTP 1
 /* The proxy listens there itself, for a Gateway: judged as ingress, neither translated nor steered. */
 #define SERVICE_GATEWAY 2
+/* The address is not the Service's own: a node's (NodePort), a load balancer's, an external one. */
+#define SERVICE_EXTERNAL 4
+#define SERVICE_MAGLEV 8
 
+/* Three sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served
+ * to them), and, while a route applies to an external address, the Service's own address for workloads. */
 struct service_value {
 	__u32 id;
 	__u32 backends;
 	__u32 flags;
+	/* Seconds that a client stays with its backend; 0: no session affinity. */
+	__u32 affinity;
+	__u32 outside;
+	__u32 outside_backends;
+	__u32 alias;
 };
 
 struct backend_key {
@@ -214,6 +227,64 @@ struct backend_value {
 	union addr addr;
 	__be16 port;
 	__u8 pad[2];
+};
+
+/* Maglev's table of a set: hash modulo `size`, a prime, gives a slot. */
+#define MAGLEV_SLOTS 16382
+
+struct maglev_value {
+	__u32 size;
+	__u16 slot[MAGLEV_SLOTS];
+};
+
+/* Who stands behind a set. Connections live as long as their backend is here; new ones get the ready. */
+struct standing_key {
+	__u32 service;
+	union addr addr;
+	__be16 port;
+	__u8 pad[2];
+};
+
+#define STANDING_READY 1
+#define STANDING_ENDING 2
+
+/* The backend that a client of a set was given last. Of a socket the client is its network namespace. */
+struct affinity_key {
+	__u32 service;
+	union addr client;
+};
+
+struct affinity_value {
+	__u64 seen;
+	struct backend_value to;
+	__u8 pad[4];
+};
+
+/* A flow that is translated packet by packet: which backend, and back, which Service address. */
+struct nat_key {
+	union addr client;
+	union addr peer;
+	__be16 client_port;
+	__be16 peer_port;
+	__u8 protocol;
+	__u8 pad[3];
+};
+
+struct nat_value {
+	struct backend_value to;
+	__u32 service;
+	__u32 epoch;
+};
+
+#define NAT_HAIRPIN 1
+
+struct nat_back_value {
+	union addr addr;
+	__be16 port;
+	__u8 flags;
+	__u8 pad;
+	/* Of a hairpin: who called itself. */
+	union addr client;
 };
 
 /* Which socket spoke to which backend instead of which service: for getpeername and recvmsg. */
@@ -253,8 +324,19 @@ struct ct_value {
 	__u8 direct : 1;
 	/* Begun by a process of the node. */
 	__u8 of_node : 1;
+	/* Its packets are translated: answers get the Service's address back. */
+	__u8 nat : 1;
 	__u8 verdict;
 	__be16 proxy_port;
+};
+
+/* What is blocked at XDP, by source (ipcache_key). `until` is CLOCK_BOOTTIME in ns, 0 for good; `bits` the key's. */
+struct block_value {
+	__u64 until;
+	__u64 packets;
+	__u64 bytes;
+	__u32 bits;
+	__u32 pad;
 };
 
 /* The ports of a datagram whose first fragment was seen; of ICMP the identifier (both ports) and the type. */

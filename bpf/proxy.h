@@ -48,7 +48,10 @@ static __noinline int socket_state(struct __sk_buff *skb, const struct packet *p
 	return state;
 }
 
-/* 0 when the packet now belongs to the proxy's socket for exactly this connection. */
+/*
+ * 0 when the packet goes to the proxy's socket for exactly this connection. One in TIME_WAIT the kernel finds for
+ * itself, and only so does it do all that such a socket has to (see sockets.c).
+ */
 static __noinline int assign_own(struct __sk_buff *skb, const struct packet *p)
 {
 	struct bpf_sock *sk = lookup_tcp(skb, p, &p->t);
@@ -56,7 +59,9 @@ static __noinline int assign_own(struct __sk_buff *skb, const struct packet *p)
 
 	if (!sk)
 		return -1;
-	if (sk->state != TCP_STATE_LISTEN && sk->state != TCP_STATE_TIME_WAIT)
+	if (sk->state == TCP_STATE_TIME_WAIT)
+		err = 0;
+	else if (sk->state != TCP_STATE_LISTEN)
 		err = bpf_sk_assign(skb, sk, 0);
 	bpf_sk_release(sk);
 	if (!err)
@@ -68,7 +73,7 @@ static __noinline int assign_own(struct __sk_buff *skb, const struct packet *p)
  * 0 when the packet now belongs to the listener on the loopback port. The kernel chooses again among
  * the listener's reuseport sockets by the packet's own hash (since 6.6). A segment in mid-connection that
  * no socket owns meets the listener too, which answers with a reset: how a direct connection ends that
- * a rule now names.
+ * a rule now names. A SYN that meets TIME_WAIT goes by way of that socket (see sockets.c).
  */
 static __noinline int assign_listener(struct __sk_buff *skb, const struct packet *p, __be16 port)
 {
@@ -83,8 +88,12 @@ static __noinline int assign_listener(struct __sk_buff *skb, const struct packet
 	sk = lookup_tcp(skb, p, &t);
 	if (!sk)
 		return -1;
-	if (sk->state == TCP_STATE_LISTEN)
-		err = bpf_sk_assign(skb, sk, 0);
+	if (sk->state == TCP_STATE_LISTEN) {
+		if (p->tcp_flags & TCP_SYN && socket_state(skb, p, &p->t) == TCP_STATE_TIME_WAIT)
+			err = 0;
+		else
+			err = bpf_sk_assign(skb, sk, 0);
+	}
 	bpf_sk_release(sk);
 	if (!err)
 		skb->mark = (skb->mark & ~MARK_MASK) | MARK_TO_PROXY;
@@ -112,7 +121,7 @@ static __noinline int raise_to_own(struct __sk_buff *skb, const struct packet *p
 {
 	int state = socket_state(skb, p, &p->t);
 
-	if (!state || state == TCP_STATE_LISTEN || state == TCP_STATE_TIME_WAIT)
+	if (!state || state == TCP_STATE_LISTEN)
 		return -1;
 	return raise(skb, 0);
 }

@@ -7,8 +7,10 @@
 #include "flow.h"
 #include "port.h"
 
-static __always_inline int pass(struct ct_value *ct, const struct packet *p, __u64 now)
+static __always_inline int pass(struct __sk_buff *skb, struct ct_value *ct, struct packet *p, __u64 now)
 {
+	if (ct->nat)
+		nat_answer(skb, p);
 	ct_touch(ct, now);
 	count(FORWARDED_STACK, p->length);
 	return TC_ACT_OK;
@@ -61,7 +63,7 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	__u8 side, macs[6] = {};
 	int parsed, known, answer;
 	/* What the node itself sends has come in nowhere. */
-	int foreign = skb->ingress_ifindex != 0;
+	int foreign = skb->ingress_ifindex != 0 || mark == MARK_FOR_OTHERS;
 
 	if (at && bpf_skb_load_bytes(skb, 0, macs, sizeof(macs)))
 		return TC_ACT_SHOT;
@@ -71,6 +73,9 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 		return TC_ACT_SHOT;
 	}
 	if (mark == MARK_PROXY_DOWNSTREAM || mark == MARK_PROXY_UPSTREAM) {
+		/* The client may have asked for a Service. */
+		if (mark == MARK_PROXY_DOWNSTREAM && nat_in_use() && !parse(skb, &p))
+			nat_answer(skb, &p);
 		count(FROM_PROXY, skb->len);
 		return TC_ACT_OK;
 	}
@@ -96,7 +101,7 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	if (known && ct->of_node && foreign && ct->initiator == side)
 		known = 0;
 	if (known && ct->epoch == c->epoch)
-		return pass(ct, &p, now);
+		return pass(skb, ct, &p, now);
 	if (p.icmp_error) {
 		if (mark != MARK_PROVEN && bpf_map_lookup_elem(&endpoints, &p.t.src))
 			return drop(&p, &nobody, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
@@ -118,7 +123,7 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 			return drop(&p, &j.d, POLICY_CHANGED, HOOK_TO_WORKLOAD);
 		}
 		ct->epoch = c->epoch;
-		return pass(ct, &p, now);
+		return pass(skb, ct, &p, now);
 	}
 	if (j.dst_ifindex != here || (j.src_ifindex && mark != MARK_PROVEN))
 		return drop(&p, &j.d, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);

@@ -43,12 +43,15 @@ def allocate(
     prefixes: Iterable[str],
     gateways: Iterable[str] = (),
     settings: Settings,
+    balancers: Mapping[str, Address | None] | None = None,
+    node_ports: Mapping[str, int | None] | None = None,
 ) -> Allocations:
     """The allocations for these names. The keys are those of `Allocations`.
 
     `vips` maps ``namespace/name/family``, where family ends in 4 or 6, to the address that the manifest
     fixes, or to None. A fixed address is taken as given, even outside the ranges, and even where two
-    manifests fix the same (to refuse one is the compiler's part); an allocated one gives way to it.
+    manifests fix the same (to refuse one is the compiler's part); an allocated one gives way to it. So it is
+    with `balancers` and `node_ports`.
     Raises AllocationError.
     """
     low, high = settings.proxy_listen_ports
@@ -59,6 +62,8 @@ def allocate(
             previous.listener_ports, listener_names, (low, high), "listener ports (proxy_listen_ports)"
         ),
         service_ids=_numbers(previous.service_ids, service_names, SERVICE_IDS, "service numbers"),
+        balancers=_addresses(previous.balancers, balancers or {}, settings.balancer_ranges),
+        node_ports=_node_ports(previous.node_ports, node_ports or {}, settings.node_ports),
         prefixes=_numbers(previous.prefixes, prefixes, PREFIXES, "networks in policies"),
         gateways=_addresses(
             previous.gateways, dict.fromkeys(gateways), settings.gateway_ranges, "the Gateway", "gateway"
@@ -114,6 +119,37 @@ def _addresses(
         given[name] = pools[_family(name)].first_free(name, used)
         used.add(given[name])
     return dict(sorted(given.items()))
+
+
+def _node_ports(
+    previous: Mapping[str, int], wanted: Mapping[str, int | None], pool: tuple[int, int]
+) -> dict[str, int]:
+    """As addresses, they are looked for from a hash of the name: every node comes to the same."""
+    low, high = pool
+    given = {name: port for name, port in wanted.items() if port is not None}
+    used = {(_protocol(name), port) for name, port in given.items()}
+    for name in sorted(wanted.keys() - given.keys()):
+        size = high - low + 1
+        start = int.from_bytes(hashlib.sha256(name.encode()).digest()) % size
+        before = previous.get(name)
+        candidates = [before] if before is not None and low <= before <= high else []
+        free = (
+            port
+            for port in (*candidates, *(low + i for i in _around(start, size)))
+            if (_protocol(name), port) not in used
+        )
+        port = next(free, None)
+        if port is None:
+            raise AllocationError(
+                f"no node port is left for the Service {name} ({low}-{high})", hint="widen node_ports"
+            )
+        given[name] = port
+        used.add((_protocol(name), port))
+    return dict(sorted(given.items()))
+
+
+def _protocol(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from penstock.redirect.host import HostSettings
 from penstock.redirect.sockets import proxied, reset, reset_proxied
 from penstock.redirect.stage import InKernel, Steering, after_proxy, before_proxy, changing_hands, steering
 from penstock.redirect.tables import Tables
+from penstock.redirect.terminated import end_datagrams, lost_sockets
 from penstock.routing.model import HttpChain, ListenerKind
 from penstock.world import Carried, Settings
 from penstock.xds.order import Rollout
@@ -125,8 +126,7 @@ class Applier:
         errors: list[str] = []
         changed, carried = 0, self._carried
         try:
-            changed, carried = await self._close(plan.kernel)
-            errors += await self._attach(plan.kernel)
+            changed, carried = await self._close(plan.kernel, errors)
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         errors = [e if e.startswith("kernel") else f"kernel: {e}" for e in errors]
@@ -186,7 +186,7 @@ class Applier:
 
     # --- the kernel ------------------------------------------------------------------------------------
 
-    async def _close(self, wanted: KernelTables) -> tuple[int, frozenset[Carried]]:
+    async def _close(self, wanted: KernelTables, errors: list[str]) -> tuple[int, frozenset[Carried]]:
         now = InKernel(
             self.tables.policy(),
             self.tables.listeners(),
@@ -194,6 +194,10 @@ class Applier:
             self.tables.ipcache(),
         )
         changed = self.tables.apply(before_proxy(wanted, now))
+        if self.tables.lost_backends:
+            await self._blocking(self._end_datagrams, wanted)
+        # Before the proxy's connections are looked at, which takes its time.
+        errors += await self._attach(wanted)
         if leaving := changing_hands(wanted, now):
             await self._blocking(reset_proxied, leaving)
         # What the proxy carries is looked at when it may have lost its way there, and while something has.
@@ -201,6 +205,12 @@ class Applier:
             self._looked = True
             self._carried = await self._blocking(self._sort_out, wanted)
         return changed, self._carried
+
+    def _end_datagrams(self, tables: KernelTables) -> None:
+        cookies = lost_sockets(self._datapath.pins, tables)
+        if cookies:
+            ended = end_datagrams(cookies, tuple(tables.namespaces.values()))
+            log.info("datagram sockets lost their backend", extra={"sockets": ended})
 
     def _sort_out(self, tables: KernelTables) -> frozenset[Carried]:
         """Reset the proxy's connections that are forbidden now; return what goes on without being steered.
@@ -219,11 +229,19 @@ class Applier:
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
-        place = (wanted.attach, wanted.ports, wanted.routes, wanted.addresses)
+        place = (
+            wanted.attach,
+            wanted.ports,
+            wanted.routes,
+            wanted.addresses,
+            wanted.served_addresses,
+            wanted.reserved_ports,
+        )
         if place == self._place:
             return []
         netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
         problems += await self._blocking(self._host.addresses, wanted.addresses)
+        problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
         self._datapath.attach(wanted.attach, netdevs, wanted.ports)
         self._place = place if not problems else None
         return list(problems)

@@ -33,7 +33,7 @@ from penstock.policy.policies import POLICY_KINDS, Policies, policies
 from penstock.routing.gateways import gateway_names, joined
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
-from penstock.routing.services import served_names, wanted_vips
+from penstock.routing.services import served_names, wanted_balancers, wanted_node_ports, wanted_vips
 from penstock.world import Address, World, parse_address
 
 
@@ -45,6 +45,8 @@ class Names:
     vips: dict[str, Address | None]
     services: tuple[str, ...]
     prefixes: tuple[str, ...]
+    balancers: dict[str, Address | None]
+    node_ports: dict[str, int | None]
     gateways: tuple[str, ...]
 
 
@@ -60,6 +62,10 @@ def names(world: World, read: Policies | None = None, identities: Iterable[str] 
         vips=vips,
         services=(*served_names(world), *gateway_names(world)),
         prefixes=(*map(str, read.networks), *node_names(world, read).values()),
+        balancers={
+            name: parse_address(text) if text else None for name, text in wanted_balancers(world).items()
+        },
+        node_ports=dict(wanted_node_ports(world)),
         gateways=wanted_addresses(world),
     )
 
@@ -203,7 +209,7 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     found.update(_of_workloads(facts, facts.members.all))
     for document in facts.world.of_kinds(*POLICY_KINDS):
         found[document.key] = _VALID
-    found.update(_shared_vips(facts))
+    found.update({key: ObjectStatus(pending=why) for key, why in facts.frontends.conflicts.items()})
     found.update(facts.mesh.statuses)
     for key, status in facts.edge.statuses.items():
         found[key] = joined(facts.mesh.statuses.get(key), status)
@@ -223,17 +229,3 @@ def _absent(facts: Facts, member: Member) -> tuple[str, str]:
         return f"network namespace {member.netns} is absent", "NamespaceAbsent"
     what = f"container {workload.spec.container} does not run here"
     return f"{what}, or its engine is not followed (penstock run --docker)", "ContainerAbsent"
-
-
-def _shared_vips(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
-    """Services whose clusterIP another Service, earlier by name, has already."""
-    owners: dict[Address, ObjectKey] = {}
-    found = {}
-    for served in facts.served:
-        if (
-            served.vip is not None
-            and owners.setdefault(served.vip, served.document.key) != served.document.key
-        ):
-            why = f"clusterIP {served.vip} belongs to {owners[served.vip]}"
-            found[served.document.key] = ObjectStatus(pending=why)
-    return found

@@ -127,6 +127,7 @@ class Daemon:
                 "diff": self._diff,
                 **{call: partial(self._look, call) for call in CALLS},
                 **node.certificates.calls,
+                **node.blocks.calls,
             },
             {"observe": self._observe},
         )

@@ -31,6 +31,7 @@ from penstock.policy.mesh_tls import MeshModes, TowardModes
 from penstock.policy.policies import Policies, policies
 from penstock.policy.rights import Destination, SourceRights, Stances, rights
 from penstock.policy.rules import PolicySpec
+from penstock.routing.frontends import Frontends, frontends
 from penstock.routing.gateways import EDGE_KINDS, Edge, compile_edge
 from penstock.routing.mesh import MeshRoutes, mesh_routes
 from penstock.routing.model import Rights
@@ -301,6 +302,18 @@ class Facts:
         ):
             return before.mesh
         return mesh_routes(self.world, self.served)
+
+    @cached_property
+    def frontends(self) -> Frontends:
+        before, now = self._before, self.world.allocations
+        if before is not None and self.served is before.served and self.mesh is before.mesh:
+            then = before.world.allocations
+            if self.world.node_addresses == before.world.node_addresses and all(
+                getattr(now, what) == getattr(then, what)
+                for what in ("service_ids", "node_ports", "balancers")
+            ):
+                return before.frontends
+        return frontends(self.world, self.served, self.mesh)
 
     def spiffe_id(self, member: Member) -> str:
         return _spiffe_id(self.world.settings.trust_domain, member.namespace, member.service_account)

@@ -20,6 +20,7 @@ import grpc
 
 from penstock import state
 from penstock.apply import Applier
+from penstock.blocks import Blocks
 from penstock.certs import Certificates
 from penstock.control import socket_path
 from penstock.envoy.bootstrap import clients_socket, xds_socket
@@ -32,6 +33,7 @@ from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.issuer import LIFETIME, Issuer
 from penstock.mtls.remote import RemoteAuthority
 from penstock.mtls.reports import Reporter
+from penstock.redirect.blocklist import Blocklist
 from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
 from penstock.redirect.libbpf import RingBuffer, open_pin
@@ -83,6 +85,7 @@ class Node:
     lock: int
     host: HostSettings
     datapath: Datapath
+    blocks: Blocks
     tables: Tables
     server: XdsServer
     clients: XdsServer
@@ -101,6 +104,7 @@ class Node:
         await self.clients.stop()
         self.events.close()
         self.tables.close()
+        self.blocks.close()
         self.datapath.close()
         await blocking(self.host.close)
         self.reporter.close()
@@ -130,8 +134,10 @@ async def open_node(
     host: HostSettings = await blocking(HostSettings, _host_record(options.run_dir))
     await blocking(host.up, settings.proxy_source_ports)
     datapath = Datapath(_pins(options.run_dir))
+    blocks = Blocks(Blocklist(options.state_dir, datapath.pins), datapath)
     tables = Tables(datapath.pins, settings.proxy_source_ports, host_access=settings.host_access)
     datapath.attach_cgroup()
+    datapath.attach_namespace()
     socket = xds_socket(options.run_dir)
     socket.unlink(missing_ok=True)
     users = frozenset({0, os.getuid(), UID})
@@ -167,6 +173,7 @@ async def open_node(
         lock=lock,
         host=host,
         datapath=datapath,
+        blocks=blocks,
         tables=tables,
         server=server,
         clients=clients,

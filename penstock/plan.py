@@ -105,15 +105,41 @@ class ServiceKey(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
+class BackendSet:
+    """Backends by number. New connections get one of `backends`; who has one of `ending` already keeps it."""
+
+    number: int
+    backends: tuple[tuple[Address, int], ...]
+    ending: tuple[tuple[Address, int], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ServiceEntry:
-    """`http` is set when a route applies: the packets keep the virtual address and go to a listener."""
+    """One address and port at which a Service is served.
+
+    `http` is set when a route applies: the packets keep the virtual address and go to a listener. `external`
+    is set where the address is not the Service's own: then clients from outside get one of `outside` (None:
+    it is not served to them), and workloads are sent to `alias`, the Service's own address, while a route
+    applies. `affinity` counts seconds (0: none), `maglev` is the size of the table (0: a backend at random).
+    """
 
     service_id: int
     name: str
     backends: tuple[tuple[Address, int], ...]
     http: bool = False
+    ending: tuple[tuple[Address, int], ...] = ()
+    external: bool = False
+    outside: BackendSet | None = None
+    alias: BackendSet | None = None
+    affinity: int = 0
+    maglev: int = 0
     gateway: bool = False
     """The proxy itself listens there for a Gateway: judged as ingress, neither translated nor steered."""
+
+    @property
+    def sets(self) -> tuple[BackendSet, ...]:
+        own = BackendSet(self.service_id, self.backends, self.ending)
+        return (own, *(s for s in (self.outside, self.alias) if s is not None))
 
 
 class ListenerKey(NamedTuple):
@@ -142,6 +168,12 @@ class KernelTables:
     """Ranges of other nodes → the node's address."""
     addresses: tuple[Address, ...] = ()
     """What this node must have for its Gateways, besides its own."""
+    namespaces: Mapping[int, str] = field(default_factory=dict)
+    """Network namespace cookie of a local workload → its path."""
+    served_addresses: tuple[Address, ...] = ()
+    """Addresses of Services for clients from outside that are nobody's: this node answers for them."""
+    reserved_ports: tuple[int, ...] = ()
+    """Ports of Services on the node's own addresses: no socket is to pick one by itself."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,8 @@ def numbered(world: World, listeners: tuple[str, ...], wanted: Names | None = No
         service_names=wanted.services,
         prefixes=wanted.prefixes,
         gateways=wanted.gateways,
+        balancers=wanted.balancers,
+        node_ports=wanted.node_ports,
         settings=world.settings,
     )
     # What a World knows of its documents by kind is worth keeping.

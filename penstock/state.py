@@ -79,7 +79,10 @@ def _decode(data: bytes) -> Allocations:
     _check_numbers("prefixes", found.prefixes, *PREFIXES)
     for network in found.prefixes:
         ip_network(network)
-    for address in (*found.vips.values(), *found.gateways.values()):
+    for name, port in found.node_ports.items():
+        if not 1 <= port <= 65535:
+            raise ValueError(f"node_ports: {name} has {port}")
+    for address in (*found.vips.values(), *found.balancers.values(), *found.gateways.values()):
         ip_address(address)
     return found
 

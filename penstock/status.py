@@ -24,7 +24,7 @@ from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus, Plan
 from penstock.policy.identities import identity_text
 from penstock.policy.ingress import CONTROLLER
-from penstock.routing.services import families
+from penstock.routing.services import families, has_node_ports, node_port_name
 from penstock.world import World
 
 
@@ -214,7 +214,16 @@ def view(
         given = [v for v in vips if v]
         if given:
             shown["spec"].update(clusterIP=given[0], clusterIPs=given)
-        shown["status"] = {"loadBalancer": {}}
+        for port, entry in zip(value.spec.ports, shown["spec"]["ports"], strict=True):
+            number = world.allocations.node_ports.get(node_port_name(document, port))
+            if number is not None and has_node_ports(value):
+                entry["nodePort"] = number
+        balancers = [
+            world.allocations.balancers.get(f"{document.key.namespace}/{document.key.name}/{family}")
+            for family in families(value)
+        ]
+        ingress = [{"ip": a} for a in balancers if a and value.spec.type == "LoadBalancer"]
+        shown["status"] = {"loadBalancer": {"ingress": ingress} if ingress else {}}
     elif isinstance(value, Workload):
         identity = world.allocations.identities.get(identity_text(document, value))
         attached = world.attachments.get((document.key.namespace, document.key.name))

@@ -106,6 +106,13 @@ class Settings:
         IPv6Network("fd00:10:97::/112"),
     )
     """Addresses of Gateways that name none; the daemon adds them to the node."""
+    balancer_ranges: tuple[Network, ...] = (
+        IPv4Network("10.98.0.0/16"),
+        IPv6Network("fd00:10:98::/112"),
+    )
+    """Where Services of type LoadBalancer get their addresses from, if the manifest gives none."""
+    node_ports: tuple[int, int] = (30000, 32767)
+    """Where node ports come from, and must be."""
     proxy_listen_ports: tuple[int, int] = (15001, 19999)
     """Listeners of Envoy. Disjoint from every range that sockets pick from by themselves."""
     proxy_source_ports: tuple[int, int] = (20000, 31999)
@@ -124,6 +131,10 @@ class Allocations:
     """Name of an Envoy listener → its port."""
     service_ids: Mapping[str, int] = field(default_factory=dict)
     """``namespace/name:port/family/protocol`` → number in the kernel's service table."""
+    balancers: Mapping[str, str] = field(default_factory=dict)
+    """``namespace/name/family`` of a Service of type LoadBalancer → its address for clients from outside."""
+    node_ports: Mapping[str, int] = field(default_factory=dict)
+    """``namespace/name:port/protocol`` of a Service port → its port on every node."""
     prefixes: Mapping[str, int] = field(default_factory=dict)
     """A network that a policy names → its identity, above all others."""
     gateways: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,11 @@ KEEP(service_key);
 KEEP(service_value);
 KEEP(backend_key);
 KEEP(backend_value);
+KEEP(block_value);
+KEEP(maglev_value);
+KEEP(standing_key);
+KEEP(translated_key);
+KEEP(translated_value);
 KEEP(netns_value);
 KEEP(port);
 KEEP(ct_key);
@@ -45,6 +50,11 @@ enum numbers {
 	N_PORT_DIRECT4 = PORT_DIRECT4,
 	N_PORT_DIRECT6 = PORT_DIRECT6,
 	N_SERVICE_HTTP = SERVICE_HTTP,
+	N_SERVICE_EXTERNAL = SERVICE_EXTERNAL,
+	N_SERVICE_MAGLEV = SERVICE_MAGLEV,
+	N_STANDING_READY = STANDING_READY,
+	N_STANDING_ENDING = STANDING_ENDING,
+	N_MAGLEV_SLOTS = MAGLEV_SLOTS,
 	N_NETNS_HOST = NETNS_HOST,
 	N_PROXY_UID = PROXY_UID,
 	N_CONFIG_HOST_ACCESS = CONFIG_HOST_ACCESS,

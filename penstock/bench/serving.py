@@ -104,10 +104,23 @@ def wrk_whole(site: Site, client: str, server: str, *, connections: int, seconds
     return histogram.read(_output(site, client, argv, seconds))
 
 
-def wrk(site: Site, client: str, server: str, *, connections: int, seconds: float) -> HttpLoad:
-    """Closed loop over kept-alive connections."""
-    url = f"http://{site.address(server)}:{HTTP_PORT}/"
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", "--latency", url]
+def wrk(
+    site: Site,
+    client: str,
+    server: str,
+    *,
+    connections: int,
+    seconds: float,
+    at: str = "",
+    anew: bool = False,
+) -> HttpLoad:
+    """Closed loop over kept-alive connections, or over a new one for each request (`anew`).
+
+    `at` is the address and port to ask instead of the server's own.
+    """
+    url = f"http://{at or f'{site.address(server)}:{HTTP_PORT}'}/"
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", "--latency"]
+    argv += [*(["-H", "Connection: close"] if anew else []), url]
     return read_wrk(_output(site, client, argv, seconds))
 
 

@@ -18,6 +18,7 @@ from penstock.errors import PenstockError
 
 COMMANDS = {
     "bench": "Measure what Penstock costs on this machine.",
+    "block": "Networks that the node drops packets of before its stack sees them.",
     "bpf": "What is in the kernel's maps: entries, connections, sizes.",
     "ca": "The certificate authority: show it, rotate it, serve it to other nodes.",
     "cert": "Certificates of this node's workloads.",

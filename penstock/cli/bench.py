@@ -15,7 +15,7 @@ import click
 
 from penstock.cli.output import table
 
-BENCHES = ("compile", "policy", "l4", "memory", "latency", "memory-sidecars")
+BENCHES = ("compile", "policy", "l4", "scale", "memory", "latency", "memory-sidecars")
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -66,6 +66,13 @@ def compile_(**options: Any) -> None:
 def l4(**options: Any) -> None:
     """Throughput and latency of L4-only traffic, against the same lab without any program."""
     _run(["l4"], **options)
+
+
+@bench.command(name="scale")
+@_options
+def scale(**options: Any) -> None:
+    """What 10, 1,000 and 10,000 rules and Services cost a connection, beside the same in iptables."""
+    _run(["scale"], **options)
 
 
 @bench.command(name="memory")

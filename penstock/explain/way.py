@@ -77,9 +77,18 @@ class Way:
         if service is None:
             return [self._direct(self._hop(ends.source, identity, address, port))]
         name = f"Service {service.name.rpartition('/')[0]} ({address})"
+        if not home and service.outside is not None:
+            self._step("service", f"{name} is served to clients from outside, by endpoints of the node asked")
+            return self._each(ends.source, identity, list(service.outside.backends))
         if not home:
             self._step("service", f"{name} is served to workloads of the mesh and to nodes only", ok=False)
             return [Outcome(False, "UNTRANSLATED_SERVICE")]
+        if service.http and member is not None and service.alias is not None:
+            address, port = service.alias.backends[0]
+            self._step(
+                "service", f"{name} becomes the Service's own address, since a route applies", node=home
+            )
+            return self._routed(ends.source, identity, address, port, home)
         if service.http and member is not None:
             self._step("service", f"{name}: a route applies, the packets keep this address", node=home)
             return self._routed(ends.source, identity, address, port, home)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from penstock.explain.kernel import Judged
 from penstock.plan import (
+    BackendSet,
     Direction,
     EndpointEntry,
     IpcacheEntry,
@@ -46,11 +47,26 @@ class LiveKernel:
         raw = self._tables.read("services", layout.service_key(key))
         if raw is None:
             return None
-        number, count, http = decode.service_value(raw)
+        value = decode.service_value(raw)
         planned = self._plan.kernel.services.get(key)
+        number = value.inside[0]
         name = planned.name if planned is not None else f"number {number}:{key.port}/{key.address.version}"
+        return ServiceEntry(
+            number,
+            name,
+            self._backends(value.inside),
+            value.http,
+            external=value.external,
+            outside=BackendSet(value.outside[0], self._backends(value.outside)) if value.outside[0] else None,
+            alias=BackendSet(value.alias, self._backends((value.alias, 1))) if value.alias else None,
+            affinity=value.affinity,
+            maglev=planned.maglev if planned is not None else int(bool(value.flags & layout.SERVICE_MAGLEV)),
+        )
+
+    def _backends(self, told: tuple[int, int]) -> tuple[tuple[Address, int], ...]:
+        number, count = told
         found = (self._tables.read("backends", layout.backend_key((number, slot))) for slot in range(count))
-        return ServiceEntry(number, name, tuple(decode.backend(b) for b in found if b is not None), http)
+        return tuple(decode.backend(b) for b in found if b is not None)
 
     def listener(self, key: ListenerKey) -> int | None:
         raw = self._tables.read("listeners", layout.listener_key(key)) if self._serving else None

@@ -151,6 +151,13 @@ class Views:
                     "protocol": protocol(key.protocol),
                     "number": entry.service_id,
                     "routed": entry.http,
+                    "external": entry.external,
+                    "algorithm": "maglev" if entry.maglev else "random",
+                    "affinitySeconds": entry.affinity,
+                    "outside": [
+                        {"address": str(a), "port": p, "name": self._parties.named(a)}
+                        for a, p in (entry.outside.backends if entry.outside else ())
+                    ],
                     "backends": [
                         {"address": str(a), "port": p, "name": self._parties.named(a)}
                         for a, p in entry.backends
@@ -277,7 +284,7 @@ class Views:
                 "valueBytes": shape.value,
             }
             for name, shape in SHAPES.items()
-            if name not in ("counters", "config")
+            if name not in ("counters", "config", "blocklist")
         ]
 
     def conntrack(self, limit: int) -> list[Json]:

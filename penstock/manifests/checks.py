@@ -17,6 +17,7 @@ from penstock.manifests import (
     netpol_checks,
     policy_checks,
     route_checks,
+    service_checks,
     syntax,
 )
 from penstock.manifests.base import Labels, ObjectMeta
@@ -113,42 +114,6 @@ def _node(node: Node) -> Iterator[Finding]:
             yield from _wrong(("status", "addresses", i, "address"), syntax.host_address(address.address))
 
 
-def _service(service: Service) -> Iterator[Finding]:
-    spec = service.spec
-    at: Path = ("spec",)
-    headless = spec.cluster_ip == "None"
-    if not spec.ports and not headless:
-        yield Finding((*at, "ports"), "a Service needs at least one port")
-    for i, port in enumerate(spec.ports):
-        here = (*at, "ports", i)
-        yield from _wrong((*here, "port"), syntax.port_number(port.port))
-        if port.name:
-            yield from _wrong((*here, "name"), syntax.dns_label(port.name))
-        elif len(spec.ports) > 1:
-            yield Finding((*here, "name"), "is missing: with several ports each needs a name")
-        if isinstance(port.target_port, int):
-            yield from _wrong((*here, "targetPort"), syntax.port_number(port.target_port))
-        elif port.target_port is not None:
-            yield from _wrong((*here, "targetPort"), syntax.port_name(port.target_port))
-        if port.node_port is not None:
-            yield Finding(
-                (*here, "nodePort"), "is not supported by this version of Penstock", code="unserved"
-            )
-    yield from _twice((*at, "ports"), (p.name for p in spec.ports if p.name), "the port name")
-    yield from _twice((*at, "ports"), (f"{p.port}/{p.protocol}" for p in spec.ports), "the port")
-    yield from _labels((*at, "selector"), spec.selector or {})
-    if spec.cluster_ip not in (None, "", "None"):
-        yield from _wrong((*at, "clusterIP"), syntax.host_address(spec.cluster_ip or ""))
-    for i, address in enumerate(spec.cluster_ips):
-        if address != "None":
-            yield from _wrong((*at, "clusterIPs", i), syntax.host_address(address))
-    if spec.cluster_ips and spec.cluster_ip not in (None, spec.cluster_ips[0]):
-        yield Finding((*at, "clusterIPs", 0), "must be the same as clusterIP")
-    if len(spec.cluster_ips) > 2 or len({":" in a for a in spec.cluster_ips}) < len(spec.cluster_ips):
-        yield Finding((*at, "clusterIPs"), "holds at most one address of each family")
-    yield from _twice((*at, "ipFamilies"), spec.ip_families, "the family")
-
-
 def _endpoint_slice(endpoints: EndpointSlice) -> Iterator[Finding]:
     version = 4 if endpoints.address_type == "IPv4" else 6
     for i, endpoint in enumerate(endpoints.endpoints):
@@ -192,7 +157,7 @@ _NAMES: Mapping[type[AnyKind], Callable[[str], str]] = {
 _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     Workload: _workload,
     Node: _node,
-    Service: _service,
+    Service: service_checks.check,
     EndpointSlice: _endpoint_slice,
     CiliumNetworkPolicy: policy_checks.check,
     CiliumClusterwideNetworkPolicy: policy_checks.check,

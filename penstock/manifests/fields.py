@@ -26,7 +26,7 @@ _NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
 
 UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.ServiceSpec: _not_yet(
-        "externalIPs externalName healthCheckNodePort loadBalancerClass loadBalancerIP "
+        "externalName healthCheckNodePort loadBalancerClass "
         "loadBalancerSourceRanges topologyKeys trafficDistribution"
     ),
     kinds.NodeSpec: _not_yet("configSource externalID"),
@@ -51,10 +51,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
 """Wire name of a field → why it is refused."""
 
 UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] = {
-    (kinds.ServiceSpec, "type"): ("NodePort", "LoadBalancer", "ExternalName"),
-    (kinds.ServiceSpec, "sessionAffinity"): ("ClientIP",),
-    (kinds.ServiceSpec, "internalTrafficPolicy"): ("Local",),
-    (kinds.ServiceSpec, "externalTrafficPolicy"): ("Local",),
+    (kinds.ServiceSpec, "type"): ("ExternalName",),
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
     (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth"),
     (kinds.Authentication, "mode"): ("test-always-fail",),

@@ -49,6 +49,7 @@ from penstock.manifests.policy_kinds import (
     ServiceRef,
 )
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
+from penstock.manifests.service_kinds import SessionAffinityConfig
 
 __all__ = [
     "Authentication",
@@ -153,14 +154,15 @@ class ServiceSpec(Kind, frozen=True):
     cluster_ips: list[str] = msgspec.field(default_factory=list, name="clusterIPs")
     ip_families: list[Literal["IPv4", "IPv6"]] = []
     ip_family_policy: Literal["SingleStack", "PreferDualStack", "RequireDualStack"] | None = None
-    type: Literal["ClusterIP"] = "ClusterIP"
-    session_affinity: Literal["None"] = "None"
+    type: Literal["ClusterIP", "NodePort", "LoadBalancer"] = "ClusterIP"
+    external_ips: list[str] = msgspec.field(default_factory=list, name="externalIPs")
+    load_balancer_ip: str | None = msgspec.field(default=None, name="loadBalancerIP")
+    session_affinity: Literal["None", "ClientIP"] = "None"
+    session_affinity_config: SessionAffinityConfig | None = None
     publish_not_ready_addresses: bool = False
-    # What real manifests carry and what changes nothing on one node's cluster-internal service.
-    internal_traffic_policy: Literal["Cluster"] = "Cluster"
-    external_traffic_policy: Literal["Cluster"] = "Cluster"
+    internal_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
+    external_traffic_policy: Literal["Cluster", "Local"] = "Cluster"
     allocate_load_balancer_node_ports: bool = True
-    session_affinity_config: Any = None
 
 
 class Service(Kind, frozen=True):

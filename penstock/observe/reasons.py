@@ -49,6 +49,7 @@ class Reason(IntEnum):
         "on a bridge: a frame that is neither IP nor ARP, or speaks as a router",
     )
     UNAUTHENTICATED = 46, "a rule demands authentication, and between nodes only mesh TLS proves who sends"
+    BLOCKLISTED = 47, "the source address is on the blocklist"
 
     @property
     def is_drop(self) -> bool:

@@ -19,7 +19,6 @@ from penstock.policy.identities import Member
 from penstock.policy.labels import HOST
 from penstock.policy.rules import PROTOCOLS
 from penstock.routing.model import ProxyListener
-from penstock.routing.services import service_name
 from penstock.world import Address, Network, parse_address
 
 
@@ -27,6 +26,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
     """Endpoints, identities, policy, Services and listeners of this node."""
     endpoints: dict[Address, EndpointEntry] = {}
     netns: dict[int, int] = {}
+    namespaces: dict[int, str] = {}
     attach: dict[int, tuple[str, str]] = {}
     for member in facts.members.local():
         at = member.attachment
@@ -44,6 +44,8 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
                 audit=frozenset(d for d in Direction if (member.subject, d) in facts.audit_entries),
             )
         netns[at.cookie] = member.identity
+        if member.netns:
+            namespaces[at.cookie] = member.netns
         attach.update(dict.fromkeys((link.ifindex for link in at.links), name))
     if facts.world.node_cookie:
         netns[facts.world.node_cookie] = HOST
@@ -63,6 +65,9 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         attach=attach,
         routes=_routes(facts),
         addresses=facts.edge.addresses,
+        namespaces=namespaces,
+        served_addresses=facts.frontends.addresses,
+        reserved_ports=facts.frontends.reserved_ports,
     )
 
 
@@ -90,20 +95,7 @@ def _own_ports(member: Member) -> dict[int, PortEntry]:
 
 
 def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
-    routed = {t.served.name for t in facts.mesh.tables if not t.plain}
-    found: dict[ServiceKey, ServiceEntry] = {}
-    for served in facts.served:
-        number = facts.world.allocations.service_ids.get(service_name(served))
-        if served.vip is None or number is None:
-            continue
-        entry = ServiceEntry(
-            number,
-            served.name,
-            tuple((b.address, b.port) for b in served.backends),
-            http=served.name in routed and served.port.protocol == "TCP",
-        )
-        # Two manifests may fix one address: the first by name has it (and the other's status says so).
-        found.setdefault(ServiceKey(served.vip, served.port.port, served.protocol), entry)
+    found = dict(facts.frontends.entries)
     for listener in facts.edge.listeners:
         number = facts.world.allocations.service_ids.get(listener.name)
         if number is None:

@@ -19,13 +19,25 @@ from penstock.redirect import libbpf
 from penstock.redirect.libbpf import AttachType, BpfError, BpfObject
 
 OBJECTS = Path(__file__).parent / "objects"
+NAMES = (
+    "from_workload",
+    "to_workload",
+    "from_netdev",
+    "to_netdev",
+    "from_port",
+    "from_bridge",
+    "connect",
+    "sockets",
+    "block_xdp",
+)
 # A workload whose one link is routed; a link that is a bridge's port or one of several; a port of nobody we
 # know.
 WORKLOAD_PROGRAMS = {"from_workload": AttachType.TCX_INGRESS, "to_workload": AttachType.TCX_EGRESS}
 PORT_PROGRAMS = {"from_port": AttachType.TCX_INGRESS, "to_port": AttachType.TCX_EGRESS}
 OTHER_PORT_PROGRAMS = {"from_port": AttachType.TCX_INGRESS}
-BRIDGE_PROGRAMS = {"from_bridge": AttachType.TCX_INGRESS}
-NETDEV_PROGRAMS = {"from_netdev": AttachType.TCX_INGRESS}
+BRIDGE_PROGRAMS = {"from_bridge": AttachType.TCX_INGRESS, "to_netdev": AttachType.TCX_EGRESS}
+NETDEV_PROGRAMS = {"from_netdev": AttachType.TCX_INGRESS, "to_netdev": AttachType.TCX_EGRESS}
+XDP_PROGRAM = "block_xdp"
 CGROUP_PROGRAMS = {
     "connect4": AttachType.CGROUP_INET4_CONNECT,
     "connect6": AttachType.CGROUP_INET6_CONNECT,
@@ -35,7 +47,9 @@ CGROUP_PROGRAMS = {
     "recvmsg6": AttachType.CGROUP_UDP6_RECVMSG,
     "getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
     "getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
+    "remember_listener": AttachType.CGROUP_SOCK_OPS,
 }
+NAMESPACE_PROGRAMS = {"find_listener": AttachType.SK_LOOKUP}
 _MNT_DETACH = 2
 
 
@@ -93,12 +107,11 @@ class Datapath:
         self.pins = pins
         self._links = pins / "links"
         self._links.mkdir(exist_ok=True)
-        self._objects = [
-            BpfObject(OBJECTS / f"{name}.o", pins)
-            for name in ("from_workload", "to_workload", "from_netdev", "from_port", "from_bridge", "connect")
-        ]
+        self._objects = [BpfObject(OBJECTS / f"{name}.o", pins) for name in NAMES]
         self._programs = {name: fd for o in self._objects for name, fd in o.programs().items()}
         self._held: dict[str, int] = {}
+        self._netdevs: tuple[int, ...] | None = None
+        self._guarded = False
         for pin in sorted(self._links.iterdir()):
             self._adopt(pin)
 
@@ -118,7 +131,10 @@ class Datapath:
         if name in self._held:
             return
         try:
-            link = libbpf.create_link(self._programs[program], target, attach)
+            if attach is AttachType.XDP:
+                link = libbpf.create_xdp_link(self._programs[program], target)
+            else:
+                link = libbpf.create_link(self._programs[program], target, attach)
         except BpfError as e:
             # The interface went between being seen and now; its going is an event of its own.
             if isinstance(e.__cause__, OSError) and e.__cause__.errno == errno.ENODEV:
@@ -141,6 +157,15 @@ class Datapath:
         finally:
             os.close(root)
 
+    def attach_namespace(self) -> None:
+        """What sees all connections of the network namespace that the calling thread is in."""
+        here = os.open("/proc/thread-self/ns/net", os.O_RDONLY)
+        try:
+            for program, attach in NAMESPACE_PROGRAMS.items():
+                self._attach(program, here, attach, program)
+        finally:
+            os.close(here)
+
     def attach(
         self, workloads: Iterable[int], netdevs: Iterable[int], ports: Mapping[int, PortEntry] | None = None
     ) -> None:
@@ -150,23 +175,42 @@ class Datapath:
         more than that: ports of a bridge, or links of a workload with several.
         """
         ports = ports or {}
+        devices = tuple(netdevs)
         bridges = {port.bridge for port in ports.values() if port.bridge}
+        # Other ports of a bridge are how the world comes to it.
+        self._netdevs = tuple(i for i in devices if i not in bridges)
         wanted: dict[str, tuple[str, int, AttachType]] = {}
         for programs, interfaces in (
             (BRIDGE_PROGRAMS, bridges),
             (OTHER_PORT_PROGRAMS, [index for index, port in ports.items() if not port.home]),
             (PORT_PROGRAMS, [index for index, port in ports.items() if port.home]),
             (WORKLOAD_PROGRAMS, [index for index in workloads if index not in ports]),
-            (NETDEV_PROGRAMS, [i for i in netdevs if i not in ports and i not in bridges]),
+            (NETDEV_PROGRAMS, [i for i in devices if i not in ports and i not in bridges]),
         ):
             for index in interfaces:
                 for program, attach in programs.items():
                     wanted[f"{program}-{index}"] = (program, index, attach)
+        self._settle_guard()
         # The new ones first: an interface that changes its kind is never without a program.
         for name, (program, index, attach) in wanted.items():
             self._attach(program, index, attach, name)
-        for name in [n for n in self._held if "-" in n and n not in wanted]:
+        for name in [n for n in self._held if "-" in n and n not in wanted and not n.startswith(XDP_PROGRAM)]:
             self._detach(name)
+
+    def guard(self, wanted: bool) -> None:
+        """Whether the node's devices carry the blocklist's program. Raises BpfError."""
+        self._guarded = wanted
+        self._settle_guard()
+
+    def _settle_guard(self) -> None:
+        # Before the devices are known, what a daemon before has attached stays.
+        if self._netdevs is None:
+            return
+        wanted = {f"{XDP_PROGRAM}-{i}": i for i in self._netdevs if self._guarded}
+        for name in [n for n in self._held if n.startswith(XDP_PROGRAM) and n not in wanted]:
+            self._detach(name)
+        for name, index in wanted.items():
+            self._attach(XDP_PROGRAM, index, AttachType.XDP, name)
 
     def close(self) -> None:
         """Let go of the descriptors; what is pinned stays in force."""

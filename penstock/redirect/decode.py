@@ -29,6 +29,7 @@ from penstock.redirect.layout import (
     POLICY_AUTHENTICATED,
     POLICY_FIXED_BITS,
     PORT_DIRECT,
+    SERVICE_EXTERNAL,
     SERVICE_HTTP,
     address_of,
 )
@@ -97,10 +98,33 @@ def service_key(raw: bytes) -> ServiceKey:
     return ServiceKey(address_of(raw[:16]), port(raw[16:]), raw[18])
 
 
-def service_value(raw: bytes) -> tuple[int, int, bool]:
-    """(number, how many backends, whether a route applies)."""
-    number, backends, flags = struct.unpack_from("=III", raw)
-    return number, backends, bool(flags & SERVICE_HTTP)
+@dataclass(frozen=True, slots=True)
+class ServiceValue:
+    """One place of a Service in the kernel; backends are told by (number of their set, how many)."""
+
+    inside: tuple[int, int]
+    flags: int
+    affinity: int
+    outside: tuple[int, int]
+    alias: int
+
+    @property
+    def http(self) -> bool:
+        return bool(self.flags & SERVICE_HTTP)
+
+    @property
+    def external(self) -> bool:
+        return bool(self.flags & SERVICE_EXTERNAL)
+
+
+def service_value(raw: bytes) -> ServiceValue:
+    number, count, flags, affinity, outside, outside_count, alias = struct.unpack_from("=IIIIIII", raw)
+    return ServiceValue((number, count), flags, affinity, (outside, outside_count), alias)
+
+
+def standing_key(raw: bytes) -> tuple[int, Address, int]:
+    """(number of a set, address, port)."""
+    return struct.unpack_from("=I", raw)[0], address_of(raw[4:20]), port(raw[20:])
 
 
 def backend(raw: bytes) -> tuple[Address, int]:

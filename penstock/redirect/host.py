@@ -10,6 +10,7 @@ import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
 from ipaddress import ip_address
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
 from penstock.files import write_atomically
+from penstock.redirect import rtnetlink
 from penstock.redirect.netns import cookie
 from penstock.world import Address, Network
 
@@ -34,19 +36,20 @@ SYSCTLS = {
     # A client's address comes in from a backend's veth where the proxy borrowed it.
     "net/ipv4/conf/all/rp_filter": "0",
     "net/ipv4/conf/default/rp_filter": "0",
-    # A SYN that we hand to a listener meets no TIME_WAIT handling: a closed connection of the same addresses
-    # and ports, kept for a minute, makes the kernel drop it without a word, and the client hangs.
-    "net/ipv4/tcp_max_tw_buckets": "0",
 }
 RANGE = "net/ipv4/ip_local_port_range"
+RESERVED = "net/ipv4/ip_local_reserved_ports"
+LOCAL_TABLE = 255
 
 
 class _Done(msgspec.Struct):
-    """What was changed, for `down`: sysctl → value before, routes to other nodes, addresses of Gateways."""
+    """What was changed, for `down`: sysctl → value before, routes to other nodes, addresses of Gateways, and
+    addresses of Services that are answered for."""
 
     sysctls: dict[str, str] = {}
     routes: dict[str, str] = {}
     addresses: list[str] = []
+    answered: list[str] = []
 
 
 class HostSettings:
@@ -88,24 +91,22 @@ class HostSettings:
     ) -> tuple[tuple[int, ...], list[str]]:
         """Make way for these workloads and routes; the node's own devices, and what went wrong."""
         netdevs = []
-        for link in self.ip.get_links():
-            name = link.get("IFLA_IFNAME")
-            if link["index"] in workloads:
+        for link in rtnetlink.links().values():
+            name = link.name
+            if link.index in workloads:
                 # The proxy borrows a client's address: answers to it come in from the backend's veth.
                 with suppress(FileNotFoundError):
                     Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
-            elif name != "lo" and link["state"] == "up":
-                netdevs.append(link["index"])
+            elif name != "lo" and link.up:
+                netdevs.append(link.index)
         return tuple(netdevs), self.routes(routes)
 
     def node_addresses(self) -> tuple[Address, ...]:
         """Global addresses of the node's own interfaces, without those that Gateways were given."""
         found = []
         ours = {ip_address(text) for text in self._done.addresses}
-        for message in self.ip.get_addr():
-            text = message.get("IFA_LOCAL") or message.get("IFA_ADDRESS")
-            address = ip_address(text)
-            if address not in ours and not (address.is_loopback or address.is_link_local):
+        for address in chain.from_iterable(rtnetlink.addresses().values()):
+            if address not in ours and not address.is_loopback:
                 found.append(address)
         return tuple(sorted(set(found), key=lambda a: (a.version, a)))
 
@@ -170,6 +171,41 @@ class HostSettings:
             self._save()
         return problems
 
+    def answer(self, addresses: Collection[Address], ports: Collection[int]) -> list[str]:
+        """Take what is sent to these addresses of Services as our own, and keep sockets off these ports.
+
+        A local route makes the stack answer for an address that no device has, ARP too. For IPv6 neighbours
+        there is no such thing: there the address must be routed here. Problems are returned.
+        """
+        problems = []
+        wanted = [str(a) for a in addresses]
+        before = list(self._done.answered)
+        lo = self.ip.link_lookup(ifname="lo")[0]
+        for text in [a for a in wanted if a not in before]:
+            try:
+                self.ip.route("replace", **_own(text), oif=lo)
+            except NetlinkError as e:
+                problems.append(f"local route for {text}: {e}")
+                continue
+            self._done.answered.append(text)
+        for text in [a for a in before if a not in wanted]:
+            self._drop_address(text)
+        given = self._done.sysctls.get(RESERVED, _read(RESERVED))
+        reserved = ",".join(filter(None, (given, *map(str, ports))))
+        changed = self._done.answered != before
+        if reserved != given or RESERVED in self._done.sysctls:
+            changed = RESERVED not in self._done.sysctls or changed
+            self._done.sysctls.setdefault(RESERVED, given)
+            Path("/proc/sys", RESERVED).write_text(reserved + "\n")
+        if changed:
+            self._save()
+        return problems
+
+    def _drop_address(self, text: str) -> None:
+        self._done.answered.remove(text)
+        with suppress(NetlinkError):
+            self.ip.route("del", **_own(text))
+
     def _stands(self, network: Network, via: Address) -> bool:
         for route in self.ip.get_routes(family=_family(network.version), table=254):
             destination = f"{route.get('RTA_DST')}/{route['dst_len']}"
@@ -203,6 +239,8 @@ class HostSettings:
         """Take back what `up` and `routes` did; twice is fine."""
         for text in list(self._done.routes):
             self._drop_route(text)
+        for text in list(self._done.answered):
+            self._drop_address(text)
         for text in self._done.addresses:
             with suppress(NetlinkError):
                 self._address("del", text)
@@ -215,7 +253,7 @@ class HostSettings:
                 self.ip.route("del", **_local_route(family, everything))
         for name, before in self._done.sysctls.items():
             with suppress(OSError):
-                Path("/proc/sys", name).write_text(before)
+                Path("/proc/sys", name).write_text(before + "\n")
         self._done = _Done()
         self._record.unlink(missing_ok=True)
 
@@ -224,6 +262,15 @@ def _local_route(family: int, everything: str) -> dict[str, Any]:
     """Said the same way when it is made and when it goes: the kernel compares the scope too."""
     scope = RT_SCOPE_HOST if family == socket.AF_INET else 0
     return {"family": family, "dst": everything, "table": TABLE, "type": RTN_LOCAL, "scope": scope}
+
+
+def _own(text: str) -> dict[str, Any]:
+    """The local route of an address of a Service."""
+    v6 = ":" in text
+    scope = 0 if v6 else RT_SCOPE_HOST
+    family = socket.AF_INET6 if v6 else socket.AF_INET
+    dst = f"{text}/{128 if v6 else 32}"
+    return {"family": family, "dst": dst, "table": LOCAL_TABLE, "type": RTN_LOCAL, "scope": scope}
 
 
 def _read(name: str) -> str:

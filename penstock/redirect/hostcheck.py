@@ -19,7 +19,7 @@ MIN_ENVOY = (1, 40)
 CAPABILITIES = {"CAP_BPF": 39, "CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
 MARK, MARK_MASK, TABLE = 0x200, 0xF00, 2004
 """`ip rule fwmark 0x200/0xf00 lookup 2004` is ours."""
-OWN_PROGRAMS = ("from_workload", "to_workload", "from_bridge", "from_netdev")
+OWN_PROGRAMS = ("from_workload", "to_workload", "from_port", "to_port", "from_bridge", "from_netdev")
 BPF_NAME_LENGTH = 15
 
 

@@ -26,11 +26,13 @@ from penstock.plan import (
     ServiceKey,
 )
 from penstock.policy.labels import HOST
+from penstock.redirect import maglev
 from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
-SERVICE_HTTP, SERVICE_GATEWAY = 1, 2
+SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_EXTERNAL, SERVICE_MAGLEV = 1, 2, 4, 8
 POLICY_AUTHENTICATED = 1
+STANDING_READY, STANDING_ENDING = 1, 2
 NETNS_HOST = 1
 ENDPOINT_ELSEWHERE = 1
 PORT_DIRECT = {4: 1, 6: 2}
@@ -54,9 +56,12 @@ SHAPES: Mapping[str, MapShape] = {
     "ipcache": MapShape(20, 12, 131072),
     "policy": MapShape(16, 8, 262144),
     "listeners": MapShape(12, 4, 8192),
-    "services": MapShape(20, 12, 65536),
+    "services": MapShape(20, 28, 65536),
     "backends": MapShape(8, 20, 262144),
     "ports": MapShape(4, 28, 16384),
+    "maglev": MapShape(4, 4 + 2 * maglev.SLOTS, 4096),
+    "standing": MapShape(24, 4, 262144),
+    "blocklist": MapShape(20, 32, 65536),
     "netns": MapShape(8, 8, 16384),
     "conntrack": MapShape(40, 24, 262144),
     "counters": MapShape(4, 16, 64),
@@ -134,7 +139,18 @@ def service_key(key: ServiceKey) -> bytes:
 
 def service_value(entry: ServiceEntry) -> bytes:
     flags = (SERVICE_HTTP if entry.http else 0) | (SERVICE_GATEWAY if entry.gateway else 0)
-    return struct.pack("=III", entry.service_id, len(entry.backends), flags)
+    flags |= (SERVICE_EXTERNAL if entry.external else 0) | (SERVICE_MAGLEV if entry.maglev else 0)
+    outside, alias = entry.outside, entry.alias
+    return struct.pack(
+        "=IIIIIII",
+        entry.service_id,
+        len(entry.backends),
+        flags,
+        entry.affinity,
+        outside.number if outside else 0,
+        len(outside.backends) if outside else 0,
+        alias.number if alias else 0,
+    )
 
 
 def config(epoch: int, source_ports: tuple[int, int], *, host_access: bool) -> bytes:
@@ -154,11 +170,38 @@ def _netns_value(identity: int) -> bytes:
 
 
 def backends(tables: KernelTables) -> dict[tuple[int, int], tuple[Address, int]]:
-    """(service id, slot) → address and port."""
+    """(number of a set, slot) → address and port."""
     return {
-        (s.service_id, slot): backend
+        (each.number, slot): backend
         for s in tables.services.values()
-        for slot, backend in enumerate(s.backends)
+        for each in s.sets
+        for slot, backend in enumerate(each.backends)
+    }
+
+
+def _standing(tables: KernelTables) -> dict[tuple[int, Address, int], int]:
+    """(number of a set, address, port) → how far its connections may count on it."""
+    found: dict[tuple[int, Address, int], int] = {}
+    for service in tables.services.values():
+        for each in service.sets:
+            found.update(dict.fromkeys(((each.number, *end) for end in each.ending), STANDING_ENDING))
+            found.update(dict.fromkeys(((each.number, *end) for end in each.backends), STANDING_READY))
+    return found
+
+
+def standing_key(place: tuple[int, Address, int]) -> bytes:
+    number, address, number_of_port = place
+    return struct.pack("=I", number) + address_bytes(address) + _port(number_of_port) + b"\0\0"
+
+
+def _maglev(tables: KernelTables) -> dict[int, tuple[tuple[tuple[Address, int], ...], int]]:
+    """Number of a set → its backends and the size of its table."""
+    return {
+        each.number: (each.backends, service.maglev)
+        for service in tables.services.values()
+        if service.maglev
+        for each in service.sets
+        if each is not service.alias and each.backends
     }
 
 
@@ -181,6 +224,8 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "services": (lambda t: t.services, service_key, service_value),
     "backends": (_with_sources, backend_key, _backend_value),
     "ports": (lambda t: t.ports, struct.Struct("=I").pack, port),
+    "standing": (_standing, standing_key, struct.Struct("=I").pack),
+    "maglev": (_maglev, struct.Struct("=I").pack, lambda value: maglev.encode(*value)),
     "netns": (lambda t: t.netns, struct.Struct("=Q").pack, _netns_value),
 }
 

@@ -34,6 +34,9 @@ class AttachType(IntEnum):
     CGROUP_UDP6_RECVMSG = 20
     CGROUP_INET4_GETPEERNAME = 29
     CGROUP_INET6_GETPEERNAME = 30
+    CGROUP_SOCK_OPS = 3
+    SK_LOOKUP = 36
+    XDP = 37
     TCX_INGRESS = 46
     TCX_EGRESS = 47
 
@@ -47,6 +50,16 @@ class _OpenOpts(ctypes.Structure):
         ("relaxed_maps", ctypes.c_bool),
         ("pin_root_path", ctypes.c_char_p),
     )
+
+
+class _LinkOpts(ctypes.Structure):
+    """The head of struct bpf_link_create_opts, and zeros for the rest of it."""
+
+    _fields_ = (("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("rest", ctypes.c_uint8 * 36))
+
+
+XDP_FLAGS_SKB_MODE, XDP_FLAGS_DRV_MODE = 2, 4
+"""include/uapi/linux/if_link.h: before each packet has a buffer of the stack, or as the driver gets it."""
 
 
 class _TestRunOpts(ctypes.Structure):
@@ -175,8 +188,22 @@ def open_pin(path: Path) -> int:
 
 
 def create_link(program: int, target: int, attach: AttachType) -> int:
-    """Attach `program` to an interface index (tcx) or a cgroup's file descriptor; the link's descriptor."""
+    """Attach `program` to an interface index (tcx), or to the file descriptor of a cgroup or namespace.
+
+    Returns the link's descriptor.
+    """
     return _check(_lib().bpf_link_create(program, target, attach, None), f"attach {attach.name} to {target}")
+
+
+def create_xdp_link(program: int, interface: int) -> int:
+    """Attach an XDP program, in the driver if it can, else in front of the stack; the link's descriptor."""
+    native = _LinkOpts(sz=ctypes.sizeof(_LinkOpts), flags=XDP_FLAGS_DRV_MODE)
+    link = int(_lib().bpf_link_create(program, interface, AttachType.XDP, ctypes.byref(native)))
+    if link >= 0:
+        return link
+    generic = _LinkOpts(sz=ctypes.sizeof(_LinkOpts), flags=XDP_FLAGS_SKB_MODE)
+    found = _lib().bpf_link_create(program, interface, AttachType.XDP, ctypes.byref(generic))
+    return _check(found, f"attach XDP to {interface}")
 
 
 def update_link(link: int, program: int) -> None:
@@ -254,8 +281,13 @@ class RingBuffer:
             self._handle = None
 
 
-def test_run(program: int, packet: bytes, context: bytes = b"") -> tuple[int, bytes, bytes]:
-    """Run a program once (BPF_PROG_TEST_RUN): its return value, the packet and the context after."""
+def test_run(
+    program: int, packet: bytes, context: bytes = b"", *, repeat: int = 1, duration: list[int] | None = None
+) -> tuple[int, bytes, bytes]:
+    """Run a program (BPF_PROG_TEST_RUN): its return value, the packet and the context after.
+
+    With `repeat` it runs so often on the same packet; `duration` gets the mean of its runs in ns.
+    """
     out = ctypes.create_string_buffer(len(packet) + 256)
     data = ctypes.create_string_buffer(packet, len(packet))
     ctx_in = ctypes.create_string_buffer(context, len(context)) if context else None
@@ -270,7 +302,9 @@ def test_run(program: int, packet: bytes, context: bytes = b"") -> tuple[int, by
         ctx_out=ctypes.cast(ctx_out, ctypes.c_void_p) if ctx_out else None,
         ctx_size_in=len(context),
         ctx_size_out=len(context),
-        repeat=1,
+        repeat=repeat,
     )
     _check(_lib().bpf_prog_test_run_opts(program, ctypes.byref(opts)), "run a program on a packet")
+    if duration is not None:
+        duration.append(int(opts.duration))
     return opts.retval, out.raw[: opts.data_size_out], ctx_out.raw if ctx_out else b""

@@ -21,9 +21,20 @@ from penstock.world import Network
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services", "ports")
-PUT = ("policy", "ipcache", "backends", "services", "listeners", "ports", "endpoints", "netns")
+PUT = (
+    "policy",
+    "ipcache",
+    "standing",
+    "backends",
+    "maglev",
+    "services",
+    "listeners",
+    "ports",
+    "endpoints",
+    "netns",
+)
 # An address is nobody in particular before what was said of its identity goes.
-DELETE_LAST = ("ipcache", "policy", "backends")
+DELETE_LAST = ("ipcache", "policy", "backends", "maglev")
 
 
 class TableOverflowError(BpfError):
@@ -39,7 +50,7 @@ class Tables:
         self._maps = {
             name: BpfMap(pins / name, shape.key, shape.value)
             for name, shape in SHAPES.items()
-            if name != "counters"
+            if name not in ("counters", "blocklist")
         }
         self._counters = BpfMap(pins / "counters", 4, 16 * possible_cpus())
         self._encoder = layout.TableEncoder()
@@ -48,6 +59,8 @@ class Tables:
         # The bytes of it, map by map, which tell what differs in the next ones.
         self._written: dict[str, Table] = {}
         self._now: dict[str, Table] = {name: self._maps[name].items() for name in PUT}
+        self.lost_backends = False
+        """Whether the last `apply` took a backend from a Service."""
         stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
         self._epoch = int(struct.unpack_from("=I", stood)[0])
 
@@ -64,6 +77,9 @@ class Tables:
         written, self._written = self._written, {}
         changed = sum(self._delete(name, tables[name], written.get(name)) for name in DELETE_FIRST)
         changed += sum(self._put(name, tables[name], written.get(name)) for name in PUT)
+        lost = self._delete("standing", tables["standing"], written.get("standing"))
+        self.lost_backends = lost > 0
+        changed += lost
         changed += sum(self._delete(name, tables[name], written.get(name)) for name in DELETE_LAST)
         if changed or not self._epoch:
             self._epoch = self._epoch % 0xFFFFFFFF + 1
@@ -135,7 +151,7 @@ class Tables:
         return frozenset(
             decode.service_key(raw)
             for raw, value in self._now["services"].items()
-            if decode.service_value(value)[2]
+            if decode.service_value(value).http
         )
 
     def counters(self) -> dict[int, tuple[int, int]]:

@@ -33,6 +33,12 @@ class Backend:
     address: Address
     port: int
     member: Member | None
+    local: bool = False
+    """It is on this node."""
+
+    @property
+    def end(self) -> tuple[Address, int]:
+        return self.address, self.port
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +50,8 @@ class ServedPort:
     family: Family
     vip: Address | None
     backends: tuple[Backend, ...]
+    ending: tuple[Backend, ...] = ()
+    """Terminating, but still serving: who has one keeps it, nobody gets one."""
     grpc: bool = False
     """As the backend of a GRPCRoute: HTTP/2 is spoken to it whatever the port says."""
     edge: str = ""
@@ -139,7 +147,7 @@ def _from_selector(port: ServicePort, family: Family, chosen: list[Member]) -> I
             continue
         for address in member.addresses:
             if address.version == family:
-                yield Backend(address, number, member)
+                yield Backend(address, number, member, member.local)
 
 
 def _from_slices(
@@ -148,19 +156,31 @@ def _from_slices(
     family: Family,
     slices: list[EndpointSlice],
     by_address: Mapping[Address, Member],
-) -> Iterator[Backend]:
+    node: str,
+) -> Iterator[tuple[Backend, bool]]:
+    """Every endpoint that serves, and whether it is ready for new connections.
+
+    A condition that is absent counts as true, `serving` as `ready` (discovery.k8s.io/v1, EndpointConditions).
+    """
+    service = document.value
+    assert isinstance(service, Service)
+    everybody = service.spec.publish_not_ready_addresses
     for piece in slices:
         if piece.address_type != f"IPv{family}":
             continue
         numbers = [p.port for p in piece.ports if p.name == port.name and p.protocol == port.protocol]
         for endpoint in piece.endpoints:
-            if endpoint.conditions.ready is False:
+            ready = everybody or endpoint.conditions.ready is not False
+            serving = endpoint.conditions.serving
+            if not ready and not serving:
                 continue
             for text in endpoint.addresses:
                 address = parse_address(text)
+                member = by_address.get(address)
+                local = member.local if member is not None else endpoint.node_name == node
                 for number in numbers:
                     if number is not None:
-                        yield Backend(address, number, by_address.get(address))
+                        yield Backend(address, number, member, local), ready
 
 
 def service_name(served: ServedPort) -> str:
@@ -169,12 +189,73 @@ def service_name(served: ServedPort) -> str:
 
 
 def served_names(world: World) -> tuple[str, ...]:
-    """`service_name` of every port, without looking for its backends."""
+    """`service_name` of every port, and of its further sets of backends, without looking for them."""
     return tuple(
-        f"{document.key.namespace}/{document.key.name}:{port.port}/{family}/{port.protocol}"
+        f"{document.key.namespace}/{document.key.name}:{port.port}/{family}/{port.protocol}{which}"
         for document, service in world.of_kind(Service)
         for family in families(service)
         for port in service.spec.ports
+        for which in ("", *further_sets(service))
+    )
+
+
+LOCAL_SET, OUTSIDE_SET, ALIAS_SET = "/local", "/outside", "/alias"
+
+
+def further_sets(service: Service) -> tuple[str, ...]:
+    """What the numbers of a port's further sets of backends are allocated for, behind its `service_name`."""
+    found = [LOCAL_SET] if service.spec.internal_traffic_policy == "Local" else []
+    if service.spec.type != "ClusterIP" or service.spec.external_ips:
+        found += [OUTSIDE_SET, ALIAS_SET]
+    return tuple(found)
+
+
+def wanted_balancers(world: World) -> Mapping[str, str | None]:
+    """``namespace/name/family`` → the load balancer's address as the manifest gives it, or None."""
+    found: dict[str, str | None] = {}
+    for document, service in world.of_kind(Service):
+        if service.spec.type == "LoadBalancer":
+            given = service.spec.load_balancer_ip
+            for family in families(service):
+                fits = given is not None and parse_address(given).version == family
+                found[f"{document.key.namespace}/{document.key.name}/{family}"] = given if fits else None
+    return found
+
+
+def has_node_ports(service: Service) -> bool:
+    spec = service.spec
+    return spec.type == "NodePort" or (spec.type == "LoadBalancer" and spec.allocate_load_balancer_node_ports)
+
+
+def node_port_name(document: Document, port: ServicePort) -> str:
+    return f"{document.key.namespace}/{document.key.name}:{port.port}/{port.protocol}"
+
+
+def wanted_node_ports(world: World) -> Mapping[str, int | None]:
+    """`node_port_name` → the port that the manifest gives, or None to have one allocated."""
+    return {
+        node_port_name(document, port): port.node_port
+        for document, service in world.of_kind(Service)
+        if has_node_ports(service)
+        for port in service.spec.ports
+    }
+
+
+def _each_ready(backends: Iterator[Backend]) -> Iterator[tuple[Backend, bool]]:
+    return ((backend, True) for backend in backends)
+
+
+def _sorted_out(found: Iterator[tuple[Backend, bool]]) -> tuple[tuple[Backend, ...], tuple[Backend, ...]]:
+    """(who gets new connections, who is ending). Where all are ending they get new ones too (KEP-1669)."""
+    ready: dict[tuple[Address, int], Backend] = {}
+    ending: dict[tuple[Address, int], Backend] = {}
+    for backend, is_ready in found:
+        (ready if is_ready else ending)[backend.end] = backend
+    if not ready:
+        ready, ending = ending, {}
+    return (
+        tuple(ready[end] for end in sorted(ready)),
+        tuple(ending[end] for end in sorted(ending) if end not in ready),
     )
 
 
@@ -200,10 +281,9 @@ def served_ports(world: World, members: Members) -> tuple[ServedPort, ...]:
             vip = parse_address(text) if text and not headless(service) else None
             for port in service.spec.ports:
                 if service.spec.selector:
-                    found = _from_selector(port, family, chosen)
+                    found = _each_ready(_from_selector(port, family, chosen))
                 else:
-                    found = _from_slices(document, port, family, owned, by_address)
-                unique = {(b.address, b.port): b for b in found}
-                backends = tuple(unique[key] for key in sorted(unique))
-                result.append(ServedPort(document, port, family, vip, backends))
+                    found = _from_slices(document, port, family, owned, by_address, world.node)
+                backends, ending = _sorted_out(found)
+                result.append(ServedPort(document, port, family, vip, backends, ending))
     return tuple(result)

@@ -52,7 +52,8 @@ class Found:
     """An attachment, and what tells that it is still the same.
 
     `inode` is the namespace's, `sides` are the links here that lead there. `inside` are those of there, the
-    first one first; not `settled` while one of them has no address yet.
+    first one first; not `settled` while one of them has no address yet (nobody
+    outside sees it come).
     """
 
     attachment: Attachment
@@ -81,7 +82,7 @@ def _look_inside(wanted: Wanted) -> tuple[int, tuple[Inside, ...]]:
         links = rtnetlink.links()
         addresses = rtnetlink.addresses()
         default = rtnetlink.default_link()
-    veths = [link for link in links.values() if link.kind == "veth" and link.up]
+    veths = [link for link in links.values() if link.kind == "veth"]
     veths.sort(key=lambda link: (link.name != wanted.interface, link.index != default, link.index))
     return number, tuple(
         Inside(

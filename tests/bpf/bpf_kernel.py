@@ -44,6 +44,7 @@ class Ran:
     action: int
     mark: int
     events: tuple[KernelEvent, ...]
+    packet: bytes = b""
 
     @property
     def reason(self) -> Reason | None:
@@ -67,6 +68,12 @@ class Kernel:
         self._ring = RingBuffer(self._ring_fd, self._samples.append)
         self.conntrack = self.map("conntrack")
         self.fragments = BpfMap(pins / "fragments", 40, 4)
+        self.nat = (
+            BpfMap(pins / "nat", 40, 28),
+            BpfMap(pins / "nat_back", 40, 36),
+            BpfMap(pins / "affinity", 20, 32),
+            BpfMap(pins / "translated", 32, 20),
+        )
         self.event_budgets = BpfMap(pins / "event_budgets", 4, 16 * libbpf.possible_cpus())
 
     def map(self, name: str) -> BpfMap:
@@ -83,19 +90,29 @@ class Kernel:
         return action, after, int(struct.unpack_from("=I", out, 8)[0])
 
     def run(
-        self, program: str, packet: bytes, device: str, *, mark: int = 0, came_in: str = "", to: bytes = b""
+        self,
+        program: str,
+        packet: bytes,
+        device: str,
+        *,
+        mark: int = 0,
+        came_in: str = "",
+        to: bytes = b"",
+        rewritten: bool = False,
     ) -> Ran:
         """Run `program` once on a frame that comes in (or goes out) at `device`, and `came_in` at another.
 
-        AssertionError if it is not the same frame afterwards, or bears another destination than `to`.
+        AssertionError if it is not the same frame afterwards, or bears another destination than `to`; or if
+        it is the same, where it should be `rewritten`.
         """
         self._samples.clear()
         # A test sends packets faster than people read: each run has a budget of its own.
         self.event_budgets.put(bytes(4), bytes(self.event_budgets.value_size))
         action, after, mark = self.call(program, packet, device=device, mark=mark, came_in=came_in)
-        assert after == (to or packet[:6]) + packet[6:], "no program rewrites packets"
+        same = after == (to or packet[:6]) + packet[6:]
+        assert same != rewritten, "what is for no Service is not rewritten"
         self._ring.consume()
-        return Ran(action, mark, tuple(decode_event(s) for s in self._samples))
+        return Ran(action, mark, tuple(decode_event(s) for s in self._samples), after)
 
     def counted(self) -> dict[Reason, int]:
         """Packets by reason, since the maps were made."""
@@ -104,7 +121,7 @@ class Kernel:
     def forget(self) -> None:
         """No flow, no fragment and no table entry is left."""
         self.tables.apply(KernelTables())
-        for each in (self.conntrack, self.fragments):
+        for each in (self.conntrack, self.fragments, *self.nat):
             for key in list(each.keys()):
                 each.delete(key)
         self._ring.consume()
@@ -115,6 +132,8 @@ class Kernel:
         os.close(self._ring_fd)
         self.conntrack.close()
         self.fragments.close()
+        for each in self.nat:
+            each.close()
         self.event_budgets.close()
         self.tables.close()
         for loaded in self._objects:

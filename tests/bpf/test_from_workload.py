@@ -341,17 +341,6 @@ def _service(at: dict[int, str], *, http: bool) -> dict[ServiceKey, ServiceEntry
 
 
 @families
-def test_an_untranslated_virtual_address_is_dropped(kernel: Kernel, at: dict[int, str]) -> None:
-    services = _service(at, http=False)
-    vip = str(next(iter(services)).address)
-    up(kernel, services=services)
-    ran = kernel.run("from_workload", tcp_frame(at[A], vip, 40000, 80), "wa")
-    assert (ran.action, ran.reason) == (SHOT, Reason.UNTRANSLATED_SERVICE)
-    # A port that the Service does not serve is an address like any other.
-    assert kernel.run("from_workload", tcp_frame(at[A], vip, 40000, 81), "wa").action == OK
-
-
-@families
 def test_a_routed_service_goes_to_the_listener_of_the_class(kernel: Kernel, at: dict[int, str]) -> None:
     services = _service(at, http=True)
     vip = str(next(iter(services)).address)

@@ -15,6 +15,7 @@ from penstock import lab
 from penstock.lab import LabSpec
 
 LabFactory = Callable[[Mapping[str, Any]], LabSpec]
+Bridges = Mapping[str, Mapping[str, list[str]]]
 MeshFactory = Callable[..., rig.Mesh]
 _numbers = count(1)
 
@@ -58,13 +59,14 @@ def two_nodes() -> Mapping[str, Any]:
 def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]:
     """Brings up a mesh for the module: `make_mesh(*workloads)`, with those of TWO_NODES that they name.
 
-    `bridges` are those of each node, with their ranges.
+    `bridges` are those of each node, with their ranges; `bridged` hangs all workloads on one for each node.
     """
     with ExitStack() as stack:
 
         def make(
             *workloads: Mapping[str, Any],
-            bridges: Mapping[str, Mapping[str, list[str]]] | None = None,
+            bridges: Bridges | None = None,
+            bridged: bool = False,
             serve_ca: bool = False,
         ) -> rig.Mesh:
             used = {w["node"] for w in workloads}
@@ -73,6 +75,9 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
                 for name, entry in TWO_NODES.items()
                 if name in used
             }
+            if bridged:
+                nodes = {n: {**e, "bridges": {"net": e["podCIDRs"]}} for n, e in nodes.items()}
+                workloads = tuple({**w, "bridges": ["net"]} for w in workloads)
             spec = _named({"nodes": nodes, "workloads": list(workloads)})
             return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh"), serve_ca=serve_ca))
 

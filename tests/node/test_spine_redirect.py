@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,8 @@ from clients import REFUSED, ask, connect, echoes, make_socket, pings, udp_echoe
 from conftest import MeshFactory
 from objects import policy, ports, route, select, service, to
 from rig import Mesh, workload
+
+from penstock import lab
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +163,12 @@ def test_the_client_keeps_its_address_and_the_flow_its_names(mesh: Mesh, version
 
 @pytest.mark.parametrize("version", [4, 6])
 def test_a_source_port_may_be_used_again_at_once(mesh: Mesh, version: int) -> None:
-    """The proxy ended the first connection: what is left of it must not swallow the SYN of the next one."""
+    """The proxy ended the first connection: what is left of it must not swallow the SYN of the next one.
+
+    The node keeps its closed connections for a minute, as every other.
+    """
+    with lab.entered(mesh.on("client").node.netns):
+        assert int(Path("/proc/sys/net/ipv4/tcp_max_tw_buckets").read_text()) > 1000
     client, address = mesh["client"], mesh["api"].address(version)
     request = b"GET /public/a HTTP/1.1\r\nHost: api\r\nConnection: close\r\n\r\n"
     for _ in range(3):

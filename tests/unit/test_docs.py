@@ -15,6 +15,7 @@ from penstock.redirect import host
 from penstock.redirect.datapath import (
     BRIDGE_PROGRAMS,
     CGROUP_PROGRAMS,
+    NAMESPACE_PROGRAMS,
     NETDEV_PROGRAMS,
     PORT_PROGRAMS,
     WORKLOAD_PROGRAMS,
@@ -40,7 +41,7 @@ def test_ports_marks_and_tables() -> None:
 def test_every_mark_of_the_programs() -> None:
     header = (ROOT / "bpf" / "penstock.h").read_text()
     values = set(re.findall(r"#define MARK_\w+ (0x\w+)", header))
-    assert len(values) == 7
+    assert len(values) == 8
     assert [value for value in sorted(values) if value not in PAGE] == []
 
 
@@ -53,7 +54,7 @@ def test_every_map_and_program() -> None:
     assert len(maps) > 12
     assert [name for name in sorted(maps) if f"`{name}`" not in PAGE] == []
     programs = {*WORKLOAD_PROGRAMS, *PORT_PROGRAMS, *BRIDGE_PROGRAMS, *NETDEV_PROGRAMS}
-    programs |= {*(name.rstrip("46") for name in CGROUP_PROGRAMS)}
+    programs |= {*(name.rstrip("46") for name in (*CGROUP_PROGRAMS, *NAMESPACE_PROGRAMS))}
     assert [name for name in sorted(programs) if name not in PAGE] == []
 
 

@@ -250,7 +250,7 @@ def test_bad_routes(body: str, start: str) -> None:
         (
             "Service",
             "spec: {ports: [{port: 80, nodePort: 30000}]}",
-            "spec.ports[0].nodePort: is not supported",
+            "spec.ports[0].nodePort: stands only in a Service of type NodePort",
         ),
         ("Service", "spec: {ports: [{port: 80, targetPort: a_b}]}", "spec.ports[0].targetPort: must be"),
         (

@@ -153,16 +153,15 @@ def test_kafka_is_said_to_be_gone() -> None:
     assert line.endswith("rules.kafka: was removed from Cilium in 1.20")
 
 
-def test_services_that_leave_the_cluster_are_refused() -> None:
+def test_what_is_not_served_of_a_load_balancer_is_refused() -> None:
     lines = said(
         "apiVersion: v1\nkind: Service\nmetadata: {name: a}\n"
-        "spec:\n  type: LoadBalancer\n  externalIPs: [10.0.0.1]\n  sessionAffinity: ClientIP\n"
-        "  ports: [{port: 80}]\n"
+        "spec:\n  type: LoadBalancer\n  loadBalancerSourceRanges: [10.0.0.0/8]\n"
+        "  healthCheckNodePort: 30001\n  ports: [{port: 80}]\n"
     )
     assert [line.partition("Service default/a: ")[2] for line in lines] == [
-        'spec.type: "LoadBalancer" is not supported by this version of Penstock; it knows ClusterIP',
-        "spec.externalIPs: is not supported by this version of Penstock",
-        'spec.sessionAffinity: "ClientIP" is not supported by this version of Penstock; it knows None',
+        "spec.loadBalancerSourceRanges: is not supported by this version of Penstock",
+        "spec.healthCheckNodePort: is not supported by this version of Penstock",
     ]
 
 

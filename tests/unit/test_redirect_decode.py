@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from penstock.plan import (
+    BackendSet,
     Direction,
     EndpointEntry,
     IpcacheEntry,
@@ -47,6 +48,17 @@ TABLES = KernelTables(
     services={
         ServiceKey(A, 80, 6): ServiceEntry(5, "s", ((A, 8080), (B, 81)), http=True),
         ServiceKey(B, 53, 17): ServiceEntry(6, "t", ()),
+        ServiceKey(B, 30080, 6): ServiceEntry(
+            7,
+            "u",
+            ((A, 1), (B, 2)),
+            ending=((B, 3),),
+            external=True,
+            outside=BackendSet(8, ((A, 1),)),
+            alias=BackendSet(9, ((B, 53),)),
+            affinity=60,
+            maglev=251,
+        ),
     },
     listeners={ListenerKey(300, ListenerKind.TCP_MTLS, 301): 15001},
     ports={7: PortEntry(7, 76800, b"abcdef", 3, b"ghijkl", (6,)), 9: PortEntry(0, bridge=3)},
@@ -66,11 +78,31 @@ def test_every_table_comes_back() -> None:
         key: entry.verdict for key, entry in TABLES.policy.items()
     }
     assert {decode.service_key(k): decode.service_value(v) for k, v in RAW["services"].items()} == {
-        key: (s.service_id, len(s.backends), s.http) for key, s in TABLES.services.items()
+        key: decode.ServiceValue(
+            (s.service_id, len(s.backends)),
+            (s.http and layout.SERVICE_HTTP)
+            | (s.external and layout.SERVICE_EXTERNAL)
+            | (s.maglev and layout.SERVICE_MAGLEV),
+            s.affinity,
+            (s.outside.number, len(s.outside.backends)) if s.outside else (0, 0),
+            s.alias.number if s.alias else 0,
+        )
+        for key, s in TABLES.services.items()
     }
+    standing = {decode.standing_key(k): v[0] for k, v in RAW["standing"].items()}
+    assert standing[7, A, 1] == standing[8, A, 1] == layout.STANDING_READY
+    assert standing[7, B, 3] == layout.STANDING_ENDING
+    assert {struct.unpack("=I", k)[0] for k in RAW["maglev"]} == {7, 8}
     assert {decode.listener_key(k): decode.port(v) for k, v in RAW["listeners"].items()} == TABLES.listeners
     backends = {struct.unpack("=II", k): decode.backend(v) for k, v in RAW["backends"].items()}
-    assert backends == {(5, 0): (A, 8080), (5, 1): (B, 81)}
+    assert backends == {
+        (5, 0): (A, 8080),
+        (5, 1): (B, 81),
+        (7, 0): (A, 1),
+        (7, 1): (B, 2),
+        (8, 0): (A, 1),
+        (9, 0): (B, 53),
+    }
 
 
 @given(st.booleans(), st.integers(0, 0xFFFFFFFF), st.integers(1, 3))

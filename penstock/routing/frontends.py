@@ -1,0 +1,155 @@
+"""Services → where they are served: at their own address, on node ports, at addresses for the outside. Pure.
+
+Each place is one entry of the kernel's service table. What it keeps true:
+
+- who is inside (the node and its workloads) gets any endpoint, wherever it is, but of a Service with
+  `internalTrafficPolicy: Local` only those of this node;
+- who comes from outside gets an endpoint of this node, with its own source address kept: policy judges who
+  it really is;
+- a Service with a route is the same at every address for workloads: they are sent to its own, where the
+  route is. Clients from outside get its endpoints, and with them their rules.
+
+Source: Kubernetes v1 Service; KEP-1669 and KEP-2086 (traffic policies).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+from penstock.manifests.document import ObjectKey
+from penstock.manifests.kinds import Service
+from penstock.manifests.service_kinds import affinity_seconds, maglev_size
+from penstock.plan import BackendSet, ServiceEntry, ServiceKey
+from penstock.routing.mesh import MeshRoutes
+from penstock.routing.services import (
+    ALIAS_SET,
+    LOCAL_SET,
+    OUTSIDE_SET,
+    Backend,
+    ServedPort,
+    has_node_ports,
+    node_port_name,
+    service_name,
+)
+from penstock.world import Address, World, parse_address
+
+
+@dataclass(frozen=True, slots=True)
+class Frontends:
+    """`conflicts`: Services that another one, earlier by name, keeps from being served somewhere."""
+
+    entries: Mapping[ServiceKey, ServiceEntry]
+    conflicts: Mapping[ObjectKey, str]
+    addresses: tuple[Address, ...]
+    """Those of Services that no node has: this one answers for them."""
+    reserved_ports: tuple[int, ...]
+
+
+def frontends(world: World, served: Iterable[ServedPort], mesh: MeshRoutes) -> Frontends:
+    """Every place at which a Service is served on this node."""
+    routed = {t.served.name for t in mesh.tables if not t.plain}
+    found: dict[ServiceKey, ServiceEntry] = {}
+    owners: dict[ServiceKey, ObjectKey] = {}
+    vips: dict[Address, ObjectKey] = {}
+    conflicts: dict[ObjectKey, str] = {}
+    addresses: set[Address] = set()
+    for port in served:
+        number = world.allocations.service_ids.get(service_name(port))
+        if port.vip is None:
+            continue
+        owner = port.document.key
+        if vips.setdefault(port.vip, owner) != owner:
+            conflicts[owner] = f"clusterIP {port.vip} belongs to {vips[port.vip]}"
+        if number is None:
+            continue
+        addresses.update(_given(world, port))
+        http = port.name in routed and port.port.protocol == "TCP"
+        for key, entry in _places(world, port, port.vip, number, http=http):
+            if owners.setdefault(key, owner) == owner:
+                found[key] = entry
+            else:
+                conflicts.setdefault(owner, f"{key.address} port {key.port} belongs to {owners[key]}")
+    foreign = addresses.difference(world.node_addresses)
+    return Frontends(
+        found,
+        conflicts,
+        tuple(sorted(foreign, key=lambda a: (a.version, a))),
+        tuple(sorted(set(world.allocations.node_ports.values()))),
+    )
+
+
+def _places(
+    world: World, served: ServedPort, vip: Address, number: int, *, http: bool
+) -> Iterator[tuple[ServiceKey, ServiceEntry]]:
+    service = served.document.value
+    assert isinstance(service, Service)
+    ids, name = world.allocations.service_ids, service_name(served)
+    affinity, maglev = affinity_seconds(service), maglev_size(service)
+    every, ending = _ends(served.backends), _ends(served.ending)
+    inside = BackendSet(number, every, ending)
+    if service.spec.internal_traffic_policy == "Local":
+        near = (served.backends, served.ending)
+        inside = BackendSet(ids.get(name + LOCAL_SET, 0), *(_ends(b for b in of if b.local) for of in near))
+    key = ServiceKey(vip, served.port.port, served.protocol)
+    yield (
+        key,
+        ServiceEntry(
+            inside.number,
+            served.name,
+            inside.backends,
+            http=http,
+            ending=inside.ending,
+            affinity=affinity,
+            maglev=maglev,
+        ),
+    )
+    if service.spec.type == "ClusterIP" and not service.spec.external_ips:
+        return
+    outside = BackendSet(
+        ids.get(name + OUTSIDE_SET, 0),
+        _ends(b for b in served.backends if b.local),
+        _ends(b for b in served.ending if b.local),
+    )
+    entry = ServiceEntry(
+        number,
+        served.name,
+        every,
+        http=http,
+        ending=ending,
+        external=True,
+        outside=outside,
+        alias=BackendSet(ids.get(name + ALIAS_SET, 0), ((vip, served.port.port),)),
+        affinity=affinity,
+        maglev=maglev,
+    )
+    for address in _given(world, served):
+        yield ServiceKey(address, served.port.port, served.protocol), entry
+    node_port = world.allocations.node_ports.get(node_port_name(served.document, served.port))
+    if node_port is not None and has_node_ports(service):
+        for address in world.node_addresses:
+            if address.version == served.family:
+                yield ServiceKey(address, node_port, served.protocol), entry
+
+
+def _given(world: World, served: ServedPort) -> tuple[Address, ...]:
+    """The Service's addresses for clients from outside, of the family of `served`."""
+    service, key = served.document.value, served.document.key
+    assert isinstance(service, Service)
+    found = [parse_address(text) for text in service.spec.external_ips]
+    if service.spec.type == "LoadBalancer":
+        text = world.allocations.balancers.get(f"{key.namespace}/{key.name}/{served.family}")
+        if text:
+            found.append(parse_address(text))
+    return tuple(dict.fromkeys(a for a in found if a.version == served.family))
+
+
+def _ends(backends: Iterable[Backend]) -> tuple[tuple[Address, int], ...]:
+    return _shared(tuple(b.end for b in backends))
+
+
+@lru_cache(maxsize=65536)
+def _shared(ends: tuple[tuple[Address, int], ...]) -> tuple[tuple[Address, int], ...]:
+    """One tuple for equal ones: many places of a Service have the same backends."""
+    return ends
