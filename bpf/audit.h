@@ -23,10 +23,15 @@ struct judgement {
 	__u8 audit_redirect;
 };
 
-static __noinline int audit(struct judgement *j, const struct tuple *t, __u32 subject, __u8 direction, __be16 port)
+/* Global, as judge(): the verifier goes through it once, and not again at each place that calls it. */
+__noinline int audit(struct judgement *j, const struct tuple *t, __u32 subject, __u8 direction, __be16 port)
 {
-	__u32 rule = 0, peer = direction == EGRESS ? j->d.dst_identity : j->d.src_identity;
 	__u8 verdict, flags = 0;
+	__u32 rule = 0, peer;
+
+	if (!j || !t)
+		return 0;
+	peer = direction == EGRESS ? j->d.dst_identity : j->d.src_identity;
 
 	verdict = policy_verdict(subject | AUDIT_VIEW, direction, peer, t->protocol, port, &rule, &flags);
 	if (verdict == VERDICT_REDIRECT)
@@ -39,10 +44,13 @@ static __noinline int audit(struct judgement *j, const struct tuple *t, __u32 su
 }
 
 /* Tell what would have been denied. */
-static __noinline int tell_audit(const struct packet *p, const struct judgement *j, __u8 hook)
+__noinline int tell_audit(const struct packet *p, const struct judgement *j, __u8 hook)
 {
-	struct decision d = j->d;
+	struct decision d;
 
+	if (!p || !j)
+		return 0;
+	d = j->d;
 	d.reason = j->audit;
 	d.rule = j->audit_rule;
 	count(d.reason, p->length);
