@@ -9,6 +9,7 @@
 
 #include <linux/errno.h>
 #include <linux/in.h>
+#include <linux/in6.h>
 
 /* asm-generic/socket.h */
 #define SOL_SOCKET 1
@@ -185,14 +186,66 @@ static __always_inline int back6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
+/*
+ * What the proxy sends for Gateways leaves from the node's ingress address, by which policy knows it. Streams are bound
+ * by the proxy itself; of datagrams it cannot say where they leave from, and they must not pass as the node's own.
+ */
+static __always_inline int proxy_datagrams(struct bpf_sock_addr *ctx)
+{
+	__u64 cookie = bpf_get_netns_cookie(ctx);
+	struct netns_value *ns;
+
+	if (ctx->protocol != IPPROTO_UDP || (__u32)bpf_get_current_uid_gid() != PROXY_UID)
+		return 0;
+	ns = bpf_map_lookup_elem(&netns, &cookie);
+	return ns && ns->flags & NETNS_HOST;
+}
+
+static __always_inline int begin4(struct bpf_sock_addr *ctx)
+{
+	struct backend_key key = {.service = PROXY_SOURCES, .slot = 4};
+	struct sockaddr_in from = {.sin_family = 2};
+	struct backend_value *source;
+
+	if (proxy_datagrams(ctx)) {
+		source = bpf_map_lookup_elem(&backends, &key);
+		if (!source)
+			return 0;
+		from.sin_addr.s_addr = source->addr.w[3];
+		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
+			return 0;
+	}
+	return forward4(ctx);
+}
+
+static __always_inline int begin6(struct bpf_sock_addr *ctx)
+{
+	struct backend_key key = {.service = PROXY_SOURCES, .slot = 6};
+	struct sockaddr_in6 from = {.sin6_family = 10};
+	struct backend_value *source;
+
+	if (proxy_datagrams(ctx)) {
+		source = bpf_map_lookup_elem(&backends, &key);
+		if (!source)
+			return 0;
+		from.sin6_addr.s6_addr32[0] = source->addr.w[0];
+		from.sin6_addr.s6_addr32[1] = source->addr.w[1];
+		from.sin6_addr.s6_addr32[2] = source->addr.w[2];
+		from.sin6_addr.s6_addr32[3] = source->addr.w[3];
+		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
+			return 0;
+	}
+	return forward6(ctx);
+}
+
 #define CGROUP_PROGRAM(NAME, SECTION, DOES)                  \
 	SEC(SECTION) int NAME(struct bpf_sock_addr *ctx)      \
 	{                                                     \
 		return DOES(ctx);                             \
 	}
 
-CGROUP_PROGRAM(connect4, "cgroup/connect4", forward4)
-CGROUP_PROGRAM(connect6, "cgroup/connect6", forward6)
+CGROUP_PROGRAM(connect4, "cgroup/connect4", begin4)
+CGROUP_PROGRAM(connect6, "cgroup/connect6", begin6)
 CGROUP_PROGRAM(sendmsg4, "cgroup/sendmsg4", forward4)
 CGROUP_PROGRAM(sendmsg6, "cgroup/sendmsg6", forward6)
 CGROUP_PROGRAM(recvmsg4, "cgroup/recvmsg4", back4)

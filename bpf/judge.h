@@ -146,6 +146,9 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 			steer(&j->d, source_class, kind, 0);
 			return 0;
 		}
+		/* A Gateway of this very node is proven by the kernel: nobody else's packets bear its address here. */
+		if (j->src_local_address && j->d.src_identity == IDENTITY_INGRESS)
+			dst_mode = MESH_PERMISSIVE;
 		if (dst_mode == MESH_STRICT && j->d.src_identity != IDENTITY_HOST) {
 			deny(&j->d, PLAINTEXT_TO_STRICT);
 			return 0;

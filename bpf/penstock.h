@@ -33,6 +33,11 @@
 /* Names the policy entries of Gateways (penstock/policy/identities.py). */
 #define INGRESS_SUBJECT (IDENTITY_INGRESS * 256)
 
+/* The number under which `backends` tells where the proxy's datagrams leave from; the slot is the family, 4 or 6. */
+#define PROXY_SOURCES 0xffffffff
+/* penstock/envoy/process.py */
+#define PROXY_UID 64055
+
 /* Values are shared with penstock.plan.Verdict: at equal rank the higher wins. */
 enum verdict {
 	VERDICT_NONE = 0,

@@ -158,6 +158,8 @@ class KernelTables:
     """Port of the listener that stands for (source class, kind, destination)."""
     netns: Mapping[int, int] = field(default_factory=dict)
     """Network namespace cookie → identity, for the connect hooks."""
+    datagram_sources: tuple[Address, ...] = ()
+    """Where the proxy's datagrams leave from, one of each family."""
     ports: Mapping[int, PortEntry] = field(default_factory=dict)
     """By interface index."""
     attach: Mapping[int, WorkloadName] = field(default_factory=dict)

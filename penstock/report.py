@@ -22,6 +22,7 @@ from penstock.policy.identities import members
 from penstock.policy.labels import RESERVED
 from penstock.redirect.layout import rule_number
 from penstock.routing.review import review_routes
+from penstock.routing.review_edge import review_edge
 from penstock.status import Transitions
 from penstock.world import World
 from penstock.xds.watch import SyncState
@@ -85,7 +86,7 @@ class Report:
         """What is wrong with each file by itself, and what only all of them show (looked for when asked)."""
         if self._reviewed is None:
             documents = self._world.documents.values()
-            self._reviewed = (*review(documents), *review_routes(documents))
+            self._reviewed = (*review(documents), *review_routes(documents), *review_edge(documents))
         return (*self._problems, *self._reviewed)
 
     def _objects(self) -> list[dict[str, Any]]:

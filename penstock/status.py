@@ -18,7 +18,7 @@ from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.ingress_kinds import Ingress
 from penstock.manifests.kinds import Namespace, Service, Workload
-from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.problem import Problem
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus, Plan
@@ -195,7 +195,7 @@ def view(
     if isinstance(value, BackendTLSPolicy):
         shown["status"] = _ancestors(document, status, transitions, now)
         return shown
-    if isinstance(value, HTTPRoute | GRPCRoute | TLSRoute | TCPRoute):
+    if isinstance(value, HTTPRoute | GRPCRoute | TLSRoute | TCPRoute | UDPRoute):
         shown["status"] = _route_status(document, status, transitions, now, in_force=in_force)
         return shown
     if isinstance(value, Gateway | ListenerSet | GatewayClass):

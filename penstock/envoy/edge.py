@@ -11,9 +11,9 @@ from __future__ import annotations
 from functools import lru_cache
 from itertools import chain
 
-from envoy.config.core.v3 import protocol_pb2
+from envoy.config.core.v3 import address_pb2, protocol_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as components
-from envoy.config.listener.v3 import listener_pb2
+from envoy.config.listener.v3 import listener_pb2, udp_listener_config_pb2
 from envoy.config.route.v3 import route_components_pb2, route_pb2
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
@@ -24,6 +24,8 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
 )
 from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_state_pb2
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
+from envoy.extensions.filters.udp.udp_proxy.v3 import route_pb2 as udp_route_pb2
+from envoy.extensions.filters.udp.udp_proxy.v3 import udp_proxy_pb2
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
@@ -137,6 +139,8 @@ def listener(each: EdgeListener, secret: str) -> listener_pb2.Listener:
 
     Transparent, so that it may be bound before the node has its addresses.
     """
+    if each.protocol == "UDP":
+        return _datagrams(each)
     first, *others = (socket_address(str(a), each.port) for a in each.addresses)
     return listener_pb2.Listener(
         name=each.name,
@@ -176,6 +180,29 @@ def steered(before: ProxyListener, each: EdgeListener, secret: str) -> listener_
 def _routes(route: Route) -> tuple[route_components_pb2.Route, ...]:
     """Kept, because a table is made anew whenever one of its routes changes."""
     return tuple(routes.compiled(route))
+
+
+def _datagrams(each: EdgeListener) -> listener_pb2.Listener:
+    """Each client's datagrams go to one endpoint until it is silent for a minute."""
+    first, *others = (socket_address(str(a), each.port) for a in each.addresses)
+    for address in (first, *others):
+        address.socket_address.protocol = address_pb2.SocketAddress.Protocol.UDP
+    route = udp_route_pb2.Route(cluster=each.chains[0].backends[0].cluster or names.NO_BACKEND)  # type: ignore[union-attr]
+    proxy = udp_proxy_pb2.UdpProxyConfig(stat_prefix="edge")
+    proxy.matcher.on_no_match.action.name = "route"
+    proxy.matcher.on_no_match.action.typed_config.CopyFrom(pack(route))
+    return listener_pb2.Listener(
+        name=each.name,
+        stat_prefix="edge",
+        address=first,
+        additional_addresses=[listener_pb2.AdditionalAddress(address=a) for a in others],
+        transparent=_TRUE,
+        socket_options=[socket_option(1, 36, marks.DOWNSTREAM, "SO_MARK")],
+        udp_listener_config=udp_listener_config_pb2.UdpListenerConfig(),
+        listener_filters=[
+            components.ListenerFilter(name="envoy.filters.udp_listener.udp_proxy", typed_config=pack(proxy))
+        ],
+    )
 
 
 def _host(each: HostRoutes) -> route_components_pb2.VirtualHost:

@@ -36,7 +36,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
@@ -175,6 +175,7 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     ConfigMap: gateway_checks.check_config_map,
     TLSRoute: l4_checks.check_tls_route,
     TCPRoute: l4_checks.check_l4_route,
+    UDPRoute: l4_checks.check_l4_route,
     Ingress: ingress_checks.check,
     IngressClass: ingress_checks.check_class,
     BackendTLSPolicy: l4_checks.check_backend_tls,

@@ -19,7 +19,7 @@ import msgspec
 from penstock.manifests.base import Kind, Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
-from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.policy_kinds import (
     Authentication,
     CIDRGroupSpec,
@@ -310,6 +310,7 @@ AnyKind = (
     | ConfigMap
     | TLSRoute
     | TCPRoute
+    | UDPRoute
     | BackendTLSPolicy
     | Ingress
     | IngressClass

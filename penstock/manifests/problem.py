@@ -37,6 +37,7 @@ Code = Literal[
     "weights",
     "grant",
     "endpoints",
+    "certificate",  # not for the host name that it is shown for (routing/review_edge.py)
     "passed-over",
 ]
 

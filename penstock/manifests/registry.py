@@ -24,7 +24,7 @@ from penstock.manifests.kinds import (
     Service,
     Workload,
 )
-from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute
+from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 
 
@@ -125,6 +125,12 @@ SERVED: Mapping[str, ServedKind] = {
             ("btlspolicy",),
             older=("gateway.networking.k8s.io/v1alpha3",),
         ),
+        ServedKind(
+            UDPRoute,
+            "gateway.networking.k8s.io/v1",
+            "udproutes",
+            older=("gateway.networking.k8s.io/v1alpha2",),
+        ),
         ServedKind(Ingress, "networking.k8s.io/v1", "ingresses", ("ing",), custom=False),
         ServedKind(IngressClass, "networking.k8s.io/v1", "ingressclasses", namespaced=False, custom=False),
         ServedKind(Secret, "v1", "secrets", custom=False),
@@ -132,9 +138,7 @@ SERVED: Mapping[str, ServedKind] = {
     )
 }
 
-NOT_SERVED: Mapping[str, tuple[str, ...]] = {
-    "UDPRoute": ("gateway.networking.k8s.io/v1", "gateway.networking.k8s.io/v1alpha2"),
-}
+NOT_SERVED: Mapping[str, tuple[str, ...]] = {}
 """Kinds that change traffic and that this version does not enforce yet: refused."""
 
 PASSED_OVER: Mapping[str, tuple[str, ...]] = {

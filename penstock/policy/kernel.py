@@ -53,6 +53,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
     return KernelTables(
         endpoints=endpoints,
         ipcache=facts.ipcache,
+        datagram_sources=tuple(a for m in facts.members.ingress[:1] for a in m.addresses),
         policy=policy,
         services=_services(facts),
         listeners={

@@ -205,13 +205,24 @@ def _maglev(tables: KernelTables) -> dict[int, tuple[tuple[tuple[Address, int], 
     }
 
 
+PROXY_SOURCES = 0xFFFFFFFF
+"""The number under which `backends` tells where the proxy's datagrams leave from; the slot is the family."""
+
+
+def _with_sources(tables: KernelTables) -> dict[tuple[int, int], tuple[Address, int]]:
+    found = backends(tables)
+    for address in tables.datagram_sources:
+        found[PROXY_SOURCES, address.version] = address, 0
+    return found
+
+
 _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder, Encoder]] = {
     "endpoints": (lambda t: t.endpoints, address_bytes, endpoint),
     "ipcache": (lambda t: t.ipcache, ipcache_key, ipcache_value),
     "policy": (lambda t: t.policy, policy_key, policy_value),
     "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
     "services": (lambda t: t.services, service_key, service_value),
-    "backends": (backends, backend_key, _backend_value),
+    "backends": (_with_sources, backend_key, _backend_value),
     "ports": (lambda t: t.ports, struct.Struct("=I").pack, port),
     "standing": (_standing, standing_key, struct.Struct("=I").pack),
     "maglev": (_maglev, struct.Struct("=I").pack, lambda value: maglev.encode(*value)),

@@ -38,6 +38,7 @@ KINDS: Mapping[tuple[str, str], tuple[str, ...]] = {
     ("TLS", "Passthrough"): ("TLSRoute",),
     ("TLS", "Terminate"): ("TLSRoute", "TCPRoute"),
     ("TCP", ""): ("TCPRoute",),
+    ("UDP", ""): ("UDPRoute",),
 }
 """(protocol, TLS mode) of a listener → kinds of routes that it can serve."""
 

@@ -10,8 +10,9 @@ Source: Gateway API v1.6, Gateway, Listener, HTTPRoute (hostnames and precedence
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
@@ -36,6 +37,7 @@ from penstock.routing.model import (
     HostTable,
     HttpChain,
     Route,
+    RouteBackend,
     TcpChain,
     UpstreamTls,
 )
@@ -95,6 +97,14 @@ class Memo:
 
 
 @dataclass(frozen=True, slots=True)
+class EdgeMix:
+    """The backends of datagrams as one: (Service port, weight); without a Service the share gets lost."""
+
+    name: str
+    shares: tuple[tuple[ServedPort | None, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Edge:
     """Everything north-south of one World. Ingress, TCPRoute and the like add to the same lists."""
 
@@ -106,6 +116,7 @@ class Edge:
     statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)
     addresses: tuple[Address, ...] = ()
     """Of the listeners, and the node's ingress addresses."""
+    mixes: tuple[EdgeMix, ...] = ()
     backend_tls: BackendTls | None = field(default=None, compare=False)
     """TLS to the backends of routes of the mesh, too."""
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
@@ -191,6 +202,7 @@ class Edges:
         self._backend_tls = BackendTls(world, self._vault)
         self._clusters: dict[str, EdgeCluster] = {}
         self._statuses: dict[ObjectKey, ObjectStatus] = {}
+        self._mixes: list[EdgeMix] = []
 
     def compile(self) -> Edge:
         self._classes()
@@ -228,6 +240,7 @@ class Edges:
             tuple(self._vault.authorities[name] for name in sorted(self._vault.authorities)),
             self._statuses,
             tuple(dict.fromkeys(addresses)),
+            tuple(self._mixes),
             self._backend_tls,
             self._remembered(),
         )
@@ -385,7 +398,7 @@ class Edges:
             by_name = [e for e in entries if e.passes_tls or id(e) in shows]
             streams = Streams(self._services, each.edge)
             for entry in entries:
-                if entry.protocol == "TCP":
+                if entry.protocol in ("TCP", "UDP"):
                     streams.add_all(name, entry, each.streams)
             for entry in by_name:
                 if entry.protocol == "TLS":
@@ -395,10 +408,14 @@ class Edges:
                 table = f"{name}/{entry.hostname or '*'}"
                 tables.append(self._table(table, port, [entry], by_name, each))
                 chains.append(HttpChain(table, entry.hostname, shows[id(entry)]))
-            chains += streams.chains
-            self._add_clusters(streams.clusters.values(), each)
+            spoken: Literal["TCP", "UDP"] = "UDP" if protocol == "UDP" else "TCP"
+            if protocol == "UDP":
+                chains += self._mixed(streams)
+            else:
+                chains += streams.chains
+                self._add_clusters(streams.clusters.values(), each)
             if chains:
-                listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), "TCP"))
+                listeners.append(EdgeListener(name, each.placed.addresses, port, tuple(chains), spoken))
         return listeners, tables
 
     def _table(
@@ -454,6 +471,13 @@ class Edges:
             if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
                 found.append(HostRoutes(other.hostname, misdirected=True))
         return EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
+
+    def _mixed(self, streams: Streams) -> Iterator[TcpChain]:
+        """Datagrams are shared out among endpoints, for nothing shares them out among clusters."""
+        for chain in streams.chains:
+            shares = tuple((streams.clusters.get(b.cluster or ""), b.weight) for b in chain.backends)
+            self._mixes.append(EdgeMix(f"{chain.name}/backends", shares))
+            yield replace(chain, backends=(RouteBackend(f"{chain.name}/backends", 1),))
 
     def _add_clusters(self, clusters: Iterable[ServedPort], each: _Gateway | None) -> None:
         """Backends of one Gateway, or of Ingresses, with the TLS that is asked for."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from ipaddress import IPv4Address
 from itertools import chain
+from typing import Literal
 
 from penstock.facts import Facts
 from penstock.manifests.document import ObjectKey
@@ -12,7 +14,7 @@ from penstock.policy.entries import redirected_ports
 from penstock.policy.identities import Member
 from penstock.policy.labels import INGRESS
 from penstock.policy.rights import Destination
-from penstock.routing.gateways import EdgeCluster, EdgeTable
+from penstock.routing.gateways import EdgeCluster, EdgeMix, EdgeTable
 from penstock.routing.mesh import RouteTable
 from penstock.routing.model import (
     HostTable,
@@ -53,6 +55,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
         clusters=(
             *(_mesh_cluster(facts, name, s) for name, s in sorted(clusters.items())),
             *(_edge_cluster(facts, each) for each in facts.edge.clusters),
+            *(_mix(facts, each) for each in facts.edge.mixes),
         ),
         workloads=tuple(workloads),
         mirrored=mirrored,
@@ -99,6 +102,34 @@ def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
     if each.tls is not None:
         endpoints = _plain(endpoints)
     return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls, served.stream)
+
+
+_LOST = (IPv4Address("127.0.0.1"), 9)
+"""Where nobody is (RFC 863): the share of datagrams whose backend cannot be used."""
+
+_SCALE = 1 << 20
+
+
+def _mix(facts: Facts, each: EdgeMix) -> ProxyCluster:
+    """Endpoints of one family, each with its part of its share. The kernel judges what is sent to them."""
+    families = [s.family for s, weight in each.shares if s is not None and weight and s.backends]
+    family: Literal[4, 6] = families[0] if families else 4
+    sources = [a for m in facts.members.ingress[:1] for a in m.addresses if a.version == family]
+    found: list[ProxyEndpoint] = []
+    for served, weight in each.shares:
+        fits = served is not None and served.family == family
+        endpoints = _endpoints(facts, served.backends) if fits and served is not None else ()
+        if not weight:
+            continue
+        part = max(1, weight * _SCALE // max(len(endpoints), 1) // _total(each))
+        found += [replace(e, weight=part, server_id=None) for e in endpoints]
+        if not endpoints and families:
+            found.append(ProxyEndpoint(*_LOST, "lost", weight=part))
+    return ProxyCluster(each.name, family, tuple(found), source=sources[0] if sources else None, stream=True)
+
+
+def _total(mix: EdgeMix) -> int:
+    return sum(weight for _, weight in mix.shares) or 1
 
 
 def _open_to_edge(facts: Facts, backend: Backend) -> bool:

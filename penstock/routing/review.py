@@ -50,7 +50,7 @@ def review_routes(documents: Iterable[Document]) -> list[Problem]:
     if not routes:
         return []
     found = [problem(document, finding) for document, finding in _shadowed(routes)]
-    served = _served(everything)
+    served = served_services(everything)
     grants: dict[str, list[ReferenceGrant]] = defaultdict(list)
     for document in everything:
         if isinstance(document.value, ReferenceGrant):
@@ -68,7 +68,7 @@ def _rules(document: Document) -> Sequence[HTTPRouteRule | GRPCRouteRule]:
 # --- backends -------------------------------------------------------------------------------------------
 
 
-def _served(documents: Iterable[Document]) -> Mapping[tuple[str, str], bool]:
+def served_services(documents: Iterable[Document]) -> Mapping[tuple[str, str], bool]:
     """Every Service, and whether anything stands behind it."""
     workloads: dict[str, list[Mapping[str, str]]] = defaultdict(list)
     sliced: set[tuple[str, str]] = set()

@@ -12,6 +12,7 @@ import pytest
 from bpf_kernel import ROOT, Kernel, built_object
 
 from penstock.envoy import marks
+from penstock.envoy.process import UID
 from penstock.observe.reasons import Reason
 from penstock.plan import (
     Direction,
@@ -114,6 +115,7 @@ def test_constants(header: btf.Btf) -> None:
             "STANDING_ENDING": layout.STANDING_ENDING,
             "MAGLEV_SLOTS": maglev.SLOTS,
             "NETNS_HOST": layout.NETNS_HOST,
+            "PROXY_UID": UID,
             "CONFIG_HOST_ACCESS": layout.CONFIG_HOST_ACCESS,
             "POLICY_FIXED_BITS": layout.POLICY_FIXED_BITS,
             "POLICY_FULL_BITS": layout.POLICY_FIXED_BITS + 8 + 16,

@@ -11,9 +11,9 @@ from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
-from clients import connect, until
+from clients import connect, make_socket, until
 from conftest import MeshFactory
-from objects import gateway, listener, policy, select, service, to
+from objects import gateway, listener, peer_authentication, policy, select, service, to
 from rig import PENSTOCK, Mesh, workload
 
 from penstock.lab.echo_tls import self_signed
@@ -38,7 +38,7 @@ def serving(name: str) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def mesh(make_mesh: MeshFactory) -> Mesh:
-    return make_mesh(workload("client", "node-a"), workload("far", "node-b"), serving("one"), serving("two"))
+    return make_mesh(workload("client", "node-a"), serving("one"), serving("two"))
 
 
 def secret(name: str, *hostnames: str) -> dict[str, Any]:
@@ -136,7 +136,7 @@ def test_TCPRoute(mesh: Mesh) -> None:
     (status,) = shown(mesh, "gateway", "gw")["listeners"]
     assert status["attachedRoutes"] == 1
     assert status["supportedKinds"] == [{"group": "gateway.networking.k8s.io", "kind": "TCPRoute"}]
-    # From another node's workload too: the Gateway's address is the node's own.
+    # A backend may be a client too.
     assert tcp(mesh, client="two") == "one"
 
 
@@ -271,3 +271,89 @@ def test_a_route_changes_under_an_open_stream(mesh: Mesh) -> None:
         mesh.apply(*SERVICES, TCP_GATEWAY, l4_route("TCPRoute", "r", to("two", port=90)))
         until("new connections go the new way", lambda: tcp(mesh) == "two")
         assert who(sock) == "one"
+
+
+# --- UDP ------------------------------------------------------------------------------------------------
+
+UDP_GATEWAY = gateway("gw", listener("udp", 91, "UDP"), listener("tcp", 91, "TCP"))
+
+
+def udp(mesh: Mesh, client: str = "client") -> str:
+    """Who answers a datagram from a new port; '' if nobody does."""
+    with make_socket(mesh[client].netns, socket.SOCK_DGRAM) as sock:
+        sock.settimeout(0.7)
+        sock.sendto(b"who?", (address(mesh), 91))
+        try:
+            data, peer = sock.recvfrom(999)
+        except (TimeoutError, ConnectionError):
+            return ""
+        assert peer == (address(mesh), 91)
+        return str(json.loads(data)["pod"])
+
+
+def test_UDPRoute(mesh: Mesh) -> None:
+    mesh.apply(*SERVICES, UDP_GATEWAY, l4_route("UDPRoute", "r", to("one", port=91), sectionName="udp"))
+    assert udp(mesh) == "one"
+    assert udp(mesh, "two") == "one"
+    assert told(mesh, "udproute", "r") == {
+        "Accepted": "True Accepted",
+        "ResolvedRefs": "True ResolvedRefs",
+        "Programmed": "True Programmed",
+    }
+    status = next(s for s in shown(mesh, "gateway", "gw")["listeners"] if s["name"] == "udp")
+    assert status["attachedRoutes"] == 1
+
+
+def test_UDPRoute_weights(mesh: Mesh) -> None:
+    refs = (to("one", weight=3, port=91), to("two", weight=1, port=91))
+    mesh.apply(*SERVICES, UDP_GATEWAY, l4_route("UDPRoute", "r", *refs))
+    seen = Counter(udp(mesh) for _ in range(80))
+    assert seen["one"] + seen["two"] == 80
+    assert 45 < seen["one"] < 74
+
+
+def test_UDPRoute_invalid_backends(mesh: Mesh) -> None:
+    """The share of what cannot be used gets lost; alone it is everything."""
+    mesh.apply(*SERVICES, UDP_GATEWAY, l4_route("UDPRoute", "r", to("nobody", port=91)))
+    assert told(mesh, "udproute", "r")["ResolvedRefs"] == "False BackendNotFound"
+    assert udp(mesh) == ""
+    half = (to("one", port=91), to("one", port=90))
+    mesh.apply(*SERVICES, UDP_GATEWAY, l4_route("UDPRoute", "r", *half))
+    assert told(mesh, "udproute", "r")["ResolvedRefs"] == "False UnsupportedProtocol"
+    seen = Counter(udp(mesh) for _ in range(12))
+    assert set(seen) == {"one", ""}
+
+
+def test_datagrams_are_judged_as_the_gateways(mesh: Mesh) -> None:
+    """They leave neither from the node's own address, which is let in everywhere, nor as the client's."""
+    route = l4_route("UDPRoute", "r", to("one", port=91))
+
+    def apply(*peers: dict[str, Any]) -> None:
+        mesh.apply(*SERVICES, UDP_GATEWAY, route, policy("in", select(app="one"), ingress=list(peers)))
+
+    apply({"fromEndpoints": [select(app="client")]})
+    assert udp(mesh) == ""
+    apply({"fromEntities": ["host"]})
+    assert udp(mesh) == ""
+    apply({"fromEntities": ["ingress"]})
+    assert udp(mesh) == "one"
+    out = policy("out", select(app="client"), egress=[{"toEndpoints": [select(app="one")]}])
+    mesh.apply(*SERVICES, UDP_GATEWAY, route, out)
+    assert (udp(mesh), udp(mesh, "two")) == ("", "one")
+
+
+def test_a_flow_of_datagrams_obeys_the_policy_of_now(mesh: Mesh) -> None:
+    route = l4_route("UDPRoute", "r", to("one", port=91))
+    mesh.apply(*SERVICES, UDP_GATEWAY, route)
+    with make_socket(mesh["client"].netns, socket.SOCK_DGRAM) as sock:
+        sock.connect((address(mesh), 91))
+        assert who(sock) == "one"
+        closed = policy("in", select(app="one"), ingress=[{"fromEndpoints": [select(app="two")]}])
+        mesh.apply(*SERVICES, UDP_GATEWAY, route, closed)
+        assert who(sock) == ""
+
+
+def test_a_backend_that_demands_mesh_tls_takes_streams_of_its_own_node(mesh: Mesh) -> None:
+    strict = peer_authentication("strict", "STRICT", app="one")
+    mesh.apply(*SERVICES, TCP_GATEWAY, l4_route("TCPRoute", "r", to("one", port=90)), strict)
+    assert tcp(mesh) == "one"

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from clients import Answer, ask
 from conftest import MeshFactory
-from objects import policy, ports, route, select, service, to
+from objects import gateway, http_route, policy, ports, route, select, service, to
 from rig import Mesh, workload
 from scripted import Scripted
 
@@ -135,3 +135,27 @@ def test_a_mirror_that_is_not_there_changes_nothing(mesh: Mesh) -> None:
     assert ("ResolvedRefs", "False", "BackendNotFound") in [
         (c["type"], c["status"], c["reason"]) for c in parent["conditions"]
     ]
+
+
+def through_gateway(mesh: Mesh, path: str = "/") -> Answer:
+    found = mesh.on("client").call(
+        "get", kind="gateway", object_name="gw", namespace="default", all_namespaces=False
+    )
+    return ask(mesh["client"], found["status"]["addresses"][0]["value"], 80, path)
+
+
+def test_a_mirror_of_a_gateway_is_judged_as_the_gateways(mesh: Mesh) -> None:
+    rule = {"filters": [mirror("shadow")], "backendRefs": [to("api")]}
+    edge = (gateway("gw"), http_route("r", "gw", rule))
+    peers = [
+        {"fromEndpoints": [select(app="client")]},
+        {"fromEntities": ["ingress"], "toPorts": [ports(8080, http=[{"path": "/open"}])]},
+    ]
+    closed = policy("in", select(app="shadow"), ingress=peers)
+    with Scripted(mesh["shadow"], 8080) as shadow:
+        mesh.apply(*SERVICES, *edge, closed)
+        assert through_gateway(mesh, "/closed").status == 200
+        assert through_gateway(mesh, "/open").status == 200
+        assert shadow.wait(1)
+        assert [head.partition("\r\n")[0] for head in shadow.heads] == ["GET /open HTTP/1.1"]
+        assert shadow.peers != [str(mesh["client"].address())]

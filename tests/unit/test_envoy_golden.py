@@ -196,6 +196,13 @@ MODELS = {
                 ),
             ),
             EdgeListener(
+                "gateway/default/gw:91/UDP",
+                (IPv4Address("10.97.0.1"), IPv4Address("10.97.0.2")),
+                91,
+                (TcpChain("gateway/default/gw:91/UDP", (RouteBackend("mix", 1),)),),
+                "UDP",
+            ),
+            EdgeListener(
                 "gateway/default/gw:443/TCP",
                 (IPv4Address("10.97.0.1"),),
                 443,

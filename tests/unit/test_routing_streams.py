@@ -128,6 +128,19 @@ spec: {endpointSelector: {matchLabels: {app: v1}}, ingress: [%s]}
     assert make(text + closed % "{}")[1].proxy.clusters[0].endpoints == ()
 
 
+def test_datagrams_are_shared_out_among_endpoints() -> None:
+    """Three quarters to one endpoint, a quarter to what cannot be used: that gets lost."""
+    refs = "{name: s, port: 91, weight: 3}, {name: nobody, port: 91}"
+    text = SERVED + gateway("{name: u, port: 91, protocol: UDP}") + route("UDPRoute", "r", refs=refs)
+    _, plan = make(text)
+    (cluster,) = plan.proxy.clusters
+    weights = {str(e.address): e.weight for e in cluster.endpoints}
+    assert weights["10.1.0.1"] == 3 * weights["127.0.0.1"]
+    assert cluster.source is not None and cluster.source in plan.kernel.datagram_sources
+    (listener,) = plan.proxy.edge
+    assert (listener.protocol, listener.chains[0].backends[0].cluster) == ("UDP", cluster.name)  # type: ignore[union-attr]
+
+
 @pytest.mark.parametrize(
     ("kind", "body", "start"),
     [
