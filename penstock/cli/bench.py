@@ -75,6 +75,20 @@ def latency(**options: Any) -> None:
     _run(["latency"], **options)
 
 
+@bench.command(name="latency-protocols")
+@_options
+def latency_protocols(**options: Any) -> None:
+    """The same under HTTP/2, gRPC, and with a connection for each request."""
+    _run(["latency-protocols"], **options)
+
+
+@bench.command(name="latency-rate")
+@_options
+def latency_rate(**options: Any) -> None:
+    """Latency at given rates (open loop), up to where each arm is saturated."""
+    _run(["latency-rate"], **options)
+
+
 @bench.command(name="memory-sidecars")
 @_options
 def memory_sidecars(**options: Any) -> None:
