@@ -97,9 +97,9 @@ demo: setup ## Two nodes, one after the other what Penstock does
 	$(BIN)/penstock demo
 
 bench: setup ## Measure; raw figures go to bench-results/
-	@# The server, the load of `bench l4`, the sidecars' redirection. Debian starts an installed nginx: only ours is to run.
-	@command -v iperf3 >/dev/null && command -v iptables-restore >/dev/null && test -x /usr/sbin/nginx || { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
-		--no-install-recommends nginx-light iperf3 iptables >/dev/null && { systemctl disable -q --now nginx || true; }; }
+	@# The server, the loads of `bench l4` and of HTTP/2, the sidecars' redirection. Debian starts an installed nginx: only ours is to run.
+	@command -v iperf3 >/dev/null && command -v iptables-restore >/dev/null && command -v h2load >/dev/null && test -x /usr/sbin/nginx || { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
+		--no-install-recommends nginx-light iperf3 iptables nghttp2-client >/dev/null && { systemctl disable -q --now nginx || true; }; }
 	$(BIN)/penstock bench all
 
 clean: ## Remove what was built, but not .venv

@@ -53,11 +53,12 @@ def read(text: str) -> Run:
         raise BenchError(f"wrk said something else: {text[-500:]}")
     counts: Counter[int] = Counter()
     for value, count in re.findall(r"^penstock-us (\d+) (\d+)$", text, re.MULTILINE):
-        counts[_rounded(int(value))] += int(count)
+        counts[rounded(int(value))] += int(count)
     return Run(int(found[1]) / 1e6, int(found[2]), int(found[3]), dict(sorted(counts.items())))
 
 
-def _rounded(value: int) -> int:
+def rounded(value: int) -> int:
+    """To three significant digits."""
     unit = int(10 ** max(len(str(value)) - 3, 0))
     return round(value / unit) * unit
 

@@ -1,13 +1,14 @@
 """`penstock bench latency`: one node proxy against sidecars, and against no mesh at all.
 
 All arms stand at once on this machine; one is loaded at a time, in turns whose order rotates. The load is a
-closed loop (wrk) over kept-alive HTTP/1.1 connections; there is no open loop yet, so a figure of latency is
-one at the rate that its arm reaches, and says nothing about another rate. Distributions are merged over the
+closed loop (wrk) over kept-alive HTTP/1.1 connections: a figure of latency is one at the rate that its arm
+reaches, and says nothing about another rate. Distributions are merged over the
 rounds; throughput and processor time are medians of the rounds. `self` is `none` measured again: how far two
 measurements of the same thing lie apart.
 
 Between nodes no hop is saved: each node's Envoy takes part, as two sidecars would. `node-remote` is to be
-compared with `none-remote`.
+compared with `none-remote`. Other kinds of load are in `latency_protocols` (HTTP/2, gRPC, a connection for
+each request) and `latency_rate` (an open loop).
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from typing import Any
 
 from penstock.bench import cpu, histogram
 from penstock.bench.errors import BenchError
+from penstock.bench.loads import Load, keep_alive
 from penstock.bench.memory import resident
 from penstock.bench.page import page
 from penstock.bench.record import Bar, Result
-from penstock.bench.serving import load_cpu, need, server_cpu, wrk_whole
+from penstock.bench.serving import load_cpu, need, server_cpu
 from penstock.bench.site import alone, scratch
 from penstock.bench.stats import median, turns
 from penstock.bench.ways import ARMS, Way, ways
 
-CONNECTIONS, QUICK_CONNECTIONS = (1, 8, 32, 64), (1, 32)
-ROUNDS, QUICK_ROUNDS = 9, 3
-SECONDS, QUICK_SECONDS = 4, 2
+CONNECTIONS, QUICK_CONNECTIONS = (1, 2, 4, 8, 16, 32, 64), (1, 32)
+ROUNDS, QUICK_ROUNDS = 5, 3
+SECONDS, QUICK_SECONDS = 2, 2
 IDLE_SECONDS, QUICK_IDLE_SECONDS = 5.0, 2.0
 
 _BUSY = 0.2
@@ -70,11 +72,13 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     return result(samples, settings)
 
 
-def measure(way: Way, connections: int, seconds: int, idle: cpu.Spent) -> dict[str, Any]:
+def measure(
+    way: Way, connections: int, seconds: int, idle: cpu.Spent, load: Load = keep_alive
+) -> dict[str, Any]:
     """One run: a sample."""
     before, proxies, receivers = cpu.machine(), cpu.processes(way.proxies), cpu.processes(way.receivers)
     threads = [cpu.workers(pid) for pid in way.proxies]
-    run = wrk_whole(way.site, way.client, way.server, connections=connections, seconds=seconds)
+    run = load(way.site, way.client, way.server, connections, seconds)
     spent = cpu.machine().since(before).without(idle, run.seconds)
     workers = [
         [round(1000 * (now - earlier[name])) for name, now in sorted(cpu.workers(pid).items())]

@@ -1,4 +1,4 @@
-"""The result of `penstock bench latency` as one HTML page that needs nothing else: table, bars, and plots.
+"""The result of a benchmark as one HTML page that needs nothing else: table, bars, and plots.
 
 Plots are SVG, written here: a few lines and rectangles are not worth a plotting library. Bands reach from the
 lowest to the highest round; lines and columns are what the table says.
@@ -17,7 +17,11 @@ Point = tuple[float, float]
 
 _WIDTH, _HEIGHT = 640, 340
 _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 34, 44
-_COLOURS = ("#777777", "#bbbbbb", "#4caf50", "#1565c0", "#9c8f5f", "#00acc1", "#7e57c2", "#ef6c00", "#c62828")
+_COLOUR = {
+    "none": "#777777", "self": "#bbbbbb", "programs": "#4caf50", "node": "#1565c0", "none-remote": "#9c8f5f",
+    "node-remote": "#00acc1", "node-remote-mtls": "#7e57c2", "sidecar": "#ef6c00", "sidecar-mtls": "#c62828",
+}  # fmt: skip
+"""The same arm has the same colour on every page."""
 
 _STYLE = """\
 body { font: 15px/1.5 sans-serif; margin: 2em auto; max-width: 84em; padding: 0 1em; color: #222; }
@@ -29,25 +33,44 @@ svg { max-width: 100%; margin: .5em 1em .5em 0; } .plots { display: flex; flex-w
 
 
 def page(data: Mapping[str, Any], columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
-    """The page of a result's data; `rows` are those of its table."""
-    machine, words = data["machine"], data["settings"]["arms"]
-    colours = dict(zip(data["arms"], _COLOURS, strict=True))
-    about = f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['envoy']}"
-    legend = "".join(
-        f'<span style="color:{colours[arm]}">■</span> {escape(words[arm])} &nbsp; ' for arm in data["arms"]
-    )
+    """The page of a result of `bench latency`; `rows` are those of its table."""
+    colours = _colours(data)
     plots = [
         _throughput(data, colours),
         _cpu(data, colours),
         *(_cdf(data, colours, c) for c in data["arms"]["none"]),
-        *(_memory(data, colours),),
+        _memory(data, colours),
     ]
+    return document(
+        "One node proxy against sidecars", data, data["settings"]["arms"], plots, columns, rows,
+        "Between nodes no hop is saved: each node's Envoy takes part, as two sidecars would.",
+    )  # fmt: skip
+
+
+def _colours(data: Mapping[str, Any]) -> dict[str, str]:
+    return {arm: _COLOUR[arm] for arm in data["arms"]}
+
+
+def document(
+    title: str,
+    data: Mapping[str, Any],
+    words: Mapping[str, str],
+    plots: Iterable[str],
+    columns: Sequence[str],
+    rows: Iterable[Sequence[Any]],
+    remark: str = "",
+) -> str:
+    """One page: machine, method, bars, plots (SVG), table. `words` say what the arms are."""
+    machine, colours = data["machine"], _colours(data)
+    about = f"{machine['cpu']}, {machine['cpus']} CPUs, Linux {machine['kernel']}, {machine['envoy']}"
+    legend = "".join(
+        f'<span style="color:{colours[arm]}">■</span> {escape(words[arm])} &nbsp; ' for arm in data["arms"]
+    )
     parts = [
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>One node proxy against sidecars</title>',
-        f"<style>{_STYLE}</style><h1>One node proxy against sidecars</h1>",
+        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>',
+        f"<style>{_STYLE}</style><h1>{escape(title)}</h1>",
         f"<p>{escape(about)}, {escape(data['date'])}, load {machine['load'][0]:.1f}.</p>",
-        f"<p>{escape(data['method'])}. Between nodes no hop is saved: each node's Envoy takes part, as two "
-        "sidecars would.</p>",
+        f"<p>{escape(data['method'])}. {escape(remark)}</p>",
         _bars(data["bars"]),
         f"<p>{legend}</p><div class=plots>{''.join(plots)}</div>",
         _table(columns, rows),
@@ -158,6 +181,31 @@ def _throughput(data: Mapping[str, Any], colours: Mapping[str, str]) -> str:
         parts.append(_band(slowest, fastest, colours[arm]))
         parts.append(_line(((place[c], share(data["arms"][arm][c]["rps"])) for c in loads), colours[arm]))
     return _svg("Throughput, lowest to highest round", parts)
+
+
+def by_rate(data: Mapping[str, Any], share: str) -> str:
+    """Latency of each arm against the rate that was asked for, both on logarithmic axes."""
+    rates = sorted({int(rate) for by_rate in data["arms"].values() for rate in by_rate})
+    values = [figures[share] for found in data["arms"].values() for figures in found.values()]
+    left, right = math.log10(rates[0]), math.log10(rates[-1])
+    bottom, top = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
+
+    def at(rate: str, value: float) -> Point:
+        return (
+            (math.log10(int(rate)) - left) / max(right - left, 1e-9),
+            (math.log10(value) - bottom) / max(top - bottom, 1),
+        )
+
+    parts = _grid(
+        [(at(str(rate), 1.0)[0], f"{rate / 1000:g}k") for rate in rates],
+        [((d - bottom) / max(top - bottom, 1), f"{10**d / 1000:g}") for d in range(bottom, top + 1)],
+        "requests/s that are due",
+        "ms",
+    )
+    for arm, found in data["arms"].items():
+        parts.append(_line((at(rate, f[share]) for rate, f in found.items()), _COLOUR[arm]))
+    name = share.removesuffix("_us").replace("p", "", 1)
+    return _svg(f"Latency, {name}th percentile, until an arm cannot keep up", parts)
 
 
 def _cdf(data: Mapping[str, Any], colours: Mapping[str, str], c: str) -> str:

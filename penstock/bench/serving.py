@@ -10,6 +10,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,10 @@ from penstock.bench.errors import BenchError, ToolMissingError
 from penstock.bench.site import Site
 
 HTTP_PORT = 8080
+HTTP2_PORT = 8081
+"""HTTP/2 without TLS, by prior knowledge."""
+GRPC_PATH = "/bench.Echo/Say"
+"""On HTTP2_PORT: answers in gRPC's types, with its status in a trailer."""
 STREAM_PORT = 5201
 BODY = "x" * 1024
 
@@ -34,6 +39,12 @@ http {{
     default_type text/plain;
     location / {{ return 200 "{body}"; }}
   }}
+  server {{
+    listen {http2} backlog=4096 reuseport http2; listen [::]:{http2} backlog=4096 reuseport http2;
+    default_type text/plain; http2_max_concurrent_streams 1024;
+    location / {{ return 200 "{body}"; }}
+    location {grpc} {{ default_type application/grpc; add_trailer grpc-status 0; return 200 "{body}"; }}
+  }}
 }}
 """
 
@@ -42,7 +53,11 @@ def need(*tools: str) -> None:
     """Raises ToolMissingError if one is not installed."""
     for tool in tools:
         if not find(tool):
-            package = {"nginx": "nginx-light", "iptables-restore": "iptables"}.get(tool, tool)
+            package = {
+                "nginx": "nginx-light",
+                "iptables-restore": "iptables",
+                "h2load": "nghttp2-client",
+            }.get(tool, tool)
             raise ToolMissingError(f"{tool} is not installed", hint=f"apt-get install {package}")
 
 
@@ -60,11 +75,11 @@ def load_cpu() -> int:
 
 
 def nginx(directory: Path, name: str) -> list[str]:
-    """The command of a server that answers 1 KB on HTTP_PORT, from memory, in one process."""
+    """The command of a server that answers 1 KB on both ports, from memory, in one process."""
     home = directory / f"nginx-{name}"
     home.mkdir(mode=0o777)
     config = home / "nginx.conf"
-    config.write_text(_NGINX.format(dir=home, port=HTTP_PORT, body=BODY))
+    config.write_text(_NGINX.format(dir=home, port=HTTP_PORT, http2=HTTP2_PORT, grpc=GRPC_PATH, body=BODY))
     return [
         "taskset",
         "-c",
@@ -95,13 +110,17 @@ class HttpLoad:
         return asdict(self)
 
 
-def wrk_whole(site: Site, client: str, server: str, *, connections: int, seconds: int) -> histogram.Run:
+def wrk_whole(
+    site: Site, client: str, server: str, *, connections: int, seconds: int, headers: Sequence[str] = ()
+) -> histogram.Run:
     """As `wrk`, with the whole distribution."""
     script = site.directory / "done.lua"
     script.write_text(histogram.SCRIPT)
     url = f"http://{site.address(server)}:{HTTP_PORT}/"
-    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script), url]
-    return histogram.read(_output(site, client, argv, seconds))
+    argv = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "-s", str(script)]
+    argv += [each for header in headers for each in ("-H", header)]
+    argv.append(url)
+    return histogram.read(output(site, client, argv, seconds))
 
 
 def wrk(
@@ -121,7 +140,7 @@ def wrk(
     url = f"http://{at or f'{site.address(server)}:{HTTP_PORT}'}/"
     argv = ["wrk", "-t1", f"-c{connections}", f"-d{max(round(seconds), 1)}s", "--latency"]
     argv += [*(["-H", "Connection: close"] if anew else []), url]
-    return read_wrk(_output(site, client, argv, seconds))
+    return read_wrk(output(site, client, argv, seconds))
 
 
 def read_wrk(text: str) -> HttpLoad:
@@ -157,14 +176,14 @@ def iperf3(site: Site, client: str, server: str, *, seconds: float) -> float:
         str(max(round(seconds), 1)),
         "-J",
     ]
-    text = _output(site, client, argv, seconds)
+    text = output(site, client, argv, seconds)
     try:
         return float(json.loads(text)["end"]["sum_received"]["bits_per_second"]) / 1e9
     except (ValueError, KeyError) as e:
         raise BenchError(f"iperf3 said something else: {text[-500:]}") from e
 
 
-def _output(site: Site, client: str, argv: list[str], seconds: float) -> str:
+def output(site: Site, client: str, argv: list[str], seconds: float) -> str:
     """What the load generator says, run on the CPU that is left to it."""
     pinned = ["taskset", "-c", str(load_cpu()), *argv]
     process = site.run_in(client, pinned, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)

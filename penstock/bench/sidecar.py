@@ -35,14 +35,16 @@ from envoy.extensions.filters.network.http_connection_manager.v3 import (
     http_connection_manager_pb2 as hcm_pb2,
 )
 from envoy.extensions.transport_sockets.tls.v3 import common_pb2, tls_pb2
+from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from envoy.type.matcher.v3 import string_pb2
 from google.protobuf import json_format, wrappers_pb2
 
 from penstock.bench.errors import BenchError
-from penstock.bench.serving import HTTP_PORT, find
+from penstock.bench.serving import HTTP2_PORT, HTTP_PORT, find
 from penstock.bench.site import Site
 from penstock.envoy import http, rbac
 from penstock.envoy.bootstrap import stream_cluster
+from penstock.envoy.clusters import HTTP_OPTIONS
 from penstock.envoy.names import ALS_CLUSTER
 from penstock.envoy.process import find_binary
 from penstock.envoy.protos import pack, seconds, socket_address
@@ -110,27 +112,31 @@ def bootstrap(own: str, peer: str, log: Path, *, identity: Identity | None = Non
     `log` is the socket of the receiver of access logs.
     """
     tls = identity and _context(identity, peer_id)
-    inbound = _cluster("inbound", own)
-    source = address_pb2.SocketAddress(address=_PASS_THROUGH, port_value=0)
-    inbound.upstream_bind_config.source_address.CopyFrom(source)
-    outbound = _cluster("outbound", peer)
-    chain = _chain("inbound", (_rbac(),))
-    if tls:
-        outbound.transport_socket.name = chain.transport_socket.name = "envoy.transport_sockets.tls"
-        context = tls_pb2.UpstreamTlsContext(common_tls_context=tls, sni=f"outbound_.{HTTP_PORT}_._.server")
-        outbound.transport_socket.typed_config.CopyFrom(pack(context))
-        accepted = tls_pb2.DownstreamTlsContext(
-            common_tls_context=tls, require_client_certificate=wrappers_pb2.BoolValue(value=True)
-        )
-        chain.transport_socket.typed_config.CopyFrom(pack(accepted))
+    clusters, chains_in, chains_out = [], [], []
+    for port in (HTTP_PORT, HTTP2_PORT):
+        inbound, outbound = _cluster("inbound", own, port), _cluster("outbound", peer, port)
+        source = address_pb2.SocketAddress(address=_PASS_THROUGH, port_value=0)
+        inbound.upstream_bind_config.source_address.CopyFrom(source)
+        chain = _chain("inbound", port, (_rbac(),))
+        if tls:
+            outbound.transport_socket.name = chain.transport_socket.name = "envoy.transport_sockets.tls"
+            context = tls_pb2.UpstreamTlsContext(common_tls_context=tls, sni=f"outbound_.{port}_._.server")
+            outbound.transport_socket.typed_config.CopyFrom(pack(context))
+            accepted = tls_pb2.DownstreamTlsContext(
+                common_tls_context=tls, require_client_certificate=wrappers_pb2.BoolValue(value=True)
+            )
+            chain.transport_socket.typed_config.CopyFrom(pack(accepted))
+        clusters += [inbound, outbound]
+        chains_in.append(chain)
+        chains_out.append(_chain("outbound", port, ()))
     made = bootstrap_pb2.Bootstrap(
         node=base_pb2.Node(id=own, cluster="sidecar"),
         static_resources=bootstrap_pb2.Bootstrap.StaticResources(
             listeners=[
-                _listener("outbound", OUTBOUND, _chain("outbound", ())),
-                _listener("inbound", INBOUND, chain),
+                _listener("outbound", OUTBOUND, chains_out),
+                _listener("inbound", INBOUND, chains_in),
             ],
-            clusters=[inbound, outbound],
+            clusters=clusters,
         ),
     )  # fmt: skip
     document: dict[str, Any] = json_format.MessageToDict(made, preserving_proto_field_name=True)
@@ -162,13 +168,22 @@ def _context(identity: Identity, peer_id: str) -> tls_pb2.CommonTlsContext:
     )
 
 
-def _cluster(name: str, address: str) -> cluster_pb2.Cluster:
-    endpoint = endpoint_components_pb2.Endpoint(address=socket_address(address, HTTP_PORT))
+def _name(way: str, port: int) -> str:
+    return f"{way}-{port}"
+
+
+def _cluster(way: str, address: str, port: int) -> cluster_pb2.Cluster:
+    name = _name(way, port)
+    endpoint = endpoint_components_pb2.Endpoint(address=socket_address(address, port))
     host = endpoint_components_pb2.LbEndpoint(endpoint=endpoint)
     most = wrappers_pb2.UInt32Value(value=0xFFFFFFFF)
+    as_client = http_protocol_options_pb2.HttpProtocolOptions()
+    as_client.use_downstream_protocol_config.http_protocol_options.SetInParent()
+    as_client.use_downstream_protocol_config.http2_protocol_options.SetInParent()
     return cluster_pb2.Cluster(
         name=name,
         type=cluster_pb2.Cluster.DiscoveryType.STATIC,
+        typed_extension_protocol_options={HTTP_OPTIONS: pack(as_client)},
         connect_timeout=seconds(5),
         circuit_breakers=circuit_breaker_pb2.CircuitBreakers(
             thresholds=[
@@ -185,12 +200,12 @@ def _cluster(name: str, address: str) -> cluster_pb2.Cluster:
 
 
 def _rbac() -> hcm_pb2.HttpFilter:
-    """The rule that the node's Envoy has for the server: GET, any path."""
+    """The rule that the node's Envoy has for the server: GET or POST, any path."""
     permissions = [
         rbac_pb2.Permission(
             header=route_components_pb2.HeaderMatcher(name=name, string_match=rbac.regex(pattern))
         )
-        for name, pattern in ((":method", "GET"), (":path", "/.*"))
+        for name, pattern in ((":method", "GET|POST"), (":path", "/.*"))
     ]
     only = rbac_pb2.Policy(
         permissions=[rbac_pb2.Permission(and_rules=rbac_pb2.Permission.Set(rules=permissions))],
@@ -202,8 +217,10 @@ def _rbac() -> hcm_pb2.HttpFilter:
     )
 
 
-def _chain(name: str, filters: Sequence[hcm_pb2.HttpFilter]) -> listener_components_pb2.FilterChain:
-    manager = http.base(name, name)
+def _chain(way: str, port: int, filters: Sequence[hcm_pb2.HttpFilter]) -> listener_components_pb2.FilterChain:
+    """What is done with connections to `port`."""
+    name = _name(way, port)
+    manager = http.base(name, way)
     # It tells the node's Envoy where a request goes; a sidecar needs no such thing.
     manager.ClearField("early_header_mutation_extensions")
     route = route_components_pb2.Route(
@@ -214,15 +231,21 @@ def _chain(name: str, filters: Sequence[hcm_pb2.HttpFilter]) -> listener_compone
     manager.route_config.CopyFrom(route_pb2.RouteConfiguration(name=name, virtual_hosts=[host]))
     manager.http_filters.extend([*filters, http.router()])
     return listener_components_pb2.FilterChain(
+        name=name,
+        filter_chain_match=listener_components_pb2.FilterChainMatch(
+            destination_port=wrappers_pb2.UInt32Value(value=port)
+        ),
         filters=[
             listener_components_pb2.Filter(
                 name="envoy.filters.network.http_connection_manager", typed_config=pack(manager)
             )
-        ]
+        ],
     )
 
 
-def _listener(name: str, port: int, chain: listener_components_pb2.FilterChain) -> listener_pb2.Listener:
+def _listener(
+    name: str, port: int, chains: Sequence[listener_components_pb2.FilterChain]
+) -> listener_pb2.Listener:
     original = listener_components_pb2.ListenerFilter(
         name="envoy.filters.listener.original_dst", typed_config=pack(original_dst_pb2.OriginalDst())
     )
@@ -232,7 +255,7 @@ def _listener(name: str, port: int, chain: listener_components_pb2.FilterChain) 
             socket_address=address_pb2.SocketAddress(address="0.0.0.0", port_value=port)
         ),
         listener_filters=[original],
-        filter_chains=[chain],
+        filter_chains=chains,
     )
 
 

@@ -7,7 +7,7 @@ name says ends the benchmark.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ from typing import Any
 
 from penstock.bench import cpu, sidecar
 from penstock.bench.errors import BenchError
-from penstock.bench.serving import HTTP_PORT, nginx, wrk_whole
+from penstock.bench.serving import HTTP2_PORT, HTTP_PORT, nginx, wrk_whole
 from penstock.bench.site import NODES, OTHER_NODE, Site, allow, daemon, policy, site, workload
 
 _WARM_CONNECTIONS = 32
@@ -53,25 +53,30 @@ ARMS: Mapping[str, str] = {
 }
 
 
+ON_ONE_NODE = ("none", "node", "sidecar", "sidecar-mtls")
+"""The arms of the question that is asked most."""
+
+
 @contextmanager
-def ways(directory: Path, tell: Tell) -> Iterator[dict[str, Way]]:
-    """All arms, ready and tried. Raises PenstockError."""
+def ways(directory: Path, tell: Tell, arms: Sequence[str] = tuple(ARMS)) -> Iterator[dict[str, Way]]:
+    """These arms, ready and tried. Raises PenstockError."""
     with ExitStack() as stack:
         tell("labs without a mesh")
         found = _without_mesh(stack, directory)
         tell("a node with its daemon")
         found |= _one_node(stack, directory)
-        tell("two nodes with their daemons")
-        found |= _two_nodes(stack, directory)
+        if any(arm.startswith("node-remote") for arm in arms):
+            tell("two nodes with their daemons")
+            found |= _two_nodes(stack, directory)
         tell("sidecars")
         found |= _sidecars(stack, directory)
-        for arm in ARMS:
+        for arm in arms:
             _try(arm, found[arm])
-        yield {arm: found[arm] for arm in ARMS}
+        yield {arm: found[arm] for arm in arms}
 
 
 def _server(directory: Path, lab: str, name: str, **more: Any) -> dict[str, Any]:
-    ports = [{"name": "http", "containerPort": HTTP_PORT}]
+    ports = [{"name": "http", "containerPort": HTTP_PORT}, {"name": "http2", "containerPort": HTTP2_PORT}]
     return workload(
         name, run=[nginx(directory, f"{lab}-{name}")], ports=ports, serviceAccountName=name, **more
     )
@@ -92,17 +97,18 @@ def _without_mesh(stack: ExitStack, directory: Path) -> dict[str, Way]:
     return {"none": near, "self": near, "none-remote": Way(place, "client", "far")}
 
 
-_RULE = {"method": "GET", "path": "/.*"}
+_RULE = {"method": "GET|POST", "path": "/.*"}
+_PORTS = ((HTTP_PORT, "TCP"), (HTTP2_PORT, "TCP"))
 
 
 def _rule(server: str) -> dict[str, Any]:
-    return policy(server, server, ingress=[allow("client", (HTTP_PORT, "TCP"), http=[_RULE])])
+    return policy(server, server, ingress=[allow("client", *_PORTS, http=[_RULE])])
 
 
 def _one_node(stack: ExitStack, directory: Path) -> dict[str, Way]:
     members = [_client(), *(_server(directory, "mesh", name) for name in ("http", "plain"))]
     place = stack.enter_context(site("mesh", members, directory))
-    rules = [_rule("http"), policy("plain", "plain", ingress=[allow("client", (HTTP_PORT, "TCP"))])]
+    rules = [_rule("http"), policy("plain", "plain", ingress=[allow("client", *_PORTS)])]
     running = stack.enter_context(daemon(place, rules))
     envoy = (running.envoy_pid(),)
     return {
@@ -114,7 +120,7 @@ def _one_node(stack: ExitStack, directory: Path) -> dict[str, Way]:
 def _two_nodes(stack: ExitStack, directory: Path) -> dict[str, Way]:
     members = [_client(), *(_server(directory, "far", name, node=OTHER_NODE) for name in ("open", "tls"))]
     place = stack.enter_context(site("far", members, directory, nodes=2))
-    ports = [{"port": str(HTTP_PORT), "protocol": "TCP"}]
+    ports = [{"port": str(port), "protocol": protocol} for port, protocol in _PORTS]
     to = [
         {
             "toEndpoints": [{"matchLabels": {"app": name}}],

@@ -15,7 +15,18 @@ import click
 
 from penstock.cli.output import table
 
-BENCHES = ("compile", "policy", "l4", "l4-bridge", "scale", "memory", "latency", "memory-sidecars")
+BENCHES = (
+    "compile",
+    "policy",
+    "l4",
+    "l4-bridge",
+    "scale",
+    "memory",
+    "latency",
+    "latency-protocols",
+    "latency-rate",
+    "memory-sidecars",
+)
 
 
 def _options(command: Callable[..., Any]) -> Callable[..., Any]:
@@ -94,6 +105,20 @@ def memory(**options: Any) -> None:
 def latency(**options: Any) -> None:
     """Latency, throughput and processor time: no mesh, the node's Envoy, two nodes, sidecars."""
     _run(["latency"], **options)
+
+
+@bench.command(name="latency-protocols")
+@_options
+def latency_protocols(**options: Any) -> None:
+    """The same under HTTP/2, gRPC, and with a connection for each request."""
+    _run(["latency-protocols"], **options)
+
+
+@bench.command(name="latency-rate")
+@_options
+def latency_rate(**options: Any) -> None:
+    """Latency at given rates (open loop), up to where each arm is saturated."""
+    _run(["latency-rate"], **options)
 
 
 @bench.command(name="memory-sidecars")
