@@ -12,10 +12,9 @@ from typing import Any, cast
 from penstock.manifests import shape
 from penstock.manifests.checks import check
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.fields import NOT_YET
 from penstock.manifests.kinds import AnyKind
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, nearest, show_path
-from penstock.manifests.registry import API_VERSIONS, NOT_SERVED, PASSED_OVER, SERVED, ServedKind
+from penstock.manifests.registry import API_VERSIONS, PASSED_OVER, SERVED, ServedKind
 from penstock.manifests.tree import Broken, RawDocument, parse
 
 _NAMED_MAPS = ("labels", "annotations", "matchLabels", "selector")
@@ -157,9 +156,6 @@ class _Reader:
         if kind in PASSED_OVER:
             message = "passed over: Penstock has no use for this kind"
             self._report(Finding((), message, code="passed-over", severity="notice"))
-            return None
-        if kind in NOT_SERVED:
-            self._report(Finding(("kind",), f"{kind} {NOT_YET}", code="unserved"))
             return None
         return SERVED[kind]
 

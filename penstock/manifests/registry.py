@@ -138,9 +138,6 @@ SERVED: Mapping[str, ServedKind] = {
     )
 }
 
-NOT_SERVED: Mapping[str, tuple[str, ...]] = {}
-"""Kinds that change traffic and that this version does not enforce yet: refused."""
-
 PASSED_OVER: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
@@ -192,7 +189,6 @@ PASSED_OVER: Mapping[str, tuple[str, ...]] = {
 
 API_VERSIONS: Mapping[str, tuple[str, ...]] = {
     **PASSED_OVER,
-    **NOT_SERVED,
     **{name: (served.api_version, *served.older) for name, served in SERVED.items()},
 }
 """Every known kind with its apiVersions, the best one first."""

@@ -125,21 +125,23 @@ class Daemon:
         )
 
     @property
-    def envoy_pid(self) -> int:
-        """0 while there is none."""
+    def envoy_pid(self) -> int | None:
+        """None while there is none: never 0, which for `os.kill` is everybody in this process's group."""
         with suppress(FileNotFoundError, ValueError):
-            return int((self.run_dir / "envoy" / "envoy.pid").read_text())
-        return 0
+            return int((self.run_dir / "envoy" / "envoy.pid").read_text()) or None
+        return None
 
     def kill_envoy(self) -> None:
         """SIGKILL, and back when another one runs."""
         before = self.envoy_pid
-        os.kill(before, signal.SIGKILL)
-        until("another Envoy", lambda: self.envoy_pid not in (0, before))
+        self.kill_envoy_only()
+        until("another Envoy", lambda: self.envoy_pid not in (None, before))
 
     def kill_envoy_only(self) -> None:
-        """SIGKILL, while no daemon is there to start another."""
-        os.kill(self.envoy_pid, signal.SIGKILL)
+        """SIGKILL, and no waiting for another; nothing where none runs."""
+        if pid := self.envoy_pid:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
 
     def end(self) -> None:
         """SIGTERM, and SIGKILL if that does not end it; fine if it does not run."""

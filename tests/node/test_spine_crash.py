@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
 import socket
 import threading
 from collections.abc import Iterator
@@ -123,8 +121,7 @@ def test_killed_at_any_moment_of_a_change_and_started_again(mesh: Mesh, victims:
             if victims != "Envoy":
                 daemon.kill()
             if victims != "daemon":
-                with suppress(ProcessLookupError):
-                    os.kill(daemon.envoy_pid, signal.SIGKILL)
+                daemon.kill_envoy_only()
             mesh.write("scenario.yaml", mesh.text(*documents(0)))
             if victims != "Envoy":
                 daemon.start()

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from penstock.bench import histogram, latency, sidecar
 from penstock.bench.cpu import Spent
 from penstock.bench.errors import BenchError
+from penstock.bench.serving import HTTP2_PORT, HTTP_PORT
 from penstock.bench.stats import percentile
 from penstock.bench.ways import ARMS
 
@@ -159,8 +160,10 @@ def test_the_page_is_well_formed_and_tells_of_every_arm() -> None:
 def test_a_sidecar_goes_to_its_peer_and_takes_only_get() -> None:
     config = json.loads(sidecar.bootstrap("10.0.0.1", "10.0.0.2", Path("/run/als.sock")))
     clusters = {cluster["name"]: json.dumps(cluster) for cluster in config["static_resources"]["clusters"]}
-    assert '"10.0.0.1"' in clusters["inbound"] and '"127.0.0.6"' in clusters["inbound"]
-    assert '"10.0.0.2"' in clusters["outbound"]
+    for port in (HTTP_PORT, HTTP2_PORT):
+        inward, outward = clusters[f"inbound-{port}"], clusters[f"outbound-{port}"]
+        assert '"10.0.0.1"' in inward and '"127.0.0.6"' in inward
+        assert '"10.0.0.2"' in outward
     outbound, inbound = (json.dumps(listener) for listener in config["static_resources"]["listeners"])
     assert "filters.http.rbac" in inbound and "filters.http.rbac" not in outbound
     assert "transport_socket" not in inbound
@@ -172,6 +175,6 @@ def test_a_sidecar_with_an_identity_demands_its_peers() -> None:
     config = sidecar.bootstrap("10.0.0.1", "10.0.0.2", Path("/s"), identity=identity, peer_id="spiffe://peer")
     resources = json.loads(config)["static_resources"]
     _, inbound = resources["listeners"]
-    socket = inbound["filter_chains"][0]["transport_socket"]["typed_config"]
-    assert socket["require_client_certificate"] is True
-    assert config.count('"exact": "spiffe://peer"') == 2
+    for chain in inbound["filter_chains"]:
+        assert chain["transport_socket"]["typed_config"]["require_client_certificate"] is True
+    assert config.count('"exact": "spiffe://peer"') == 2 * len(inbound["filter_chains"])

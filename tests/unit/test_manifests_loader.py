@@ -14,7 +14,7 @@ from penstock.manifests import kinds
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.fields import UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES
 from penstock.manifests.loader import load
-from penstock.manifests.registry import API_VERSIONS, NOT_SERVED, PASSED_OVER, SERVED, served_kind
+from penstock.manifests.registry import API_VERSIONS, PASSED_OVER, SERVED, served_kind
 
 POLICY = """\
 apiVersion: cilium.io/v2
@@ -200,15 +200,6 @@ def test_kinds_without_use_are_passed_over_with_one_line(kind: str) -> None:
     assert str(result.problems[0]) == f"a.yaml:1: {kind} a: passed over: Penstock has no use for this kind"
 
 
-@pytest.mark.parametrize("kind", sorted(NOT_SERVED))
-def test_kinds_that_are_not_served_yet_are_refused(kind: str) -> None:
-    (problem,) = load(
-        f"apiVersion: {NOT_SERVED[kind][0]}\nkind: {kind}\nmetadata: {{name: a}}\n", "a"
-    ).problems
-    assert problem.severity == "error"
-    assert f"{kind} is not supported by this version of Penstock" in str(problem)
-
-
 def test_a_list_is_expanded_with_the_lines_of_its_items() -> None:
     result = load(
         "apiVersion: v1\nkind: List\nitems:\n"
@@ -251,7 +242,7 @@ def test_no_served_field_is_listed_as_unsupported() -> None:
 
 def test_the_registry_knows_every_kind_once() -> None:
     assert set(SERVED) == {kind.__name__ for kind in kinds.AnyKind.__args__}
-    assert not set(SERVED) & set(NOT_SERVED) and not set(PASSED_OVER) & set(NOT_SERVED)
+    assert not set(SERVED) & set(PASSED_OVER)
     for word in ("svc", "Services", "SERVICE"):
         found = served_kind(word)
         assert found is not None and found.type is kinds.Service
