@@ -220,11 +220,12 @@ def daemon(
     workloads: bool = True,
     node: str = NODE,
     ca_dir: Path | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[DaemonUnderTest]:
     """A node's daemon with the lab's manifests and `policies` in force; at the end all of it goes.
 
     Without `workloads` it is not told of the lab: what it needs by itself. Daemons that are to trust each
-    other share `ca_dir`.
+    other share `ca_dir`. `options` go to `penstock run`.
     """
     name, run_dir = site.spec.name, _run_dir(site.spec.name, node)
     config, state, log = (site.directory / f"{name}-{node}.{what}" for what in ("d", "state", "log"))
@@ -238,7 +239,7 @@ def daemon(
         )
     run_dir.mkdir(exist_ok=True)
     argv = [*_PENSTOCK, "run", "--config", config, "--run-dir", run_dir, "--state-dir", state, "--node", node]
-    argv += ["--ca-dir", ca_dir] if ca_dir else []
+    argv += [*(["--ca-dir", ca_dir] if ca_dir else []), *options]
     with log.open("ab") as output:
         process = lab.run_in(
             site.spec.node(node).netns,
