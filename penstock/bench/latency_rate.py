@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-from penstock.bench import histogram, page
+from penstock.bench import histogram, page, plots
 from penstock.bench.loads import at_rate, saturation
 from penstock.bench.record import Result
 from penstock.bench.serving import need
@@ -112,6 +112,6 @@ def rows(data: Mapping[str, Any]) -> list[tuple[Any, ...]]:
 
 def reports(data: Mapping[str, Any]) -> dict[str, str]:
     """The page that is kept beside the figures."""
-    plots = [page.by_rate(data, share) for share in ("p50_us", "p99_us")]
+    drawn = [plots.by_rate(data, share) for share in ("p50_us", "p99_us")]
     words = {arm: ARMS[arm] for arm in data["arms"]}
-    return {".html": page.document("Latency at a given rate", data, words, plots, COLUMNS, rows(data))}
+    return {".html": page.document("Latency at a given rate", data, words, drawn, COLUMNS, rows(data))}

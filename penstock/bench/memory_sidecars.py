@@ -2,7 +2,8 @@
 
 Both sides stand at once, with the same workloads, each of which serves HTTP behind a rule of its own. No
 request is sent: what is measured is what it takes to be there. Real sidecars hold more than these, which know
-one peer each; the node's Envoy holds the rules of all.
+one peer each; the node's Envoy holds the rules of all. On the way to N both are measured at fewer: so many
+sidecars, and so many of the workloads behind a rule.
 
 RSS counts the pages of the binary, which all processes share, once for each; PSS counts them once
 altogether. With N processes of one binary that is most of the difference, so both are shown. The bar is
@@ -16,13 +17,15 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
-from penstock.bench import cpu, sidecar
+from penstock.bench import cpu, page, plots, sidecar
 from penstock.bench.memory import resident
 from penstock.bench.record import Bar, Result
 from penstock.bench.serving import HTTP_PORT, need
 from penstock.bench.site import allow, alone, daemon, policy, scratch, site, workload
 
 WORKLOADS, QUICK_WORKLOADS = 30, 10
+STEPS = (1, 2, 5, 10, 15, 20, 25, 30)
+"""Numbers of workloads at which both are measured, up to the last."""
 IDLE_SECONDS, QUICK_IDLE_SECONDS = 20, 5
 _SIZES = ("rss_mb", "pss_mb", "own_mb")
 
@@ -46,21 +49,29 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
         alone(),
         scratch() as directory,
         site("one", members, directory) as one,
-        daemon(one, rules) as running,
+        daemon(one, []) as running,
         site("many", members, directory) as many,
         sidecar.log_receiver(directory) as (log, _),
         ExitStack() as stack,
     ):
         identities = sidecar.identities(directory, names)
-        pids = []
-        for own, peer in peers.items():
+        pids: list[int] = []
+        envoy, steps = running.envoy_pid(), dict[str, dict[str, float]]()
+        for number, (own, peer) in enumerate(peers.items(), 1):
             config = sidecar.bootstrap(
                 many.address(own), many.address(peer), log,
                 identity=identities[own], peer_id=identities[peer].spiffe_id,
             )  # fmt: skip
             pids.append(stack.enter_context(sidecar.beside(many, own, config)))
-            tell(f"{len(pids)}/{count} sidecars")
-        parts = {"daemon": (running.pid,), "envoy": (running.envoy_pid(),), "sidecars": tuple(pids)}
+            tell(f"{number}/{count} sidecars")
+            if number in STEPS:
+                running.write("policies", *rules[:number])
+                running.settle()
+                steps[str(number)] = {
+                    "node": _together((running.pid, envoy))["rss_mb"],
+                    "sidecars": _together(pids)["rss_mb"],
+                }
+        parts = {"daemon": (running.pid,), "envoy": (envoy,), "sidecars": tuple(pids)}
         found = {name: _together(these) for name, these in parts.items()}
         spent = {name: cpu.processes(these) for name, these in parts.items()}
         time.sleep(seconds)
@@ -77,6 +88,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
             "sidecars": found["sidecars"],
         },
         ratios=ratios,
+        raw={"rss_mb": steps},
         # Of fewer sidecars the share is larger by as much; the bar is about 30.
         bars=(Bar("RSS, node / sidecars", ratios["rss_mb, node / sidecars"], round(2 / count, 4)),),
     )
@@ -99,3 +111,14 @@ def rows(data: dict[str, Any]) -> list[tuple[Any, ...]]:
         (f"{count} sidecars", arms["sidecars"]),
     )
     return [(name, *(part[size] for size in _SIZES), part["idle_cpu_ms_per_s"]) for name, part in lines]
+
+
+WORDS = {"node": "one Envoy and the daemon", "sidecars": "a sidecar for each"}
+
+
+def reports(data: dict[str, Any]) -> dict[str, str]:
+    """The page that is kept beside the figures."""
+    steps = data["raw"]["rss_mb"]
+    lines = {arm: [(float(n), found[arm]) for n, found in steps.items()] for arm in WORDS}
+    drawn = [plots.lines("Resident memory", "workloads", "MB", lines)]
+    return {".html": page.document("Memory against sidecars", data, WORDS, drawn, COLUMNS, rows(data))}

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from penstock.bench import histogram, page
+from penstock.bench import histogram, page, plots
 from penstock.bench.errors import BenchError
 from penstock.bench.loads import at_rate
 from penstock.bench.record import Bar, Result
@@ -199,5 +199,5 @@ def reports(data: Mapping[str, Any]) -> dict[str, str]:
         arm: histogram.merge(histogram.read_text(run["histogram_us"]) for run in runs)
         for arm, runs in data["raw"].items()
     }
-    plots = [page.tails("Latency of the watched client", merged)]
-    return {".html": page.document("A noisy neighbour", data, ARMS, plots, COLUMNS, rows(data))}
+    drawn = [plots.tails("Latency of the watched client", merged)]
+    return {".html": page.document("A noisy neighbour", data, ARMS, drawn, COLUMNS, rows(data))}
