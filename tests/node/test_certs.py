@@ -168,8 +168,8 @@ def test_a_root_rotation_fails_no_request_and_closes_no_connection(mesh: Mesh, t
         assert not openssl_takes(tmp_path, pem, old_root)
     assert {name: daemon.envoy_pid for name, daemon in mesh.daemons.items()} == envoys
     assert sorted(path.name for path in (mesh.base / "ca").iterdir()) == [
-        ".issued.lock", ".lock", "intermediate.crt", "intermediate.key", "issued.log", "nodes", "root.crt",
-        "root.key",
+        ".issued.lock", ".lock", "intermediate.crt", "intermediate.key", "issued.log", "jwt", "jwt.json",
+        "nodes", "root.crt", "root.key",
     ]  # fmt: skip
 
 
