@@ -29,6 +29,7 @@ BENCHES = (
     "rotation",
     "issue",
     "handshake",
+    "docker",
 )
 
 
@@ -150,6 +151,13 @@ def issue(**options: Any) -> None:
 def handshake(**options: Any) -> None:
     """New mutual TLS connections a second, and what they add beside plain text."""
     _run(["handshake"], **options)
+
+
+@bench.command(name="docker")
+@_options
+def docker(**options: Any) -> None:
+    """Docker: compose up to the first request, a hundred containers, how soon they are followed."""
+    _run(["docker"], **options)
 
 
 @bench.command(name="all")
