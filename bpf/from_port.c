@@ -82,6 +82,10 @@ int from_port(struct __sk_buff *skb)
 		count(PROXY_RETURN, p.length);
 		return TC_ACT_OK;
 	}
+	if (p.t.protocol == IPPROTO_UDP && in_proxy_range(c, p.t.dport) && !answers_dns(skb, &p, w)) {
+		count(PROXY_RETURN, p.length);
+		return TC_ACT_OK;
+	}
 	return ingress_hook(skb, &p, c, w, nat);
 }
 

@@ -29,6 +29,10 @@ int from_workload(struct __sk_buff *skb)
 			return TC_ACT_OK;
 		}
 	}
+	if (p.t.protocol == IPPROTO_UDP && in_proxy_range(c, p.t.dport) && !answers_dns(skb, &p, w)) {
+		count(PROXY_RETURN, p.length);
+		return TC_ACT_OK;
+	}
 	return ingress_hook(skb, &p, c, w, NAT_NONE);
 }
 
