@@ -35,10 +35,15 @@ __noinline int audit(struct judgement *j, const struct tuple *t, __u32 subject, 
 		return 0;
 	peer = direction == EGRESS ? j->d.dst_identity : j->d.src_identity;
 
-	if (direction == EGRESS)
-		verdict = egress_verdict(t, subject | AUDIT_VIEW, j->src_ifindex, peer, j->named, port, &rule, &flags);
-	else
-		verdict = policy_verdict(subject | AUDIT_VIEW, direction, peer, t->protocol, port, &rule, &flags);
+	verdict = policy_verdict(subject | AUDIT_VIEW, direction, peer, t->protocol, port, &rule, &flags);
+	if (direction == EGRESS && j->named) {
+		struct policy_room *r;
+		__u32 zero = 0;
+
+		r = bpf_map_lookup_elem(&policy_rooms, &zero);
+		if (r)
+			verdict = with_names(verdict, r->view, &rule, &flags);
+	}
 	if (verdict == VERDICT_REDIRECT && !(flags & POLICY_DNS))
 		j->audit_redirect = 1;
 	if (verdict == VERDICT_DENY && !j->audit) {

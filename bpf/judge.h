@@ -107,12 +107,17 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 	known_as_number(dst_is_local);
 
 	if (src_is_local) {
-		verdict = egress_verdict(t, src_subject, j->src_ifindex, j->d.dst_identity, j->named, policy_port,
-					 &j->d.rule, &flags);
+		verdict = policy_verdict(src_subject, EGRESS, j->d.dst_identity, t->protocol, policy_port, &j->d.rule,
+					 &flags);
+		if (j->named)
+			verdict = with_names(verdict, named_verdict(t, src_subject, j->src_ifindex, policy_port),
+					     &j->d.rule, &flags);
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_EGRESS);
 			return 0;
 		}
+		if (src_audit & (1 << EGRESS) && j->named)
+			r->view = named_verdict(t, src_subject | AUDIT_VIEW, j->src_ifindex, policy_port);
 		if (src_audit & (1 << EGRESS))
 			audit(j, t, src_subject, EGRESS, policy_port);
 	}

@@ -14,6 +14,8 @@ struct policy_room {
 	struct policy_key key;
 	struct policy_key of_name;
 	struct service_key service;
+	/* What rules for names say in the audit's view. */
+	__u64 view;
 };
 
 struct {
@@ -61,18 +63,18 @@ static __always_inline __u8 policy_verdict(__u32 subject, __u8 direction, __u32 
 
 /*
  * What the rules for names (toFQDNs) say of an address that the workload behind `ifindex` learned from DNS: the
- * strongest verdict in the low byte, flags in the next, 0 if none speaks of it.
+ * strongest verdict in the low byte, flags in the next, the rule in the upper half; 0 if none speaks of it.
  */
-__noinline int named_verdict(const struct tuple *t, __u32 subject, __u32 ifindex, __u32 port, __u32 *rule)
+__noinline __u64 named_verdict(const struct tuple *t, __u32 subject, __u32 ifindex, __u32 port)
 {
 	struct policy_room *r;
 	struct name_value *known;
 	struct policy_value *found;
-	int verdict = VERDICT_NONE, flags = 0, i;
-	__u32 zero = 0;
+	__u32 zero = 0, verdict = VERDICT_NONE, flags = 0, rule = 0;
+	int i;
 
 	r = bpf_map_lookup_elem(&policy_rooms, &zero);
-	if (!t || !rule || !r)
+	if (!t || !r)
 		return VERDICT_NONE;
 	r->name.ifindex = ifindex;
 	r->name.addr = t->dst;
@@ -94,10 +96,10 @@ __noinline int named_verdict(const struct tuple *t, __u32 subject, __u32 ifindex
 		flags |= found->flags;
 		if (found->verdict > verdict) {
 			verdict = found->verdict;
-			*rule = found->rule;
+			rule = found->rule;
 		}
 	}
-	return verdict | flags << 8;
+	return verdict | flags << 8 | (__u64)rule << 32;
 }
 
 /* 1 for addresses that are nobody's of the mesh: only those may a name open. */
@@ -106,23 +108,16 @@ static __always_inline int outside(const struct ipcache_value *who)
 	return who->identity == IDENTITY_WORLD || (who->identity >= IDENTITY_PREFIXES && !(who->flags & IPCACHE_NODE));
 }
 
-/* The sender's side: of an address outside the mesh also by the names that the workload behind `ifindex` asked for. */
-static __always_inline __u8 egress_verdict(const struct tuple *t, __u32 subject, __u32 ifindex, __u32 identity,
-					   int named, __be16 port, __u32 *rule, __u8 *flags)
+/* The sender's word and what its rules for names say. A denial that a rule spelled out stands: it has a number. */
+static __always_inline __u8 with_names(__u8 verdict, __u64 found, __u32 *rule, __u8 *flags)
 {
-	__u8 verdict = policy_verdict(subject, EGRESS, identity, t->protocol, port, rule, flags);
-	__u32 of_name = 0;
-	int found;
+	__u8 of_name = found & 0xff;
 
-	/* A denial that a rule spelled out stands; one for want of a rule has no number. */
-	if (!named || (verdict == VERDICT_DENY && *rule))
+	if (!of_name || (verdict == VERDICT_DENY && *rule) || (verdict != VERDICT_DENY && of_name <= verdict))
 		return verdict;
-	found = named_verdict(t, subject, ifindex, port, &of_name);
-	if (!(found & 0xff) || (verdict != VERDICT_DENY && (found & 0xff) <= verdict))
-		return verdict;
-	*flags |= found >> 8;
-	*rule = of_name;
-	return found & 0xff;
+	*flags |= (found >> 8) & 0xff;
+	*rule = found >> 32;
+	return of_name;
 }
 
 static __always_inline struct ipcache_value *identify(const union addr *addr)

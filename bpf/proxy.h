@@ -152,7 +152,7 @@ static __noinline int assign_datagram(struct __sk_buff *skb, const struct packet
 #define UDP_STATE_CONNECTED 1
 
 /* 0 when a datagram answers the DNS proxy: a connected socket with its mark. With `find` it is only looked for. */
-static __noinline int assign_answer(struct __sk_buff *skb, const struct packet *p, int find)
+static __noinline __attribute__((unused)) int assign_answer(struct __sk_buff *skb, const struct packet *p, int find)
 {
 	struct bpf_sock *sk = lookup_udp(skb, p, &p->t);
 	int err = -1;
@@ -225,22 +225,6 @@ static __always_inline int to_datagrams(struct __sk_buff *skb, const struct pack
 	if (!w.bridged)
 		return assign_datagram(skb, p, port, 0);
 	return assign_datagram(skb, p, port, 1) ? -1 : raise(skb, port);
-}
-
-/* 0 when a datagram is the answer of a workload to the DNS proxy. */
-static __always_inline int to_asker(struct __sk_buff *skb, const struct packet *p, struct way w)
-{
-	if (!w.bridged)
-		return assign_answer(skb, p, 0);
-	return assign_answer(skb, p, 1) ? -1 : raise(skb, 0);
-}
-
-/* The same for what a workload says by its own device. */
-static __always_inline int answers_dns(struct __sk_buff *skb, const struct packet *p, struct way w)
-{
-	struct endpoint *src = bpf_map_lookup_elem(&endpoints, &p->t.src);
-
-	return src && src->ifindex == w.here ? to_asker(skb, p, w) : -1;
 }
 
 static __always_inline int in_proxy_range(const struct config *c, __be16 port)

@@ -67,6 +67,8 @@ class Report:
         self._reviewed: tuple[Problem, ...] | None = ()
         self._failure = "nothing was applied yet"
         self._transitions = Transitions()
+        self.dns: dict[str, Any] | None = None
+        """What the DNS proxy told of itself, when it was asked last."""
 
     def update(self, world: World, plan: Plan, applied: Applied, problems: tuple[Problem, ...]) -> None:
         self._world, self._plan, self._applied, self._problems = world, plan, applied, problems
@@ -137,6 +139,12 @@ class Report:
                 "listeners": len(self._plan.proxy.listeners),
                 "nacks": self._node.server.nacks,
                 "resources": self._resources(),
+            },
+            "dns": {
+                "needed": self._node.dns.needed,
+                "ready": self._node.dns.ready,
+                "starts": self._node.dns.starts,
+                **(self.dns or {}),
             },
             "limits": {
                 "listener_ports": [len(self._plan.proxy.listeners), high - low + 1],

@@ -40,6 +40,7 @@ STRUCTS = {
     "ipcache": ("ipcache_key", "ipcache_value"),
     "policy": ("policy_key", "policy_value"),
     "listeners": ("listener_key", "listener_value"),
+    "names": ("name_key", "name_value"),
     "services": ("service_key", "service_value"),
     "backends": ("backend_key", "backend_value"),
     "ports": ("", "port"),
