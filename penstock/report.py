@@ -19,7 +19,7 @@ from penstock.observe.flows import Directory, Flows
 from penstock.observe.reasons import BY_NUMBER
 from penstock.plan import Plan
 from penstock.policy.identities import members
-from penstock.policy.labels import RESERVED
+from penstock.policy.labels import DNS, RESERVED
 from penstock.redirect.layout import rule_number
 from penstock.routing.review import review_routes
 from penstock.routing.review_edge import review_edge
@@ -42,6 +42,7 @@ def directory(world: World, plan: Plan) -> Directory:
     identities |= {
         number: f"cidr:{network}" for network, number in everyone.index.prefixes.identities.items()
     }
+    identities[DNS] = "dns"
     rules = {
         rule_number(entry): ", ".join(f"{key} ({origin})" for key, origin in entry.origins)
         for entry in plan.kernel.policy.values()

@@ -21,8 +21,8 @@ def fqdn() -> None:
 def list_names(run_dir: Path, output: str) -> None:
     """Show every name that a workload asked for and a rule of its names, with its addresses.
 
-    TTL is what is left of the answer's time, in seconds. STATE is `valid`, `grace` (the time is over, the address
-    counts a while longer) or `connected` (it counts for the connections that go on).
+    TTL is what is left of the answer's time, in seconds. STATE is `valid`, `grace` (the time is over, the
+    address counts a while longer) or `connected` (it counts for the connections that go on).
     """
     from penstock.control import ControlClient
 

@@ -12,7 +12,7 @@ from ipaddress import IPv6Address, ip_address
 from pathlib import Path
 
 from penstock.dns.recorded import Key
-from penstock.redirect.libbpf import BpfError, BpfMap
+from penstock.redirect.libbpf import BpfMap
 
 MOST_LISTS = 15
 """That one address may be in (bpf/penstock.h, MAX_NAME_LISTS)."""
@@ -24,7 +24,7 @@ _CT_KEY = struct.Struct("=16s16s2s2sB3x")
 _CT_VALUE = struct.Struct("=QIIIBB2s")
 _TCP, _UDP = 6, 17
 _UDP_IDLE, _OTHER_IDLE, _TCP_IDLE, _ENDING_IDLE = 180.0, 60.0, 8000.0, 10.0
-"""Seconds after which a flow counts as over (bpf/conntrack.h); of TCP while no end was seen, and after one."""
+"""Seconds after which a flow counts as over (bpf/conntrack.h); of TCP before an end was seen, and after."""
 
 
 def packed(address: str) -> bytes:
@@ -58,14 +58,16 @@ class Kernel:
         self._names.delete(self._key(key))
 
     def keys(self) -> list[Key]:
-        return [(struct.unpack_from("=I", raw)[0], unpacked(raw[4:])) for raw in self._names.keys()]
+        found = self._names.keys()
+        return [(struct.unpack_from("=I", raw)[0], unpacked(raw[4:])) for raw in found]
 
     def alive(self, keys: Collection[Key]) -> set[Key]:
         """Those to whose address the workload has a connection that goes on."""
         wanted = {self._key(key): key for key in keys}
         now = time.monotonic_ns()
         found: set[Key] = set()
-        for raw in self._conntrack.keys():
+        flows = self._conntrack.keys()
+        for raw in flows:
             a, b, _, _, protocol = _CT_KEY.unpack(raw)
             value = self._conntrack.get(raw)
             if value is None:
@@ -87,9 +89,3 @@ def _idle(protocol: int, *, ending: bool) -> float:
     if protocol == _TCP:
         return _ENDING_IDLE if ending else _TCP_IDLE
     return _UDP_IDLE if protocol == _UDP else _OTHER_IDLE
-
-
-def full(error: BpfError) -> bool:
-    """Whether the kernel refused an entry for want of room."""
-    cause = error.__cause__
-    return isinstance(cause, OSError) and cause.errno in (7, 12)

@@ -1,4 +1,4 @@
-"""The record of names, made real: in the kernel before anybody is told, and in a journal for the next proxy."""
+"""The record of names, made real: in the kernel before anybody is told, in a journal for the next proxy."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """The DNS proxy as the daemon has it: started, adopted, told what the Plan says, asked what it knows.
 
-It outlives the daemon, as Envoy does: names are answered and recorded while there is none. If it dies, what the kernel
-steers to it is dropped until the next one is there.
+It outlives the daemon, as Envoy does: names are answered and recorded while there is none. If it dies, what
+the kernel steers to it is dropped until the next one is there.
 """
 
 from __future__ import annotations

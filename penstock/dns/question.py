@@ -1,7 +1,7 @@
 """One question: whether this client may ask it, and what the mesh itself answers. Pure.
 
-Services have the names that Kubernetes gives them, as seen from the client's own namespace: ``web``, ``web.shop``,
-``web.shop.svc`` and ``web.shop.svc.cluster.local``.
+Services have the names that Kubernetes gives them, as seen from the client's own namespace: ``web``,
+``web.shop``, ``web.shop.svc`` and ``web.shop.svc.cluster.local``.
 
 Source: Kubernetes DNS-Based Service Discovery 1.1.0; RFC 2782 (SRV).
 """
@@ -54,7 +54,7 @@ class Resolver:
         return server in self._plan.addresses
 
     def allowed(self, client: Client, server: int, protocol: int, port: int, name: str) -> bool:
-        """Whether the client may ask a server (by its identity) for `name`, or for what the name is short for."""
+        """Whether the client may ask a server (by its identity) for `name`, or for what it is short for."""
         grants = self._plan.rules.get(client.subject)
         if grants is None:
             return True

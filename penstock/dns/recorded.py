@@ -1,7 +1,7 @@
 """What workloads learned from DNS: names, their addresses, and until when these count. Pure; times are given.
 
-An address counts for the time that its answer said, then for a grace period, then for as long as the workload has
-connections to it.
+An address counts for the time that its answer said, then for a grace period, then for as long as the workload
+has connections to it.
 """
 
 from __future__ import annotations

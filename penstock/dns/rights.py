@@ -1,4 +1,4 @@
-"""Giving up the rights of root once sockets and maps are open; what is left is CAP_NET_RAW, for marked sockets.
+"""Giving up the rights of root once sockets and maps are open; CAP_NET_RAW is left, for marked sockets.
 
 Source: capabilities(7), prctl(2); since Linux 5.17 CAP_NET_RAW suffices for SO_MARK.
 """

@@ -1,4 +1,4 @@
-"""The DNS proxy: what the kernel steers here is judged, answered or passed on, and recorded before it is told.
+"""The DNS proxy: what the kernel steers here is judged, answered or passed on, recorded before it is told.
 
 The order of an answer: the server's word, the record of its addresses, the kernel's entries for them, the
 client. A question of somebody who is not known gets no answer; it is asked again.

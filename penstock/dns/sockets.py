@@ -1,7 +1,7 @@
 """The sockets that the kernel steers DNS to, and those that answer in the asked server's name.
 
-What is steered keeps its destination: of a datagram the kernel tells it beside the data, of a connection it is
-the socket's own address. A datagram's answer leaves by a raw socket: no port of the node need be bound for it.
+What is steered keeps its destination: of a datagram the kernel tells it beside the data, of a connection it
+is the socket's own address. A datagram's answer leaves by a raw socket: no port need be bound for it.
 
 Source: ip(7), raw(7), ipv6(7); include/uapi/linux/in.h, in6.h.
 """

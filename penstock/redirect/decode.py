@@ -100,6 +100,11 @@ def policy_entry(raw: bytes) -> PolicyEntry:
     )
 
 
+def name_lists(raw: bytes) -> tuple[int, ...]:
+    count, *lists = struct.unpack(f"={len(raw) // 4}I", raw)
+    return tuple(lists[:count])
+
+
 def listener_key(raw: bytes) -> ListenerKey:
     source_class, kind, destination = struct.unpack_from("=III", raw)
     return ListenerKey(source_class, ListenerKind(kind), destination)

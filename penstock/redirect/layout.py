@@ -131,6 +131,10 @@ def policy_value(entry: PolicyEntry) -> bytes:
     return struct.pack("=BB2xI", entry.verdict, flags, rule_number(entry))
 
 
+def name_key(ifindex: int, address: Address) -> bytes:
+    return struct.pack("=I", ifindex) + address_bytes(address)
+
+
 def listener_key(key: ListenerKey) -> bytes:
     return struct.pack("=III", key.source_class, key.kind, key.destination)
 
