@@ -163,7 +163,10 @@ class Applier:
             log.exception("certificates")
         errors += [f"certificate of {'/'.join(o[0])}: {why}" for o, why in self._issuer.failures.items()]
         snapshot = self._snapshot(plan)
-        named = await self._dns.publish(plan.dns, DNS_PATIENCE)
+        # What nothing protects need not wait, and stays as it is.
+        bound = bool(plan.dns.rules)
+        named = await self._dns.publish(plan.dns, DNS_PATIENCE if bound else 0.0)
+        named = named or (not bound and DNS_LISTENER in self.tables.listeners())
         lap("built")
 
         rollout = Rollout(self._server.published, snapshot)
@@ -198,7 +201,7 @@ class Applier:
                 if not outcome.done:
                     waiting = "Envoy has not answered a removal"
                     break
-        if not waiting and not named:
+        if not waiting and bound and not named:
             waiting = "the DNS proxy has not answered"
         errors += [f"Envoy refused {kind} {name}: {why}" for (kind, name), why in self._refusals().items()]
         lap("done")

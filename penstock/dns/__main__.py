@@ -64,6 +64,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
         os.chown(mine, rights.UID, rights.UID)
     pid_file(run_dir).write_text(str(os.getpid()))
     messages.load()
+    # The executor's module is read when it is first used.
+    await asyncio.to_thread(os.getpid)
     rights.give_up()
     learned.open()
 

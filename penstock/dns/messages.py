@@ -26,7 +26,6 @@ SERVICE_TTL = 5
 """Seconds that names of Services may be remembered: their endpoints come and go."""
 PLAIN_SIZE, LARGEST = 512, 1232
 _CHAIN = 16
-_USED = ("A", "AAAA", "CNAME", "SRV", "PTR", "SOA", "NS", "MX", "TXT", "OPT", "HTTPS", "SVCB")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,9 +43,8 @@ class Question:
 
 
 def load() -> None:
-    """Have the code of every kind of record that is looked into: later there may be no right to read it."""
-    for name in _USED:
-        dns.rdata.get_rdata_class(dns.rdataclass.IN, dns.rdatatype.from_text(name))  # type: ignore[no-untyped-call]
+    """Have the code of every kind of record: later there may be no right to read it."""
+    dns.rdata.load_all_types()  # type: ignore[no-untyped-call]
 
 
 def read(wire: bytes) -> Question | None:
