@@ -201,7 +201,7 @@ class Applier:
                 if not outcome.done:
                     waiting = "Envoy has not answered a removal"
                     break
-        if not waiting and bound and not named:
+        if not waiting and not named:
             waiting = "the DNS proxy has not answered"
         errors += [f"Envoy refused {kind} {name}: {why}" for (kind, name), why in self._refusals().items()]
         lap("done")

@@ -143,6 +143,7 @@ class Report:
             },
             "dns": {
                 "needed": self._node.dns.needed,
+                "bound": self._node.dns.bound,
                 "ready": self._node.dns.ready,
                 "starts": self._node.dns.starts,
                 **(self.dns or {}),

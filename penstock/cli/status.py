@@ -71,7 +71,7 @@ def _head(found: dict[str, Any]) -> None:
         f"Envoy {envoy['pid'] or '-'}: {connected}, {envoy['listeners']} listeners, {envoy['nacks']} refusals"
     )
     dns = found["dns"]
-    if dns["needed"] and not dns["ready"]:
+    if dns["bound"] and not dns["ready"]:
         click.echo(f"DNS proxy {dns.get('pid') or '-'}: not ready, what is asked of it is dropped")
     if dns.get("too_many_lists"):
         click.echo(

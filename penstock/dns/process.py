@@ -91,6 +91,11 @@ class DnsProxy:
         return self._plan.port != 0
 
     @property
+    def bound(self) -> bool:
+        """Whether a policy names it, and not only its own address."""
+        return bool(self._plan.rules)
+
+    @property
     def ready(self) -> bool:
         """Whether it knows the plan of now."""
         return self._writer is not None and self._applied == self._revision
