@@ -9,7 +9,9 @@
 #include "conntrack.h"
 #include "icmp.h"
 #include "judge.h"
+#include "leave.h"
 #include "nat_forward.h"
+#include "pace.h"
 
 /* net.ipv4.ip_local_port_range begins here by default. */
 #define FIRST_EPHEMERAL_PORT 32768
@@ -32,6 +34,14 @@ static __always_inline int forward(struct __sk_buff *skb, struct packet *p, __u3
 			bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(ifindex, 0);
 	}
+	if (!ifindex && direct && w.here && w.bridged) {
+		int action = leave(skb, p);
+
+		if (action >= 0) {
+			count(FORWARDED_STACK, p->length);
+			return action;
+		}
+	}
 	if (w.here)
 		skb->mark = (skb->mark & ~MARK_MASK) | MARK_PROVEN;
 	count(ifindex ? FORWARDED_LOCAL : FORWARDED_STACK, p->length);
@@ -41,7 +51,8 @@ static __always_inline int forward(struct __sk_buff *skb, struct packet *p, __u3
 /*
  * 1 if packets of the flow to a local workload need not go the way that the kernel would take. Between routed veths
  * nobody else has a say. Frames within a bridge are its ports' own matter, unless netfilter was asked to see them.
- * Between bridges, and from the world to one, the engine that made them has its rules (Docker's isolation).
+ * Between bridges, and between one and the world, the engine that made them has its rules (Docker's isolation); between
+ * nodes of the mesh it has no say (leave.h).
  */
 static __noinline int short_cut(const struct judgement *j, int ipv6)
 {
@@ -55,17 +66,27 @@ static __noinline int short_cut(const struct judgement *j, int ipv6)
 	if (src && dst)
 		return a == b && (!from || !a || from->flags & (ipv6 ? PORT_DIRECT6 : PORT_DIRECT4));
 	if (src)
-		return !a;
+		return !a || j->dst_mesh;
 	return !b || j->src_mesh;
 }
 
-static __always_inline int to_proxy(struct __sk_buff *skb, const struct packet *p, struct decision *d, struct way w)
+static __always_inline int to_proxy(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+				    struct decision *d, struct way w)
 {
-	if (p->t.protocol == IPPROTO_UDP) {
+	int udp = p->t.protocol == IPPROTO_UDP;
+	int over = !udp && c->proxy_gap && w.here ? over_pace(skb, p, w.here, c->proxy_gap) : 0;
+
+	if (udp) {
 		if (to_datagrams(skb, p, d->proxy_port, w))
 			return drop(p, d, PROXY_NOT_READY, w.hook);
 		count(REDIRECTED, p->length);
 		return TC_ACT_OK;
+	}
+	if (over > 1)
+		return drop(p, d, PROXY_OVERUSED, w.hook);
+	if (over) {
+		count(PROXY_OVERUSED, p->length);
+		return TC_ACT_SHOT;
 	}
 	if (!begins(p) && !to_own(skb, p, w)) {
 		count(REDIRECTED, p->length);
@@ -163,7 +184,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
 
-			return to_proxy(skb, p, &d, w);
+			return to_proxy(skb, p, c, &d, w);
 		}
 	}
 
@@ -266,7 +287,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	}
 	bpf_map_update_elem(&conntrack, &r->key, &r->fresh, BPF_ANY);
 	if (j.d.verdict == VERDICT_REDIRECT)
-		return to_proxy(skb, p, &j.d, w);
+		return to_proxy(skb, p, c, &j.d, w);
 	return forward(skb, p, answer ? j.src_ifindex : j.dst_ifindex, direct, r->fresh.nat, w);
 }
 

@@ -103,6 +103,7 @@ enum reason {
 	LINK_PROTOCOL = 45,
 	UNAUTHENTICATED = 46,
 	BLOCKLISTED = 47,
+	PROXY_OVERUSED = 48,
 	REASON_MAX = 64,
 };
 
@@ -207,6 +208,20 @@ struct name_key {
 struct name_value {
 	__u32 count;
 	__u32 lists[MAX_NAME_LISTS];
+};
+
+/* How a port of an identity wants TCP from other nodes, where that is not what its other ports say. */
+struct port_mode_key {
+	__u32 identity;
+	__be16 port;
+	__u8 pad[2];
+};
+
+/* enum mesh_mode: what the receiver's node asks for, and how its senders must speak. */
+struct port_mode_value {
+	__u8 here;
+	__u8 toward;
+	__u8 pad[2];
 };
 
 struct listener_key {
@@ -394,6 +409,8 @@ struct config {
 	__u16 proxy_source_min;
 	__u16 proxy_source_max;
 	__u32 flags;
+	/* ns between packets by which one workload may ask something of the proxy; 0: as it likes (pace.h). */
+	__u32 proxy_gap;
 };
 
 /* The node's own processes reach local workloads whatever the policy says. */

@@ -13,6 +13,8 @@ KEEP(policy_key);
 KEEP(policy_value);
 KEEP(name_key);
 KEEP(name_value);
+KEEP(port_mode_key);
+KEEP(port_mode_value);
 KEEP(listener_key);
 KEEP(listener_value);
 KEEP(service_key);

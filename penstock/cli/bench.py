@@ -25,7 +25,9 @@ BENCHES = (
     "latency",
     "latency-protocols",
     "latency-rate",
+    "neighbour",
     "memory-sidecars",
+    "docker",
 )
 
 
@@ -121,11 +123,25 @@ def latency_rate(**options: Any) -> None:
     _run(["latency-rate"], **options)
 
 
+@bench.command(name="neighbour")
+@_options
+def neighbour(**options: Any) -> None:
+    """What one workload's flood does to another's latency, with and without limits."""
+    _run(["neighbour"], **options)
+
+
 @bench.command(name="memory-sidecars")
 @_options
 def memory_sidecars(**options: Any) -> None:
     """Memory of one Envoy and the daemon for 30 workloads, against 30 sidecars."""
     _run(["memory-sidecars"], **options)
+
+
+@bench.command(name="docker")
+@_options
+def docker(**options: Any) -> None:
+    """Docker: compose up to the first request, a hundred containers, how soon they are followed."""
+    _run(["docker"], **options)
 
 
 @bench.command(name="all")

@@ -75,6 +75,15 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     "--concurrency", type=click.IntRange(1), default=None, help="Envoy's workers.  [default: one per CPU]"
 )
 @click.option(
+    "--proxy-rate",
+    type=click.IntRange(0, 1_000_000_000),
+    default=0,
+    show_default="no limit",
+    metavar="PACKETS",
+    help="What each workload may ask of the shared proxy: packets a second that open a connection or carry "
+    "data, about one for a small request. More is dropped (PROXY_OVERUSED), and its sender slows down.",
+)
+@click.option(
     "--docker",
     is_flag=False,
     flag_value="/var/run/docker.sock",
@@ -136,6 +145,7 @@ def run(
     policy_enforcement: Enforcement,
     metrics: str,
     concurrency: int | None,
+    proxy_rate: int,
     docker: str | None,
     dns_addresses: tuple[str, ...],
     dns_upstreams: tuple[str, ...],
@@ -174,6 +184,7 @@ def run(
             host_access=host_access,
             policy_enforcement=policy_enforcement,
             dns_addresses=_addresses(dns_addresses, "--dns-address"),
+            proxy_rate=proxy_rate,
         ),
         metrics=metrics,
         concurrency=concurrency,

@@ -19,9 +19,10 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy import edge_tls, marks, names, rbac, tls
+from penstock.envoy import edge_tls, marks, names, rbac, tls, traffic
 from penstock.envoy.protos import ADS, pack, seconds, socket_option
 from penstock.routing.model import ProxyEndpoint, UpstreamTls
+from penstock.routing.traffic import Traffic
 from penstock.world import Address
 
 _IPPROTO_IP = 0
@@ -29,6 +30,9 @@ _IP_LOCAL_PORT_RANGE = 51
 """include/uapi/linux/in.h; the low half of the value is the first port, the high half the last."""
 
 _SOL_SOCKET, _SO_MARK = 1, 36
+
+_OWN_TLS_PORTS = (32768, 60999)
+"""Source ports towards backends with a TLS of their own: what leaves from the others is mesh TLS."""
 
 _CONNECT_TIMEOUT = 5.0
 
@@ -74,6 +78,13 @@ def _bind(
     return address_pb2.BindConfig(
         socket_options=options, source_address=address, freebind=wrappers_pb2.BoolValue(value=True)
     )
+
+
+def _ports(
+    source_ports: tuple[int, int], source: Address | None, backend_tls: UpstreamTls | None
+) -> tuple[int, int]:
+    """With the client's address all come from one range: another could be in use by the client itself."""
+    return source_ports if source is None or backend_tls is None else _OWN_TLS_PORTS
 
 
 def _raw_buffer() -> base_pb2.TransportSocket:
@@ -144,6 +155,7 @@ def service(
     source_ports: tuple[int, int],
     source: Address | None = None,
     backend_tls: UpstreamTls | None = None,
+    said: Traffic | None = None,
 ) -> cluster_pb2.Cluster:
     """An EDS cluster. It changes with the set of `servers`, not with endpoints that come and go.
 
@@ -155,18 +167,21 @@ def service(
             (),
             edge_tls.upstream(backend_tls, ("h2",) if protocol is Protocol.HTTP2 else ("http/1.1",)),
         )
-    return _Cluster(
+    made = _Cluster(
         name=name,
         type=_Cluster.DiscoveryType.EDS,
         eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
         circuit_breakers=unlimited(),
-        upstream_bind_config=_bind(source_ports, source),
+        upstream_bind_config=_bind(_ports(source_ports, source, backend_tls), source),
         transport_socket=plain if backend_tls is not None else None,
         transport_socket_matches=_transport_matches(servers, plain),
         typed_extension_protocol_options={HTTP_OPTIONS: pack(_http_options(protocol))},
     )
+    if said is not None:
+        traffic.apply(made, said, http2=protocol is Protocol.HTTP2)
+    return made
 
 
 def stream(
@@ -187,7 +202,7 @@ def stream(
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
         circuit_breakers=unlimited(),
-        upstream_bind_config=_bind(source_ports, source, judged=False),
+        upstream_bind_config=_bind(_ports(source_ports, source, backend_tls), source, judged=False),
         transport_socket=plain if backend_tls is not None else None,
         transport_socket_matches=_transport_matches(servers, plain),
     )
@@ -227,18 +242,30 @@ def original_dst(
     )
 
 
-def assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> endpoint_pb2.ClusterLoadAssignment:
+def assignment(
+    name: str, endpoints: Iterable[ProxyEndpoint], *, probed: bool = False
+) -> endpoint_pb2.ClusterLoadAssignment:
     """The endpoints of an EDS cluster, in the order of the model; weight 0 gets no requests.
 
-    Each carries its address as metadata too, by which the workloads cluster picks it.
+    Each carries its address as metadata too, by which the workloads cluster picks it. Where endpoints are
+    `probed`, those of mesh TLS are not.
     """
     assigned = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
     served = [endpoint for endpoint in endpoints if endpoint.weight > 0]
-    if served:
-        hosts = assigned.endpoints.add().lb_endpoints
+    for priority in sorted({endpoint.priority for endpoint in served}):
+        group = assigned.endpoints.add(priority=priority)
         for endpoint in served:
-            _fill(hosts.add(), endpoint)
+            if endpoint.priority == priority:
+                host = group.lb_endpoints.add()
+                _fill(host, endpoint)
+                if probed and endpoint.server_id is not None:
+                    host.endpoint.health_check_config.disable_active_health_check = True
     return assigned
+
+
+def probed_assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> endpoint_pb2.ClusterLoadAssignment:
+    """The same for a cluster with health checks."""
+    return assignment(name, endpoints, probed=True)
 
 
 def _fill(host: endpoint_components_pb2.LbEndpoint, endpoint: ProxyEndpoint) -> None:

@@ -19,6 +19,7 @@ from penstock.manifests import (
     route_checks,
     service_checks,
     syntax,
+    traffic_checks,
 )
 from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
@@ -39,6 +40,7 @@ from penstock.manifests.kinds import (
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
+from penstock.manifests.traffic_kinds import BackendPolicy, XBackendTrafficPolicy
 
 
 def check(value: AnyKind) -> Iterator[Finding]:
@@ -132,6 +134,16 @@ def _endpoint_slice(endpoints: EndpointSlice) -> Iterator[Finding]:
 def _peer_authentication(policy: PeerAuthentication) -> Iterator[Finding]:
     if policy.spec.selector is not None:
         yield from _labels(("spec", "selector", "matchLabels"), policy.spec.selector.match_labels)
+    ports = policy.spec.port_level_mtls
+    if ports and not (policy.spec.selector and policy.spec.selector.match_labels):
+        why = "is for the workloads that a selector selects, and there is none"
+        yield Finding(("spec", "portLevelMtls"), why, "add spec.selector.matchLabels")
+    for port in ports:
+        path = ("spec", "portLevelMtls", port)
+        if port.isdecimal():
+            yield from _wrong(path, syntax.port_number(int(port)))
+        else:
+            yield Finding(path, "is not a port number of the workload")
 
 
 def _reference_grant(grant: ReferenceGrant) -> Iterator[Finding]:
@@ -179,4 +191,6 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     Ingress: ingress_checks.check,
     IngressClass: ingress_checks.check_class,
     BackendTLSPolicy: l4_checks.check_backend_tls,
+    BackendPolicy: traffic_checks.check_backend,
+    XBackendTrafficPolicy: traffic_checks.check_retries,
 }

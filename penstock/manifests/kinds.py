@@ -51,6 +51,7 @@ from penstock.manifests.policy_kinds import (
 )
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 from penstock.manifests.service_kinds import SessionAffinityConfig
+from penstock.manifests.traffic_kinds import BackendPolicy, XBackendTrafficPolicy
 
 __all__ = [
     "Authentication",
@@ -281,6 +282,7 @@ class WorkloadSelector(Kind, frozen=True):
 class PeerAuthenticationSpec(Kind, frozen=True):
     selector: WorkloadSelector | None = None
     mtls: MutualTLS | None = None
+    port_level_mtls: dict[str, MutualTLS] = {}
 
 
 class PeerAuthentication(Kind, frozen=True):
@@ -316,4 +318,6 @@ AnyKind = (
     | BackendTLSPolicy
     | Ingress
     | IngressClass
+    | BackendPolicy
+    | XBackendTrafficPolicy
 )

@@ -22,6 +22,8 @@ from penstock.plan import (
     PolicyEntry,
     PolicyKey,
     PortEntry,
+    PortMode,
+    PortOf,
     ServiceEntry,
     ServiceKey,
 )
@@ -51,12 +53,13 @@ class MapShape:
 
 
 SHAPES: Mapping[str, MapShape] = {
-    "config": MapShape(4, 12, 1),
+    "config": MapShape(4, 16, 1),
     "endpoints": MapShape(16, 20, 16384),
     "ipcache": MapShape(20, 12, 131072),
     "policy": MapShape(16, 8, 262144),
     "listeners": MapShape(12, 4, 8192),
     "names": MapShape(20, 64, 131072),
+    "port_modes": MapShape(8, 4, 16384),
     "services": MapShape(20, 28, 65536),
     "backends": MapShape(8, 20, 262144),
     "ports": MapShape(4, 28, 16384),
@@ -135,6 +138,14 @@ def name_key(ifindex: int, address: Address) -> bytes:
     return struct.pack("=I", ifindex) + address_bytes(address)
 
 
+def port_mode_key(place: PortOf) -> bytes:
+    return struct.pack("=I", place[0]) + _port(place[1]) + b"\0\0"
+
+
+def port_mode_value(modes: PortMode) -> bytes:
+    return struct.pack("=BB2x", *modes)
+
+
 def listener_key(key: ListenerKey) -> bytes:
     return struct.pack("=III", key.source_class, key.kind, key.destination)
 
@@ -159,8 +170,10 @@ def service_value(entry: ServiceEntry) -> bytes:
     )
 
 
-def config(epoch: int, source_ports: tuple[int, int], *, host_access: bool) -> bytes:
-    return struct.pack("=IHHI", epoch, *source_ports, CONFIG_HOST_ACCESS if host_access else 0)
+def config(epoch: int, source_ports: tuple[int, int], *, host_access: bool, proxy_rate: int = 0) -> bytes:
+    """`proxy_rate` in packets a second, 0 for no limit."""
+    gap = 1_000_000_000 // proxy_rate if proxy_rate else 0
+    return struct.pack("=IHHII", epoch, *source_ports, CONFIG_HOST_ACCESS if host_access else 0, gap)
 
 
 def backend_key(place: tuple[int, int]) -> bytes:
@@ -227,6 +240,7 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "ipcache": (lambda t: t.ipcache, ipcache_key, ipcache_value),
     "policy": (lambda t: t.policy, policy_key, policy_value),
     "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
+    "port_modes": (lambda t: t.port_modes, port_mode_key, port_mode_value),
     "services": (lambda t: t.services, service_key, service_value),
     "backends": (_with_sources, backend_key, _backend_value),
     "ports": (lambda t: t.ports, struct.Struct("=I").pack, port),

@@ -42,6 +42,7 @@ STRUCTS = {
     "policy": ("policy_key", "policy_value"),
     "listeners": ("listener_key", "listener_value"),
     "names": ("name_key", "name_value"),
+    "port_modes": ("port_mode_key", "port_mode_value"),
     "services": ("service_key", "service_value"),
     "backends": ("backend_key", "backend_value"),
     "ports": ("", "port"),
@@ -254,6 +255,9 @@ def test_listeners_services_backends_netns_config(header: btf.Btf) -> None:
     assert st["config"].read(raw, "proxy_source_min", 2) == 20000
     assert st["config"].read(raw, "proxy_source_max", 2) == 31999
     assert st["config"].read(raw, "flags", 4) == layout.CONFIG_HOST_ACCESS
+    assert st["config"].read(raw, "proxy_gap", 4) == 0
+    raw = layout.config(7, (20000, 31999), host_access=True, proxy_rate=4000)
+    assert st["config"].read(raw, "proxy_gap", 4) == 250_000
 
 
 def test_event(header: btf.Btf) -> None:
