@@ -24,6 +24,9 @@ from penstock.apply import Applier
 from penstock.blocks import Blocks
 from penstock.certs import Certificates
 from penstock.control import socket_path
+from penstock.dns.process import DnsProxy
+from penstock.dns.process import stop as stop_dns
+from penstock.dns.resolvers import resolvers
 from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import HostError
@@ -68,6 +71,12 @@ class Options:
     concurrency: int | None = None
     cert_lifetime: timedelta = LIFETIME
     docker: str | None = None
+    dns_upstreams: tuple[str, ...] = ()
+    """Whom the node's own DNS asks; none: those of /etc/resolv.conf."""
+    dns_min_ttl: int = 0
+    """Seconds that a learned address counts at least."""
+    dns_grace: float = 60.0
+    """Seconds that it goes on to count after its time."""
 
 
 def _pins(run_dir: Path) -> Path:
@@ -103,6 +112,7 @@ class Node:
     reporter: Reporting
     applier: Applier
     events: RingBuffer
+    dns: DnsProxy
     allocations: Allocations
     cookie: int
 
@@ -124,11 +134,13 @@ async def open_node(
     blocking: Blocking,
     *,
     on_event: Callable[[bytes], None],
+    on_question: Callable[[dict[str, Any]], None] = lambda _: None,
     services: Sequence[grpc.GenericRpcHandler],
 ) -> Node:
     """Open or adopt all that the node needs. Raises PenstockError if it cannot carry us.
 
-    `on_event` gets the samples of the kernel's ring buffer; `services` are served beside xDS, to Envoy.
+    `on_event` gets the samples of the kernel's ring buffer, `on_question` what the DNS proxy answered;
+    `services` are served beside xDS, to Envoy.
     """
     for directory in (options.run_dir, options.state_dir):
         directory.mkdir(parents=True, exist_ok=True)
@@ -160,6 +172,14 @@ async def open_node(
     clients_socket(options.run_dir).unlink(missing_ok=True)
     envoy = EnvoyProcess(options.run_dir, node=options.node, concurrency=options.concurrency)
     issuer = Issuer(ca, lifetime=options.cert_lifetime, directory=options.state_dir / "svids")
+    dns = DnsProxy(
+        options.run_dir,
+        upstreams=options.dns_upstreams or resolvers(),
+        min_ttl=options.dns_min_ttl,
+        grace=options.dns_grace,
+        source_ports=settings.proxy_source_ports,
+        tell=on_question,
+    )
     applier = Applier(
         settings=settings,
         datapath=datapath,
@@ -170,6 +190,7 @@ async def open_node(
         issuer=issuer,
         trusted=lambda: (ca.bundle_pem, ca.lists_pem),
         blocking=blocking,
+        dns=dns,
     )
     certificates = Certificates(
         options.node,
@@ -206,6 +227,7 @@ async def open_node(
         reporter=reporter,
         applier=applier,
         events=events,
+        dns=dns,
         allocations=allocations,
         cookie=cookie,
     )
@@ -254,6 +276,7 @@ def tear_down(run_dir: Path) -> None:
     lock = _lock(run_dir)
     try:
         asyncio.run(EnvoyProcess(run_dir, node="").stop())
+        stop_dns(run_dir)
         take_down(_pins(run_dir))
         host = HostSettings(_host_record(run_dir))
         host.down()
@@ -262,6 +285,8 @@ def tear_down(run_dir: Path) -> None:
         for left in (socket_path(run_dir), xds_socket(run_dir), clients_socket(run_dir)):
             left.unlink(missing_ok=True)
         shutil.rmtree(run_dir / "envoy", ignore_errors=True)
+        shutil.rmtree(run_dir / "dns", ignore_errors=True)
+        (run_dir / "dns.log").unlink(missing_ok=True)
         socket, inner = _workload_sockets(run_dir)
         socket.unlink(missing_ok=True)
         shutil.rmtree(inner, ignore_errors=True)
