@@ -33,7 +33,7 @@ from penstock.policy.rights import Destination, SourceRights, Stances, rights
 from penstock.policy.rules import PolicySpec
 from penstock.routing.frontends import Frontends, frontends
 from penstock.routing.gateways import EDGE_KINDS, Edge, compile_edge
-from penstock.routing.mesh import MeshRoutes, mesh_routes
+from penstock.routing.mesh import MeshRoutes, concerns_mesh, mesh_routes
 from penstock.routing.model import HostTable, Rights
 from penstock.routing.rules import Services, services_of
 from penstock.routing.services import ServedPort, served_ports
@@ -300,13 +300,26 @@ class Facts:
             return before.services
         return services_of(self.world, self.served)
 
+    def _mesh_changed(self) -> bool:
+        """Whether a route has changed that the mesh looks at, or did."""
+        assert self._before is not None
+        kinds = {kind.__name__ for kind in (HTTPRoute, GRPCRoute)}
+        both = [
+            world.documents.get(key)
+            for key in self.changed
+            if key.kind in kinds
+            for world in (self.world, self._before.world)
+        ]
+        return any(concerns_mesh(document) for document in both if document is not None)
+
     @cached_property
     def mesh(self) -> MeshRoutes:
         before = self._before
         if (
             before is not None
             and self.served is before.served
-            and self._same_documents(HTTPRoute, GRPCRoute, ReferenceGrant)
+            and self._same_documents(ReferenceGrant)
+            and not self._mesh_changed()
             and self.world.carried == before.world.carried
         ):
             return before.mesh
@@ -335,6 +348,11 @@ class Facts:
     def tables_memo(self) -> dict[str, tuple[object, HostTable]]:
         """Table of the edge → what it was put together from, and it: the same one while that is the same."""
         return dict(self._before.tables_memo) if self._before is not None else {}
+
+    @cached_property
+    def mirrors_memo(self) -> dict[str, tuple[HostTable, frozenset[str]]]:
+        """Table of the edge → it, and the clusters that its mirrors name."""
+        return dict(self._before.mirrors_memo) if self._before is not None else {}
 
     @cached_property
     def rights_memo(self) -> dict[str, tuple[Stance | None, tuple[SourceRights, ...]]]:

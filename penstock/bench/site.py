@@ -172,6 +172,13 @@ class DaemonUnderTest:
     def envoy_pid(self) -> int:
         return int(self._client.call("status")["envoy"]["pid"])
 
+    def gateway_address(self, name: str) -> str:
+        """The first address of the Gateway `name`."""
+        found = self._client.call(
+            "get", kind="gateway", object_name=name, namespace="default", all_namespaces=False
+        )
+        return str(found["status"]["addresses"][0]["value"])
+
     def settle(self, seconds: float = 10.0) -> None:
         """Until everything in the folder is in force. Raises BenchError if it is not in time."""
         found = self._client.call("wait", timeout=seconds + 30, seconds=seconds)

@@ -16,6 +16,7 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.message import Message
 
 from penstock.envoy import clusters, edge, edge_tls, listeners, mirrors, names, routes
+from penstock.envoy.protos import Joined
 from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel, Rights
 from penstock.world import Settings
 
@@ -43,7 +44,7 @@ class Builder(Generic[T]):
     the memory of messages.
     """
 
-    def __init__(self, settings: Settings, seal: Callable[[str, Message], T]) -> None:
+    def __init__(self, settings: Settings, seal: Callable[[str, Message | Joined], T]) -> None:
         self._source_ports = settings.proxy_source_ports
         self._seal = seal
         self._last: dict[Hashable, T] = {}
@@ -56,7 +57,7 @@ class Builder(Generic[T]):
             kind: {} for kind in (CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, ROUTE)
         }
 
-        def add(kind: str, name: str, make: Callable[..., Message], *args: Hashable) -> None:
+        def add(kind: str, name: str, make: Callable[..., Message | Joined], *args: Hashable) -> None:
             key = (make, *args)
             made = last.get(key)
             result.setdefault(kind, {})[name] = now[key] = (
@@ -123,8 +124,8 @@ def _of(source: int, rights: tuple[Rights, ...]) -> tuple[Rights, ...]:
     return tuple(item for item in rights if item.sources is None or source in item.sources)
 
 
-def _as_is(_: str, message: Message) -> Message:
-    return message
+def _as_is(_: str, message: Message | Joined) -> Message:
+    return message.whole() if isinstance(message, Joined) else message
 
 
 def build(model: ProxyModel, settings: Settings) -> Mapping[str, Mapping[str, Message]]:

@@ -63,6 +63,14 @@ def _attached(
     return found, Condition("Accepted", True, "Accepted")
 
 
+def concerns_mesh(document: Document) -> bool:
+    """Whether `mesh_routes` looks at this route at all."""
+    route = document.value
+    assert isinstance(route, HTTPRoute | GRPCRoute)
+    parents = route.spec.parent_refs
+    return not parents or any(parent.group != GROUP for parent in parents)
+
+
 def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
     """Every Service port with a route, and the status of every HTTPRoute."""
     services = services_of(world, served)

@@ -191,6 +191,19 @@ class HostRoutes:
     host: str
     routes: tuple[Route, ...] = ()
     misdirected: bool = False
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        # Thousands of hosts stay the same when one changes, and all are asked.
+        if not self._hash:
+            found = hash((self.host, self.routes, self.misdirected))
+            object.__setattr__(self, "_hash", found or 1)
+        return self._hash
+
+    @property
+    def mirrors(self) -> frozenset[str]:
+        """The clusters that copies of its requests go to."""
+        return frozenset(mirror.cluster for route in self.routes for mirror in route.actions.mirrors)
 
 
 @dataclass(frozen=True, slots=True)
