@@ -178,7 +178,7 @@ def _mirrors(host: HostRoutes) -> frozenset[str]:
 def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:
     member = backend.member
     # What goes through the proxy and leaves for another node of the mesh is mesh TLS (design §6).
-    tls = member is not None and member.mesh and facts.modes.of(member) is not MeshMode.OFF
+    tls = member is not None and member.mesh and facts.modes.of(member, backend.port) is not MeshMode.OFF
     return ProxyEndpoint(
         backend.address,
         backend.port,
