@@ -44,6 +44,7 @@ from penstock.redirect.stage import (
 from penstock.redirect.tables import Tables
 from penstock.redirect.terminated import end_datagrams, lost_sockets
 from penstock.routing.model import HttpChain, ListenerKind
+from penstock.routing.transition import between
 from penstock.world import Carried, Settings
 from penstock.xds.order import Rollout
 from penstock.xds.server import XdsServer
@@ -122,6 +123,8 @@ class Applier:
         self._place: object = None
         self._carried: frozenset[Carried] = frozenset()
         self._looked = False
+        self._plan: Plan | None = None
+        """The last one that was to be made real."""
 
     @property
     def secrets(self) -> Mapping[str, SVID]:
@@ -159,7 +162,7 @@ class Applier:
         snapshot = self._snapshot(plan)
         lap("built")
 
-        rollout = Rollout(self._server.published, snapshot)
+        rollout = Rollout(self._server.published, snapshot, self._between(plan, snapshot))
         waiting = ""
         patience = time.monotonic() + PATIENCE
         for stage in rollout.makes:
@@ -320,6 +323,16 @@ class Applier:
         types[TypeUrl.SDS] = {**given, **{name: item for name, (_, item) in kept.items()}}
         types[TypeUrl.SDS][self._bundle_resource.name] = self._bundle_resource
         return Snapshot(types)
+
+    def _between(self, plan: Plan, snapshot: Snapshot) -> Snapshot | None:
+        """What Envoy is to hold until it has the tables of `snapshot`, made from `plan`."""
+        before, self._plan = self._plan, plan
+        if before is None:
+            return None
+        model = between(before.proxy, plan.proxy, same_policies=before.policies is plan.policies)
+        if model is None:
+            return None
+        return snapshot.with_types(self._builder.beside(model))
 
     def _refusals(self) -> dict[tuple[str, str], str]:
         return {(r.type_url.rpartition(".")[2], r.name): r.message for r in self._server.refusals()}

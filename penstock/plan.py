@@ -232,3 +232,5 @@ class Plan:
     """Every listener wanted, with a port or not."""
     unallocated: tuple[str, ...] = ()
     """Listeners that have no port yet: give them one and compile again."""
+    policies: object = field(default=None, compare=False, repr=False)
+    """The policies that it was made by: the very same ones while none changes."""

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,11 +162,29 @@ _PENSTOCK = (sys.executable, "-m", "penstock.cli")
 class DaemonUnderTest:
     """The daemon of a site's node. `log` is what it says."""
 
-    def __init__(self, run_dir: Path, process: subprocess.Popen[Any], config: Path, log: Path) -> None:
+    def __init__(
+        self, run_dir: Path, start: Callable[[], subprocess.Popen[Any]], config: Path, log: Path
+    ) -> None:
         self.run_dir, self.config, self.log = run_dir, config, log
-        self.pid = process.pid
-        self._process = process
+        self._start = start
+        self._process = start()
         self._stack = ExitStack()
+        self._client = self._stack.enter_context(ControlClient(self.run_dir))
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def wait_answering(self) -> None:
+        """Raises BenchError if it does not run."""
+        _wait_answering(self._process, self.run_dir, self.log)
+
+    def restart(self) -> None:
+        """End it as an init system does, and start it anew: Envoy and the kernel's programs stay."""
+        self._stack.close()
+        self._end()
+        self._process = self._start()
+        self.wait_answering()
         self._client = self._stack.enter_context(ControlClient(self.run_dir))
 
     def envoy_pid(self) -> int:
@@ -210,6 +228,9 @@ class DaemonUnderTest:
 
     def stop(self) -> None:
         self._stack.close()
+        self._end()
+
+    def _end(self) -> None:
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -246,17 +267,20 @@ def daemon(
     run_dir.mkdir(exist_ok=True)
     argv = [*_PENSTOCK, "run", "--config", config, "--run-dir", run_dir, "--state-dir", state, "--node", node]
     argv += ["--ca-dir", ca_dir] if ca_dir else []
-    with log.open("ab") as output:
-        process = lab.run_in(
-            site.spec.node(node).netns,
-            [*map(str, argv)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-    running = DaemonUnderTest(run_dir, process, config, log)
+
+    def start() -> subprocess.Popen[Any]:
+        with log.open("ab") as output:
+            return lab.run_in(
+                site.spec.node(node).netns,
+                [*map(str, argv)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    running = DaemonUnderTest(run_dir, start, config, log)
     try:
-        _wait_answering(process, running.run_dir, running.log)
+        running.wait_answering()
         running.settle(START)
         yield running
     finally:

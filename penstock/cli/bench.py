@@ -27,6 +27,7 @@ BENCHES = (
     "latency-rate",
     "memory-sidecars",
     "routes",
+    "disruption",
 )
 
 
@@ -134,6 +135,13 @@ def memory_sidecars(**options: Any) -> None:
 def routes(**options: Any) -> None:
     """Time from a new HTTPRoute on disk to its first answer, with 3,000 routes loaded."""
     _run(["routes"], **options)
+
+
+@bench.command(name="disruption")
+@_options
+def disruption(**options: Any) -> None:
+    """Requests that fail while routes, backends, certificates, policies and the daemon change."""
+    _run(["disruption"], **options)
 
 
 @bench.command(name="all")

@@ -49,6 +49,16 @@ class Builder(Generic[T]):
         self._seal = seal
         self._last: dict[Hashable, T] = {}
 
+    def beside(self, model: ProxyModel) -> dict[str, dict[str, T]]:
+        """The endpoints and route tables of `model`, which hardly differs from the last one that was built
+        and does not take its place."""
+        last = self._last
+        try:
+            made = self.build(model)
+        finally:
+            self._last = last
+        return {kind: made[kind] for kind in (ENDPOINT, ROUTE)}
+
     def build(self, model: ProxyModel) -> dict[str, dict[str, T]]:
         """Everything that Envoy must hold for `model`. The same model gives the same bytes."""
         last, now = self._last, dict[Hashable, T]()
