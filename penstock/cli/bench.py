@@ -28,6 +28,7 @@ BENCHES = (
     "memory-sidecars",
     "routes",
     "disruption",
+    "docker",
 )
 
 
@@ -142,6 +143,13 @@ def routes(**options: Any) -> None:
 def disruption(**options: Any) -> None:
     """Requests that fail while routes, backends, certificates, policies and the daemon change."""
     _run(["disruption"], **options)
+
+
+@bench.command(name="docker")
+@_options
+def docker(**options: Any) -> None:
+    """Docker: compose up to the first request, a hundred containers, how soon they are followed."""
+    _run(["docker"], **options)
 
 
 @bench.command(name="all")
