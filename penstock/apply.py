@@ -329,7 +329,7 @@ class Applier:
         before, self._plan = self._plan, plan
         if before is None:
             return None
-        model = between(before.proxy, plan.proxy, same_policies=before.policies is plan.policies)
+        model = between(before.proxy, plan.proxy, same_policies=before.same_policies(plan))
         if model is None:
             return None
         return snapshot.with_types(self._builder.beside(model))

@@ -167,7 +167,7 @@ def _plan(facts: Facts) -> Plan:
         statuses=_followed_statuses(facts),
         listener_names=demand.names,
         unallocated=demand.unallocated,
-        policies=facts.policies,
+        policies=tuple(facts.policies.read.values()),
     )
 
 

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import ip_address
 
+from worlds import policy, read, workload
+
+from penstock.planner import Planner
 from penstock.routing.model import HostTable, ProxyCluster, ProxyEndpoint, ProxyModel, Rights, ServiceTable
 from penstock.routing.transition import between
 
@@ -60,3 +64,20 @@ def test_workloads_at_their_own_address_wait_as_well() -> None:
     found = between(old, new, same_policies=True)
     assert found is not None
     assert found.workloads == (end(2),)
+
+
+def test_plans_know_whether_their_policies_are_the_same() -> None:
+    """Services are what policies may refer to; one that does not is the same whatever they do."""
+    text = workload("web", "10.244.1.11") + policy("{endpointSelector: {}, ingress: [{}]}")
+    service = (
+        "apiVersion: v1\nkind: Service\nmetadata: {name: s}\n"
+        "spec: {selector: {app: web}, ports: [{port: 80}]}\n---\n"
+    )
+    planner = Planner()
+    world, first = planner.plan(read(text))
+    documents = {**world.documents, **read(service).documents}
+    world, second = planner.plan(replace(world, documents=documents))
+    changed = read(policy("{endpointSelector: {}, ingress: [{fromEntities: [world]}]}")).documents
+    _, third = planner.plan(replace(world, documents={**documents, **changed}))
+    assert first.same_policies(second)
+    assert not second.same_policies(third)
