@@ -28,6 +28,9 @@ BENCHES = (
     "memory-sidecars",
     "routes",
     "disruption",
+    "endpoints",
+    "classes",
+    "streams",
     "docker",
 )
 
@@ -150,6 +153,27 @@ def disruption(**options: Any) -> None:
 def docker(**options: Any) -> None:
     """Docker: compose up to the first request, a hundred containers, how soon they are followed."""
     _run(["docker"], **options)
+
+
+@bench.command(name="endpoints")
+@_options
+def endpoints(**options: Any) -> None:
+    """1,000 Services of 10 endpoints each, from cold to warm in Envoy, and one endpoint changed."""
+    _run(["endpoints"], **options)
+
+
+@bench.command(name="classes")
+@_options
+def classes(**options: Any) -> None:
+    """Envoy's memory, and one more route, with 50 source classes and 200 Services with routes."""
+    _run(["classes"], **options)
+
+
+@bench.command(name="streams")
+@_options
+def streams(**options: Any) -> None:
+    """A change to 100 xDS streams of 1,000 resources each, and what a stream costs."""
+    _run(["streams"], **options)
 
 
 @bench.command(name="all")
