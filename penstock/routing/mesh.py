@@ -11,7 +11,8 @@ Source: Gateway API v1.6, HTTPRouteRule (precedence) and GEP-1426 (mesh).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from operator import is_
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
@@ -19,7 +20,7 @@ from penstock.plan import Condition, ObjectStatus
 from penstock.routing.actions import Actions
 from penstock.routing.matches import GROUP
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
-from penstock.routing.rules import Ranked, Services, compile_rules, services_of
+from penstock.routing.rules import Compiled, Ranked, Services, compile_rules, services_of
 from penstock.routing.services import ServedPort
 from penstock.world import World
 
@@ -40,10 +41,21 @@ class RouteTable:
     plain: bool = False
 
 
+@dataclass(slots=True)
+class Memo:
+    """What the last World gave with these `services`: the rules of a route for a Service port, and tables
+    with what they were put together from."""
+
+    services: Services | None = None
+    rules: dict[tuple[ObjectKey, str], tuple[Document, Compiled]] = field(default_factory=dict)
+    tables: dict[str, tuple[tuple[object, ...], RouteTable]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class MeshRoutes:
     tables: tuple[RouteTable, ...]
     statuses: Mapping[ObjectKey, ObjectStatus]
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
 
 def _attached(
@@ -71,10 +83,18 @@ def concerns_mesh(document: Document) -> bool:
     return not parents or any(parent.group != GROUP for parent in parents)
 
 
-def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
-    """Every Service port with a route, and the status of every HTTPRoute."""
-    services = services_of(world, served)
+def mesh_routes(
+    world: World,
+    served: tuple[ServedPort, ...],
+    services: Services | None = None,
+    before: MeshRoutes | None = None,
+) -> MeshRoutes:
+    """Every Service port with a route, and the status of every HTTPRoute. `before` never changes a result."""
+    services = services or services_of(world, served)
+    memo = Memo(services)
+    known = before.memo if before is not None and before.memo.services is services else Memo()
     collected: dict[str, dict[str | None, list[Ranked]]] = {}
+    inputs: dict[str, list[object]] = {}
     owners: dict[str, ServedPort] = {}
     clusters: dict[str, dict[str, ServedPort]] = {}
     statuses: dict[ObjectKey, ObjectStatus] = {}
@@ -91,13 +111,20 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
             attached, accepted = _attached(document, parent, services)
             problems: list[Condition] = []
             for target in attached:
-                compiled = compile_rules(
-                    document, route, services, port=target.port.port, family=target.family
-                )
+                place = (document.key, target.name)
+                found = known.rules.get(place)
+                if found is None or found[0] is not document:
+                    made = compile_rules(
+                        document, route, services, port=target.port.port, family=target.family
+                    )
+                    found = (document, made)
+                memo.rules[place] = found
+                compiled = found[1]
                 problems += compiled.problems
                 if target.vip is None:
                     continue
                 owners[target.name] = target
+                inputs.setdefault(target.name, []).append(compiled)
                 own = document.key.namespace
                 clients = None if own == target.document.key.namespace else own
                 collected.setdefault(target.name, {}).setdefault(clients, []).extend(compiled.routes)
@@ -111,17 +138,17 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
             continue
         statuses[document.key] = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
 
-    tables = [
-        RouteTable(
-            owners[name],
-            _in_order(owners[name], by_clients),
-            _reached(owners[name], by_clients, clusters[name]),
-        )
-        for name, by_clients in sorted(collected.items())
-    ]
+    for name, by_clients in sorted(collected.items()):
+        served_here, of_table = owners[name], (owners[name], *inputs[name])
+        there = known.tables.get(name)
+        if there is None or len(there[0]) != len(of_table) or not all(map(is_, there[0], of_table)):
+            reached = _reached(served_here, by_clients, clusters[name])
+            there = (of_table, RouteTable(served_here, _in_order(served_here, by_clients), reached))
+        memo.tables[name] = there
+    tables = [table for _, table in memo.tables.values()]
     carried = {(address, port) for _, address, port in world.carried}
     tables += [_plain(s) for s in served if (s.vip, s.port.port) in carried and s.name not in collected]
-    return MeshRoutes(tuple(tables), statuses)
+    return MeshRoutes(tuple(tables), statuses, memo)
 
 
 def _in_order(served: ServedPort, by_clients: Mapping[str | None, list[Ranked]]) -> tuple[Route, ...]:

@@ -125,6 +125,13 @@ class Rights:
     sources: tuple[int, ...] | None
     destinations: tuple[str, ...]
     requests: tuple[tuple[RequestMatch, ...], ...] = ()
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        # Hundreds of tables have the same rights, and all are asked at every change.
+        if not self._hash:
+            object.__setattr__(self, "_hash", hash((self.sources, self.destinations, self.requests)) or 1)
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +145,13 @@ class ServiceTable:
     rights: tuple[Rights, ...]
     audit: tuple[Rights, ...] | None = None
     """What `rights` would be with the policies in audit enforced; None is no difference."""
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        if not self._hash:
+            inputs = (self.name, self.address, self.port, self.routes, self.rights, self.audit)
+            object.__setattr__(self, "_hash", hash(inputs) or 1)
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)

@@ -202,14 +202,14 @@ def _destination(facts: Facts, backend: Backend) -> Destination:
 def _table(facts: Facts, table: RouteTable) -> ServiceTable:
     assert table.served.vip is not None
     reached = [_destination(facts, b) for s in table.clusters for b in s.backends]
-    return ServiceTable(
-        name=table.served.name,
-        address=table.served.vip,
-        port=table.served.port.port,
-        routes=table.routes,
-        rights=facts.rights(reached),
-        audit=facts.audit_rights(reached),
-    )
+    rights, audit = facts.rights(reached), facts.audit_rights(reached)
+    inputs = (table.served.vip, table.routes, rights, audit)
+    name = table.served.name
+    known = facts.services_memo.get(name)
+    if known is None or known[0] != inputs:
+        made = ServiceTable(name, table.served.vip, table.served.port.port, table.routes, rights, audit)
+        known = facts.services_memo[name] = (inputs, made)
+    return known[1]
 
 
 def _guarded(facts: Facts) -> tuple[tuple[Member, int], ...]:
