@@ -71,6 +71,12 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     "--metrics", metavar="ADDRESS:PORT", default="", help="Serve metrics at http://ADDRESS:PORT/metrics."
 )
 @click.option(
+    "--xds",
+    metavar="ADDRESS:PORT",
+    default="",
+    help="Serve Services to gRPC programs over TCP too: only to certificates of the mesh.",
+)
+@click.option(
     "--concurrency", type=click.IntRange(1), default=None, help="Envoy's workers.  [default: one per CPU]"
 )
 @click.option(
@@ -102,6 +108,7 @@ def run(
     host_access: bool,
     policy_enforcement: Enforcement,
     metrics: str,
+    xds: str,
     concurrency: int | None,
     docker: str | None,
     log_level: str,
@@ -138,6 +145,7 @@ def run(
             policy_enforcement=policy_enforcement,
         ),
         metrics=metrics,
+        xds=xds,
         concurrency=concurrency,
         cert_lifetime=cert_lifetime,
         docker=docker,
