@@ -20,7 +20,7 @@ from penstock.plan import Condition, ObjectStatus
 from penstock.routing.actions import Actions
 from penstock.routing.matches import GROUP
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
-from penstock.routing.rules import Compiled, Ranked, Services, compile_rules, services_of
+from penstock.routing.rules import Compiled, Ranked, Services, compile_rules, hashes_of
 from penstock.routing.services import ServedPort
 from penstock.world import World
 
@@ -84,13 +84,12 @@ def concerns_mesh(document: Document) -> bool:
 
 
 def mesh_routes(
-    world: World,
-    served: tuple[ServedPort, ...],
-    services: Services | None = None,
-    before: MeshRoutes | None = None,
+    world: World, served: tuple[ServedPort, ...], services: Services, before: MeshRoutes | None = None
 ) -> MeshRoutes:
-    """Every Service port with a route, and the status of every HTTPRoute. `before` never changes a result."""
-    services = services or services_of(world, served)
+    """Every Service port with a route or a policy that needs the proxy, and the status of every HTTPRoute.
+
+    `before` never changes a result.
+    """
     memo = Memo(services)
     known = before.memo if before is not None and before.memo.services is services else Memo()
     collected: dict[str, dict[str | None, list[Ranked]]] = {}
@@ -111,15 +110,7 @@ def mesh_routes(
             attached, accepted = _attached(document, parent, services)
             problems: list[Condition] = []
             for target in attached:
-                place = (document.key, target.name)
-                found = known.rules.get(place)
-                if found is None or found[0] is not document:
-                    made = compile_rules(
-                        document, route, services, port=target.port.port, family=target.family
-                    )
-                    found = (document, made)
-                memo.rules[place] = found
-                compiled = found[1]
+                compiled = _compiled(document, route, target, services, memo, known)
                 problems += compiled.problems
                 if target.vip is None:
                     continue
@@ -139,19 +130,45 @@ def mesh_routes(
         statuses[document.key] = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
 
     for name, by_clients in sorted(collected.items()):
-        served_here, of_table = owners[name], (owners[name], *inputs[name])
+        here, of_table = owners[name], (owners[name], *inputs[name])
         there = known.tables.get(name)
         if there is None or len(there[0]) != len(of_table) or not all(map(is_, there[0], of_table)):
-            reached = _reached(served_here, by_clients, clusters[name])
-            there = (of_table, RouteTable(served_here, _in_order(served_here, by_clients), reached))
+            reached = _reached(here, by_clients, clusters[name])
+            there = (of_table, RouteTable(here, _in_order(here, by_clients, services), reached))
         memo.tables[name] = there
     tables = [table for _, table in memo.tables.values()]
     carried = {(address, port) for _, address, port in world.carried}
-    tables += [_plain(s) for s in served if (s.vip, s.port.port) in carried and s.name not in collected]
+    for each in served:
+        if each.vip is None or each.name in collected:
+            continue
+        if services.policies.steers(each):
+            tables.append(RouteTable(each, (_to_itself(each, services),), (each,)))
+        elif (each.vip, each.port.port) in carried:
+            tables.append(RouteTable(each, (_to_itself(each, services),), (each,), plain=True))
     return MeshRoutes(tuple(tables), statuses, memo)
 
 
-def _in_order(served: ServedPort, by_clients: Mapping[str | None, list[Ranked]]) -> tuple[Route, ...]:
+def _compiled(
+    document: Document,
+    route: HTTPRoute | GRPCRoute,
+    target: ServedPort,
+    services: Services,
+    memo: Memo,
+    known: Memo,
+) -> Compiled:
+    """The rules of a route for requests to a Service port."""
+    place = (document.key, target.name)
+    found = known.rules.get(place)
+    if found is None or found[0] is not document:
+        made = compile_rules(document, route, services, port=target.port.port, family=target.family)
+        found = (document, made)
+    memo.rules[place] = found
+    return found[1]
+
+
+def _in_order(
+    served: ServedPort, by_clients: Mapping[str | None, list[Ranked]], services: Services
+) -> tuple[Route, ...]:
     """Consumer routes first, each namespace by itself; what is left takes the producer's, if any."""
     routes: list[Route] = []
     for clients in sorted(c for c in by_clients if c is not None):
@@ -162,7 +179,7 @@ def _in_order(served: ServedPort, by_clients: Mapping[str | None, list[Ranked]])
     if None in by_clients:
         routes += [route for _, route in sorted(by_clients[None], key=_rank)]
     else:
-        routes.append(_to_itself(served))
+        routes.append(_to_itself(served, services))
     return tuple(routes)
 
 
@@ -177,9 +194,6 @@ def _rank(ranked: Ranked) -> tuple[object, ...]:
     return ranked[0]
 
 
-def _to_itself(served: ServedPort) -> Route:
-    return Route(f"{served.name}/plain", _EVERYTHING, (RouteBackend(served.name, 1),))
-
-
-def _plain(served: ServedPort) -> RouteTable:
-    return RouteTable(served, (_to_itself(served),), (served,), plain=True)
+def _to_itself(served: ServedPort, services: Services) -> Route:
+    actions = Actions(hashes=hashes_of([served], services))
+    return Route(f"{served.name}/plain", _EVERYTHING, (RouteBackend(served.name, 1),), actions)
