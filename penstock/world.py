@@ -10,7 +10,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal, TypeVar
 
 from penstock.differing import replaced
@@ -29,7 +29,8 @@ K = TypeVar("K")
 @lru_cache(maxsize=65536)
 def host_network(address: Address) -> Network:
     """The network of just this address."""
-    return ip_network(address)
+    # Of a number: of an address it would be made by way of its text.
+    return IPv4Network(int(address)) if address.version == 4 else IPv6Network(int(address))
 
 
 def is_host(network: Network) -> bool:
