@@ -90,6 +90,11 @@ quick: lint unit bpf-test ## lint, unit, BPF and one node scenario, in under thr
 
 test: lint unit bpf-test node-test test-compose ## All of it
 
+.PHONY: fuzz
+FUZZ_EXAMPLES ?= 100000
+fuzz: setup ## Generated manifests and xDS dialogues, for an hour or so (FUZZ_EXAMPLES)
+	PENSTOCK_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) -q tests/unit/test_manifests_fuzz.py tests/unit/test_xds_fuzz.py
+
 # --- what there is to see -------------------------------------------------------------------------
 
 .PHONY: demo bench clean

@@ -45,6 +45,7 @@ from penstock.redirect.stage import (
 from penstock.redirect.tables import Tables
 from penstock.redirect.terminated import end_datagrams, lost_sockets
 from penstock.routing.model import HttpChain, ListenerKind
+from penstock.routing.transition import between
 from penstock.world import Carried, Settings
 from penstock.xds.order import Rollout
 from penstock.xds.server import XdsServer
@@ -129,6 +130,8 @@ class Applier:
         """The node's links that are up, by index, without its loopback device."""
         self._carried: frozenset[Carried] = frozenset()
         self._looked = False
+        self._plan: Plan | None = None
+        """The last one that was to be made real."""
 
     @property
     def secrets(self) -> Mapping[str, SVID]:
@@ -171,7 +174,7 @@ class Applier:
         named = named or (not bound and DNS_LISTENER in self.tables.listeners())
         lap("built")
 
-        rollout = Rollout(self._server.published, snapshot)
+        rollout = Rollout(self._server.published, snapshot, self._between(plan, snapshot))
         waiting = ""
         for stage in rollout.makes:
             outcome = await self._server.roll_to(stage, max(patience - time.monotonic(), 0.0))
@@ -335,6 +338,16 @@ class Applier:
         types[TypeUrl.SDS] = {**given, **{name: item for name, (_, item) in kept.items()}}
         types[TypeUrl.SDS][self._bundle_resource.name] = self._bundle_resource
         return Snapshot(types)
+
+    def _between(self, plan: Plan, snapshot: Snapshot) -> Snapshot | None:
+        """What Envoy is to hold until it has the tables of `snapshot`, made from `plan`."""
+        before, self._plan = self._plan, plan
+        if before is None:
+            return None
+        model = between(before.proxy, plan.proxy, same_policies=before.same_policies(plan))
+        if model is None:
+            return None
+        return snapshot.with_types(self._builder.beside(model))
 
     def _refusals(self) -> dict[tuple[str, str], str]:
         return {(r.type_url.rpartition(".")[2], r.name): r.message for r in self._server.refusals()}

@@ -35,7 +35,7 @@ class _Manifests:
 
     def _take(self, changes: Mapping[str, str | None]) -> None:
         assert self._files is not None
-        result = self._store.apply(changes, self._files.modified)
+        result = self._store.apply(changes, self._files.modified(changes))
         for problem in result.problems:
             log.warning("%s", problem)
         self.placement = placement(result.documents.values())

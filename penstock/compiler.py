@@ -21,12 +21,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import cast
 
-from penstock.differing import Table
+from penstock.differing import Table, replaced
 from penstock.dns.compile import dns_plan
 from penstock.dns.compile import wanted as dns_wanted
 from penstock.facts import MOST_FOLLOWED, Facts
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
 from penstock.policy.identities import Member, identity_text, names_text, node_names
 from penstock.policy.ingress import wanted_addresses
@@ -177,6 +178,7 @@ def _plan(facts: Facts) -> Plan:
             *demand.unallocated,
             *(n for n in dns if n not in facts.world.allocations.listener_ports),
         ),
+        policies=tuple(facts.policies.read.values()),
     )
 
 
@@ -184,24 +186,37 @@ _VALID = ObjectStatus((Condition("Valid", True, "Accepted"),))
 
 
 def _followed_statuses(facts: Facts) -> Table[ObjectKey, ObjectStatus]:
-    """Those of before, where nothing but workloads has changed."""
+    """Those of before, where nothing but workloads and routes at the edge has changed."""
     before = facts.before
     changed = facts.workloads_changed()
     if (
         before is not None
         and changed is not None
         and before.said is not None
-        and all(key.kind == Workload.__name__ for key in facts.changed)
-        and (facts.served, facts.mesh, facts.edge) == (before.served, before.mesh, before.edge)
+        and all(key.kind in _FOLLOWED for key in facts.changed)
+        and (facts.served, facts.mesh) == (before.served, before.mesh)
+        and facts.frontends.conflicts == before.frontends.conflicts
     ):
-        changes: dict[ObjectKey, ObjectStatus | None] = {
-            key: ObjectStatus() if key in facts.world.documents else None for key in facts.changed
-        }
+        documents = facts.world.documents
+        changes: dict[ObjectKey, ObjectStatus | None] = dict.fromkeys(facts.changed)
+        changes.update(dict.fromkeys(replaced(before.edge.statuses, facts.edge.statuses)))
+        for key in changes:
+            if key in documents:
+                changes[key] = _of_route(facts, key)
         changes.update(_of_workloads(facts, changed[1]))
         facts.said = before.said.after(changes)
     else:
         facts.said = Table(_statuses(facts))
     return facts.said
+
+
+_FOLLOWED = frozenset({kind.__name__ for kind in (Workload, HTTPRoute, GRPCRoute)})
+
+
+def _of_route(facts: Facts, key: ObjectKey) -> ObjectStatus:
+    """Of what stands in the mesh, at the edge or in neither."""
+    at_edge, in_mesh = facts.edge.statuses.get(key), facts.mesh.statuses.get(key)
+    return joined(in_mesh, at_edge) if at_edge is not None else in_mesh or ObjectStatus()
 
 
 def _of_workloads(facts: Facts, members: Iterable[Member]) -> dict[ObjectKey, ObjectStatus]:

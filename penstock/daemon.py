@@ -97,7 +97,8 @@ class Daemon:
         self._dirty = asyncio.Event()
         self._look_at_namespaces = True
         self._only_looking = False
-        self._frozen = False
+        self._frozen = -64
+        """How many objects there were when memory was last put aside."""
         self._revision = 0
         self._applied_revision = -1
         self._applied = asyncio.Condition()
@@ -199,7 +200,7 @@ class Daemon:
 
     def _take(self, changes: Mapping[str, str | None]) -> None:
         """New text of files: keep what is good, remember what is wrong, and set the loop going."""
-        result = self._store.apply(changes, self._files.modified)
+        result = self._store.apply(changes, self._files.modified(changes))
         for problem in result.problems:
             if problem not in self._problems:
                 log.warning("%s", problem, extra={"code": problem.code})
@@ -341,10 +342,11 @@ class Daemon:
         self._plan_ahead(wanted)
         if applied.waiting_for and (self._waiter is None or self._waiter.done()):
             self._waiter = asyncio.create_task(self._when_envoy_answers())
-        if not self._frozen:
-            # What is there after the first change stays for good: collections need not look at it again,
-            # which cost tens of milliseconds each.
-            self._frozen = True
+        if abs(len(documents) - self._frozen) > self._frozen // 4 + 32:
+            # What is there after a great change stays: collections need not look at it again, which cost tens
+            # of milliseconds each.
+            self._frozen = len(documents)
+            gc.unfreeze()
             gc.collect()
             gc.freeze()
 

@@ -6,8 +6,10 @@ no difference is believed: they are compared.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from typing import TypeVar
+from collections.abc import Collection, Iterable, Mapping
+from itertools import compress, count, islice
+from operator import is_not, ne
+from typing import Any, TypeVar
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -33,6 +35,30 @@ class Table(dict[K, V]):
             else:
                 found[key] = value
         return found
+
+
+def replaced(old: Mapping[K, V], new: Mapping[K, V]) -> list[K]:
+    """The keys that came, went, or have another object as their value (equal or not).
+
+    What stands at both ends in the same order is passed over quickly: of long tables with few changes hardly
+    any key is looked up.
+    """
+    if old is new:
+        return []
+    fewer = min(len(old), len(new))
+    first = _alike((old, new), (old.values(), new.values()), fewer)
+    keys, values = [*map(list, (old, new))], [list(each.values()) for each in (old, new)]
+    last = _alike([*map(reversed, keys)], [*map(reversed, values)], fewer)
+    last = min(last, fewer - first)
+    found = [k for k, v in islice(new.items(), first, len(new) - last) if old.get(k) is not v]
+    found += [k for k in islice(old, first, len(old) - last) if k not in new]
+    return found
+
+
+def _alike(keys: Collection[Iterable[Any]], values: Collection[Iterable[Any]], most: int) -> int:
+    """How many entries from the start have the same key and the very same value."""
+    of_values = next(compress(count(), map(is_not, *values)), most)
+    return min(of_values, next(compress(count(), map(ne, *keys)), most))
 
 
 def differing(old: Mapping[K, V], new: Mapping[K, V]) -> Collection[K]:

@@ -38,8 +38,8 @@ from penstock.routing.edge import EDGE_KINDS, Edge
 from penstock.routing.frontends import Frontends, frontends
 from penstock.routing.gateways import compile_edge
 from penstock.routing.locality import Localities
-from penstock.routing.mesh import MeshRoutes, mesh_routes
-from penstock.routing.model import HostTable, Rights
+from penstock.routing.mesh import MeshRoutes, concerns_mesh, mesh_routes
+from penstock.routing.model import HostTable, Rights, ServiceTable
 from penstock.routing.rules import Services, services_of
 from penstock.routing.services import ServedPort, served_ports
 from penstock.world import Address, Network, World
@@ -314,17 +314,29 @@ class Facts:
             return before.services
         return services_of(self.world, self.served)
 
+    def _mesh_changed(self) -> bool:
+        """Whether a route has changed that the mesh looks at, or did."""
+        assert self._before is not None
+        kinds = {kind.__name__ for kind in (HTTPRoute, GRPCRoute)}
+        both = [
+            world.documents.get(key)
+            for key in self.changed
+            if key.kind in kinds
+            for world in (self.world, self._before.world)
+        ]
+        return any(concerns_mesh(document) for document in both if document is not None)
+
     @cached_property
     def mesh(self) -> MeshRoutes:
         before = self._before
         if (
             before is not None
             and self.services is before.services
-            and self._same_documents(HTTPRoute, GRPCRoute)
+            and not self._mesh_changed()
             and self.world.carried == before.world.carried
         ):
             return before.mesh
-        return mesh_routes(self.world, self.served, self.services)
+        return mesh_routes(self.world, self.served, self.services, before.mesh if before else None)
 
     @cached_property
     def localities(self) -> Localities:
@@ -355,6 +367,11 @@ class Facts:
         return dict(self._before.tables_memo) if self._before is not None else {}
 
     @cached_property
+    def mirrors_memo(self) -> dict[str, tuple[HostTable, frozenset[str]]]:
+        """Table of the edge → it, and the clusters that its mirrors name."""
+        return dict(self._before.mirrors_memo) if self._before is not None else {}
+
+    @cached_property
     def rights_memo(self) -> dict[str, tuple[Stance | None, tuple[SourceRights, ...]]]:
         """Class of endpoints → the stance that its rights were computed from, and they."""
         before = self._before
@@ -373,15 +390,32 @@ class Facts:
         }
 
     def rights(self, reached: Iterable[Destination]) -> tuple[Rights, ...]:
-        """Who may send what to these endpoints."""
-        return rights(
-            reached,
-            self.members,
-            self.stances,
-            self._bound,
-            self.rights_memo,
-            host_access=self.world.settings.host_access,
-        )
+        """Who may send what to these endpoints; the very same value for the same classes of endpoints."""
+        reached = tuple(reached)
+        classes = frozenset(each.policy_class for each in reached)
+        found = self.rights_made.get(classes)
+        if found is None:
+            found = rights(
+                reached,
+                self.members,
+                self.stances,
+                self._bound,
+                self.rights_memo,
+                host_access=self.world.settings.host_access,
+            )
+            before = self._before.rights_made.get(classes) if self._before is not None else None
+            self.rights_made[classes] = found = before if before == found else found
+        return found
+
+    @cached_property
+    def rights_made(self) -> dict[frozenset[str], tuple[Rights, ...]]:
+        """Classes of endpoints → the rights at them."""
+        return {}
+
+    @cached_property
+    def services_memo(self) -> dict[str, tuple[object, ServiceTable]]:
+        """Table of a Service → what it was put together from, and it: the same one while that is the same."""
+        return dict(self._before.services_memo) if self._before is not None else {}
 
     def audit_rights(self, reached: Iterable[Destination]) -> tuple[Rights, ...] | None:
         """The same as if the policies in audit were enforced; None if that is no difference."""

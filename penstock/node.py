@@ -29,7 +29,7 @@ from penstock.dns.process import stop as stop_dns
 from penstock.dns.resolvers import resolvers
 from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
-from penstock.errors import HostError
+from penstock.errors import HostError, UsageError
 from penstock.hostnames import HostsFiles
 from penstock.mtls import keys
 from penstock.mtls.authority import Authority, Reporting
@@ -46,6 +46,7 @@ from penstock.workload_api.answers import Held
 from penstock.workload_api.server import WorkloadAPI
 from penstock.world import Allocations, Settings
 from penstock.xds.server import XdsServer
+from penstock.xds.tcp import TcpAccess
 
 Blocking = Callable[..., Awaitable[Any]]
 """Runs a call on the one thread that owns netlink and the disk: ``await blocking(function, *arguments)``."""
@@ -65,6 +66,8 @@ class Options:
     ca_server: str = ""
     """HOST:PORT of a CA that is served elsewhere; then `ca_dir` is not used."""
     join_token_file: Path | None = None
+    xds: str = ""
+    """ADDRESS:PORT at which gRPC programs get Services over mutual TLS, besides the socket."""
     metrics: str = ""
     """ADDRESS:PORT to serve metrics at."""
     settings: Settings = field(default_factory=Settings)
@@ -168,7 +171,14 @@ async def open_node(
     users = frozenset({0, os.getuid(), UID})
     server = XdsServer(socket, services=services, group=UID, users=users, awaits=options.node)
     held = Held(settings.trust_domain)
-    clients = XdsServer(clients_socket(options.run_dir))
+    if options.xds and not isinstance(ca, CertificateAuthority):
+        raise UsageError("--xds needs a CA of this machine: with --ca-server nobody vouches for the server")
+    tcp = (
+        TcpAccess(options.xds, ca, options.node)
+        if isinstance(ca, CertificateAuthority) and options.xds
+        else None
+    )
+    clients = XdsServer(clients_socket(options.run_dir), tcp=tcp)
     clients_socket(options.run_dir).unlink(missing_ok=True)
     envoy = EnvoyProcess(options.run_dir, node=options.node, concurrency=options.concurrency)
     issuer = Issuer(ca, lifetime=options.cert_lifetime, directory=options.state_dir / "svids")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
+from operator import is_
 from typing import NamedTuple
 
 from penstock.dns.model import DnsPlan
@@ -243,3 +244,9 @@ class Plan:
     dns: DnsPlan = field(default_factory=DnsPlan)
     unallocated: tuple[str, ...] = ()
     """Listeners that have no port yet: give them one and compile again."""
+    policies: tuple[object, ...] = field(default=(), compare=False, repr=False)
+    """The policies that it was made by, as they were read: the very same ones while they do not change."""
+
+    def same_policies(self, other: Plan) -> bool:
+        mine, others = self.policies, other.policies
+        return len(mine) == len(others) and all(map(is_, mine, others))

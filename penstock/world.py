@@ -10,11 +10,10 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
-from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from itertools import compress
-from operator import is_not
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Literal, TypeVar
 
+from penstock.differing import replaced
 from penstock.manifests.document import Document, ObjectKey, place
 
 Address = IPv4Address | IPv6Address
@@ -30,7 +29,8 @@ K = TypeVar("K")
 @lru_cache(maxsize=65536)
 def host_network(address: Address) -> Network:
     """The network of just this address."""
-    return ip_network(address)
+    # Of a number: of an address it would be made by way of its text.
+    return IPv4Network(int(address)) if address.version == 4 else IPv6Network(int(address))
 
 
 def is_host(network: Network) -> bool:
@@ -194,13 +194,7 @@ class World:
         known = self.__dict__.get("_since")
         if known is not None and known[0] is old:
             return tuple(known[1])
-        # Mostly the same objects in the same order: then no key need be looked up.
-        others = list(compress(zip(old, new, strict=False), map(is_not, old.values(), new.values())))
-        if len(old) == len(new) and all(a == b for a, b in others):
-            found = [key for _, key in others]
-        else:
-            found = [key for key, document in new.items() if old.get(key) is not document]
-            found += old.keys() - new.keys()
+        found = replaced(old, new)
         self.__dict__["_since"] = (old, tuple(found))
         return tuple(found)
 

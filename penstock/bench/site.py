@@ -190,12 +190,25 @@ class DaemonUnderTest:
         self._stack = ExitStack()
         self._begin()
 
+    def restart(self) -> None:
+        """End it as an init system does, and start it anew: Envoy and the kernel's programs stay."""
+        self._stack.close()
+        self._end()
+        self.again()
+
     def call(self, name: str, **arguments: Any) -> Any:
         """What a command asks of it. Raises PenstockError."""
         return self._client.call(name, timeout=300, **arguments)
 
     def envoy_pid(self) -> int:
         return int(self._client.call("status")["envoy"]["pid"])
+
+    def gateway_address(self, name: str) -> str:
+        """The first address of the Gateway `name`."""
+        found = self._client.call(
+            "get", kind="gateway", object_name=name, namespace="default", all_namespaces=False
+        )
+        return str(found["status"]["addresses"][0]["value"])
 
     def settle(self, seconds: float = 10.0) -> None:
         """Until everything in the folder is in force. Raises BenchError if it is not in time."""
@@ -228,6 +241,9 @@ class DaemonUnderTest:
 
     def stop(self) -> None:
         self._stack.close()
+        self._end()
+
+    def _end(self) -> None:
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGTERM)
         try:
@@ -291,11 +307,7 @@ def _launched(
     def start() -> subprocess.Popen[Any]:
         with log.open("ab") as output:
             return lab.run_in(
-                where,
-                [*map(str, argv)],
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=output,
+                where, [*map(str, argv)], stdin=subprocess.DEVNULL, stdout=output, stderr=output
             )
 
     running = DaemonUnderTest(run_dir, start, config, log)

@@ -30,6 +30,11 @@ BENCHES = (
     "rotation",
     "issue",
     "handshake",
+    "routes",
+    "disruption",
+    "endpoints",
+    "classes",
+    "streams",
     "docker",
 )
 
@@ -161,11 +166,46 @@ def handshake(**options: Any) -> None:
     _run(["handshake"], **options)
 
 
+@bench.command(name="routes")
+@_options
+def routes(**options: Any) -> None:
+    """Time from a new HTTPRoute on disk to its first answer, with 3,000 routes loaded."""
+    _run(["routes"], **options)
+
+
+@bench.command(name="disruption")
+@_options
+def disruption(**options: Any) -> None:
+    """Requests that fail while routes, backends, certificates, policies and the daemon change."""
+    _run(["disruption"], **options)
+
+
 @bench.command(name="docker")
 @_options
 def docker(**options: Any) -> None:
     """Docker: compose up to the first request, a hundred containers, how soon they are followed."""
     _run(["docker"], **options)
+
+
+@bench.command(name="endpoints")
+@_options
+def endpoints(**options: Any) -> None:
+    """1,000 Services of 10 endpoints each, from cold to warm in Envoy, and one endpoint changed."""
+    _run(["endpoints"], **options)
+
+
+@bench.command(name="classes")
+@_options
+def classes(**options: Any) -> None:
+    """Envoy's memory, and one more route, with 50 source classes and 200 Services with routes."""
+    _run(["classes"], **options)
+
+
+@bench.command(name="streams")
+@_options
+def streams(**options: Any) -> None:
+    """A change to 100 xDS streams of 1,000 resources each, and what a stream costs."""
+    _run(["streams"], **options)
 
 
 @bench.command(name="all")

@@ -72,6 +72,12 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     "--metrics", metavar="ADDRESS:PORT", default="", help="Serve metrics at http://ADDRESS:PORT/metrics."
 )
 @click.option(
+    "--xds",
+    metavar="ADDRESS:PORT",
+    default="",
+    help="Serve Services to gRPC programs over TCP too: only to certificates of the mesh.",
+)
+@click.option(
     "--concurrency", type=click.IntRange(1), default=None, help="Envoy's workers.  [default: one per CPU]"
 )
 @click.option(
@@ -144,6 +150,7 @@ def run(
     host_access: bool,
     policy_enforcement: Enforcement,
     metrics: str,
+    xds: str,
     concurrency: int | None,
     proxy_rate: int,
     docker: str | None,
@@ -187,6 +194,7 @@ def run(
             proxy_rate=proxy_rate,
         ),
         metrics=metrics,
+        xds=xds,
         concurrency=concurrency,
         cert_lifetime=cert_lifetime,
         docker=docker,

@@ -30,7 +30,7 @@ from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
 from penstock.envoy import accesslog, edge_tls, http, listeners, marks, names, rbac, routes, states
-from penstock.envoy.protos import ADS, pack, seconds, socket_address, socket_option
+from penstock.envoy.protos import ADS, Joined, pack, seconds, socket_address, socket_option
 from penstock.policy.labels import INGRESS
 from penstock.routing.model import (
     EdgeListener,
@@ -38,7 +38,6 @@ from penstock.routing.model import (
     HostTable,
     HttpChain,
     ProxyListener,
-    Route,
     TcpChain,
 )
 
@@ -176,12 +175,6 @@ def steered(before: ProxyListener, each: EdgeListener, secret: str) -> listener_
     )
 
 
-@lru_cache(maxsize=16384)
-def _routes(route: Route) -> tuple[route_components_pb2.Route, ...]:
-    """Kept, because a table is made anew whenever one of its routes changes."""
-    return tuple(routes.compiled(route))
-
-
 def _datagrams(each: EdgeListener) -> listener_pb2.Listener:
     """Each client's datagrams go to one endpoint until it is silent for a minute."""
     first, *others = (socket_address(str(a), each.port) for a in each.addresses)
@@ -215,19 +208,28 @@ def _host(each: HostRoutes) -> route_components_pb2.VirtualHost:
             direct_response=route_components_pb2.DirectResponseAction(status=421),
         )
     else:
-        made.routes.extend(chain.from_iterable(map(_routes, each.routes)))
+        made.routes.extend(chain.from_iterable(map(routes.compiled, each.routes)))
     return made
 
 
-def table(each: HostTable) -> route_pb2.RouteConfiguration:
+@lru_cache(maxsize=16384)
+def _host_bytes(each: HostRoutes) -> bytes:
+    """Kept, because a table is put together anew whenever one of its hosts changes."""
+    serialised: bytes = _host(each).SerializeToString(deterministic=True)
+    return serialised
+
+
+def table(each: HostTable) -> Joined:
+    """A RouteConfiguration."""
     judges = {names.RIGHTS_FILTER: routes.rights(each.rights)}
     if each.admission is not None:
         rules = rbac_pb2.RBACPerRoute(rbac=rbac.admission(each.admission))
         judges[names.ADMISSION_FILTER] = pack(rules)
-    return route_pb2.RouteConfiguration(
-        name=each.name,
-        virtual_hosts=[_host(host) for host in each.hosts],
+    rest = route_pb2.RouteConfiguration(
         ignore_port_in_host_matching=True,
         request_headers_to_remove=[names.DESTINATION_HEADER, *FORWARDED_BY_ENVOY],
         typed_per_filter_config=judges,
     )
+    hosts = map(_host_bytes, each.hosts)
+    number = route_pb2.RouteConfiguration.VIRTUAL_HOSTS_FIELD_NUMBER
+    return Joined(route_pb2.RouteConfiguration(name=each.name), number, hosts, rest)

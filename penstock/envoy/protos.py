@@ -6,6 +6,9 @@ hashes of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from functools import lru_cache
+
 from envoy.config.core.v3 import (
     address_pb2,
     config_source_pb2,
@@ -16,6 +19,41 @@ from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
 
 ADS = config_source_pb2.ConfigSource(ads={}, resource_api_version=config_source_pb2.ApiVersion.V3)
+
+
+class Joined:
+    """A message whose long list is serialised entry by entry, so that one entry more costs one entry.
+
+    `head` has the fields before the list, which is field `number`, and `tail` those after it: so the bytes
+    are those that the message has as one. It is serialised like a message, and can be nothing else.
+    """
+
+    def __init__(self, head: Message, number: int, entries: Iterable[bytes], tail: Message) -> None:
+        self.DESCRIPTOR = head.DESCRIPTOR
+        self._head, self._tail, self._tag = head, tail, bytes((number << 3 | 2,))
+        self._entries = entries
+
+    def SerializeToString(self, *, deterministic: bool = True) -> bytes:
+        parts = [self._head.SerializeToString(deterministic=deterministic)]
+        for entry in self._entries:
+            parts += (self._tag, _varint(len(entry)), entry)
+        parts.append(self._tail.SerializeToString(deterministic=deterministic))
+        return b"".join(parts)
+
+    def whole(self) -> Message:
+        found: Message = type(self._head)()
+        found.ParseFromString(self.SerializeToString())
+        return found
+
+
+@lru_cache(maxsize=4096)
+def _varint(value: int) -> bytes:
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
 
 
 def pack(message: Message) -> any_pb2.Any:

@@ -16,6 +16,7 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.message import Message
 
 from penstock.envoy import clusters, edge, edge_tls, listeners, mirrors, names, routes
+from penstock.envoy.protos import Joined
 from penstock.routing.model import ListenerKind, ProxyCluster, ProxyModel, Rights
 from penstock.world import Settings
 
@@ -43,10 +44,20 @@ class Builder(Generic[T]):
     the memory of messages.
     """
 
-    def __init__(self, settings: Settings, seal: Callable[[str, Message], T]) -> None:
+    def __init__(self, settings: Settings, seal: Callable[[str, Message | Joined], T]) -> None:
         self._source_ports = settings.proxy_source_ports
         self._seal = seal
         self._last: dict[Hashable, T] = {}
+
+    def beside(self, model: ProxyModel) -> dict[str, dict[str, T]]:
+        """The endpoints and route tables of `model`, which hardly differs from the last one that was built
+        and does not take its place."""
+        last = self._last
+        try:
+            made = self.build(model)
+        finally:
+            self._last = last
+        return {kind: made[kind] for kind in (ENDPOINT, ROUTE)}
 
     def build(self, model: ProxyModel) -> dict[str, dict[str, T]]:
         """Everything that Envoy must hold for `model`. The same model gives the same bytes."""
@@ -56,7 +67,7 @@ class Builder(Generic[T]):
             kind: {} for kind in (CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, ROUTE)
         }
 
-        def add(kind: str, name: str, make: Callable[..., Message], *args: Hashable) -> None:
+        def add(kind: str, name: str, make: Callable[..., Message | Joined], *args: Hashable) -> None:
             key = (make, *args)
             made = last.get(key)
             result.setdefault(kind, {})[name] = now[key] = (
@@ -126,8 +137,8 @@ def _of(source: int, rights: tuple[Rights, ...]) -> tuple[Rights, ...]:
     return tuple(item for item in rights if item.sources is None or source in item.sources)
 
 
-def _as_is(_: str, message: Message) -> Message:
-    return message
+def _as_is(_: str, message: Message | Joined) -> Message:
+    return message.whole() if isinstance(message, Joined) else message
 
 
 def build(model: ProxyModel, settings: Settings) -> Mapping[str, Mapping[str, Message]]:

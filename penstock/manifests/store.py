@@ -13,7 +13,8 @@ No I/O and no clock: the same changes in the same order give the same result.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from penstock.manifests.document import Document, ObjectKey, place
@@ -35,6 +36,38 @@ class ChangeResult:
 class _File:
     documents: tuple[Document, ...]
     problems: tuple[Problem, ...]
+
+
+_NO_FILE = _File((), ())
+
+_MOST_MOVED = 64
+"""Objects that come and go and are put in their place one by one; beyond that all are sorted."""
+
+
+def _with(
+    known: Mapping[ObjectKey, Document],
+    found: Mapping[ObjectKey, Document],
+    came: Collection[ObjectKey],
+    gone: Iterable[ObjectKey],
+) -> dict[ObjectKey, Document]:
+    """`known` with the documents of `found`, in order."""
+    after = dict(known)
+    for key in gone:
+        del after[key]
+    after.update(found)
+    if not came:
+        return after
+    for key in came:
+        del after[key]
+    items = list(after.items())
+    for key in sorted(came, key=place):
+        at = bisect_left(items, place(key), key=_place_of)
+        items.insert(at, (key, found[key]))
+    return dict(items)
+
+
+def _place_of(item: tuple[ObjectKey, Document]) -> tuple[str, str, str]:
+    return place(item[0])
 
 
 class Store:
@@ -66,24 +99,29 @@ class Store:
         return self._merge_in_place(before) or self._merge()
 
     def _merge_in_place(self, before: Mapping[str, _File | None]) -> ChangeResult | None:
-        """What `_merge` gives where these files hold the same objects as before; None if they do not."""
+        """What `_merge` gives where no object stands twice and these files are good; None if not so."""
         if self._distinct is None:
             return None
-        loaded, documents, problems = dict(self._loaded), dict(self._documents), self._distinct
-        changed = False
-        for file, old in before.items():
-            new = self._files.get(file)
-            if old is None or new is None or old.problems or new.problems:
-                return None
-            keys = [document.key for document in new.documents]
-            if {document.key for document in old.documents} != set(keys) or len(set(keys)) < len(keys):
-                return None
-            for document in new.documents:
-                documents[document.key] = counted = self._counted(document)
-                changed = changed or counted is not self._documents[document.key]
-                loaded[document.key] = document
-        self._documents, self._loaded = documents, loaded
-        return ChangeResult(documents, problems, changed)
+        pairs = [(old or _NO_FILE, self._files.get(file) or _NO_FILE) for file, old in before.items()]
+        if any(old.problems or new.problems for old, new in pairs):
+            return None
+        gone = {document.key for old, _ in pairs for document in old.documents}
+        found = {document.key: document for _, new in pairs for document in new.documents}
+        if len(found) < sum(len(new.documents) for _, new in pairs):
+            return None
+        if any(key in self._documents and key not in gone for key in found):
+            return None
+        came, gone = [key for key in found if key not in gone], gone - found.keys()
+        if len(came) + len(gone) > _MOST_MOVED:
+            return None
+        counted = {key: self._counted(document) for key, document in found.items()}
+        changed = any(self._documents.get(key) is not document for key, document in counted.items())
+        self._documents = _with(self._documents, counted, came, gone)
+        self._loaded = (
+            {k: v for k, v in self._loaded.items() if k not in gone} if gone else dict(self._loaded)
+        )
+        self._loaded.update(found)
+        return ChangeResult(self._documents, self._distinct, changed or bool(gone))
 
     def _read(self, file: str, text: str, since: float, moved: Iterable[Document]) -> _File:
         loaded = load(text, file, since=since)

@@ -9,8 +9,8 @@ Source: Gateway API v1.6, Gateway, ListenerSet, Listener (compatibility, conflic
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from penstock.manifests.base import Labels
 from penstock.manifests.document import Document, ObjectKey
@@ -77,7 +77,7 @@ class Entry:
     served: bool = True
     """Whether anything of it can be served; `why` tells the reason if not."""
     why: str = ""
-    attached: set[ObjectKey] = field(default_factory=set)
+    attached: Collection[ObjectKey] = ()
 
     @property
     def protocol(self) -> str:
@@ -276,8 +276,6 @@ def attach(
     if not found:
         why = f"no host name of the route meets one of {what}"
         return [], Condition("Accepted", False, "NoMatchingListenerHostname", why)
-    for each in found:
-        each.entry.attached.add(document.key)
     return found, Condition("Accepted", True, "Accepted")
 
 

@@ -113,7 +113,7 @@ class BackendTls:
 
     def _mesh(self, world: World) -> None:
         """Services are the ancestors where a route of the mesh leads to them."""
-        for key in _reached(world):
+        for key in _reached(world) if self._policies else ():
             for each in self._by_service.get((key.namespace, key.name), ()):
                 each.ancestors[key] = None
 

@@ -21,6 +21,7 @@ from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
 from penstock.routing.attach import Attached, Entry
 from penstock.routing.backend_tls import BackendTls
+from penstock.routing.edge_hosts import ListenerHosts
 from penstock.routing.l4routes import L4_KINDS
 from penstock.routing.l4routes import Routed as L4Routed
 from penstock.routing.model import Authorities, Certificate, EdgeListener, HostTable, UpstreamTls
@@ -41,8 +42,6 @@ EDGE_KINDS = (
 )
 """What the edge is made from, besides routes of HTTP, Services and Nodes."""
 
-Routed = tuple[Document, HTTPRoute | GRPCRoute]
-
 
 @dataclass(frozen=True, slots=True)
 class EdgeTable:
@@ -61,8 +60,17 @@ class EdgeCluster:
     tls: UpstreamTls | None = None
 
 
-Places = tuple[tuple[ObjectKey, int, tuple[tuple[str, str], ...]], ...]
+Hosts = tuple[tuple[str, str], ...]
+"""Hosts in which a route meets a listener, and the route's own name that gave each."""
+
+Places = tuple[tuple[ObjectKey, int, Hosts], ...]
 """Where a route is attached: (Gateway, position of the listener, hosts)."""
+
+Standing = dict[ObjectKey, tuple[Document, Hosts]]
+"""The routes on one listener, in their order. Never changed once made, and the same one while they are."""
+
+ROUTE_KINDS = (HTTPRoute, GRPCRoute, *L4_KINDS)
+"""In the order in which routes are looked at."""
 
 
 @dataclass(slots=True)
@@ -72,9 +80,15 @@ class Memo:
 
     services: Services | None = None
     frame: tuple[Document, ...] = ()
-    attached: dict[ObjectKey, tuple[Document, Places, ObjectStatus | None]] = field(default_factory=dict)
+    routes: tuple[tuple[Document, ...], ...] = ()
+    """The documents of each of ROUTE_KINDS."""
+    attached: dict[ObjectKey, Places] = field(default_factory=dict)
+    standing: dict[tuple[ObjectKey, int], Standing] = field(default_factory=dict)
+    statuses: dict[ObjectKey, ObjectStatus] = field(default_factory=dict)
     rules: dict[tuple[ObjectKey, int, str], tuple[Document, Compiled]] = field(default_factory=dict)
     tables: dict[str, tuple[object, EdgeTable]] = field(default_factory=dict)
+    hosts: dict[tuple[str, str], ListenerHosts] = field(default_factory=dict)
+    """By table and host name of the listener."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,9 +131,20 @@ class OneGateway:
     entries: list[Entry]
     sets: list[Document]
     refused: list[Document]
-    routes: dict[int, list[tuple[Attached, Routed]]] = field(default_factory=dict)
+    routes: dict[int, Standing] = field(default_factory=dict)
     """By the position of their listener in `entries`."""
-    streams: list[L4Routed] = field(default_factory=list)
+
+    def at(self, entry: Entry) -> Standing:
+        """The routes on one of `entries`."""
+        return self.routes.get(next(i for i, e in enumerate(self.entries) if e is entry), {})
+
+    def streams(self, entry: Entry) -> list[L4Routed]:
+        """Those of them that know no HTTP."""
+        return [
+            (Attached(entry, pairs), document, document.value)
+            for document, pairs in self.at(entry).values()
+            if isinstance(document.value, L4_KINDS)
+        ]
 
     @property
     def edge(self) -> str:

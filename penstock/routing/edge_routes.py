@@ -10,20 +10,44 @@ Source: Gateway API v1.6, RouteParentStatus, ParentReference.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 
+from penstock.differing import replaced
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP
-from penstock.manifests.l4_kinds import TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
-from penstock.routing.attach import Attached, Entry, Namespaces, attach
-from penstock.routing.edge import Memo, OneGateway, Places
+from penstock.routing.attach import Entry, Namespaces, attach
+from penstock.routing.edge import ROUTE_KINDS, Memo, OneGateway, Places, Standing
 from penstock.routing.l4routes import L4Route, hostnames, shares
 from penstock.routing.rules import Compiled, Services, compile_rules
 from penstock.routing.services import EDGE
 from penstock.world import World
 
 _RESOLVED = Condition("ResolvedRefs", True, "ResolvedRefs")
+
+
+def _moved(
+    before: tuple[tuple[Document, ...], ...], now: tuple[tuple[Document, ...], ...]
+) -> tuple[list[Document], list[Document]]:
+    """The documents that went, and those that came; one that has changed did both."""
+    gone: list[Document] = []
+    came: list[Document] = []
+    for old, new in zip_longest(before, now, fillvalue=()):
+        if old is not new:
+            there, here = ({d.key: d for d in each} for each in (old, new))
+            for key in replaced(there, here):
+                gone += [there[key]] if key in there else []
+                came += [here[key]] if key in here else []
+    return gone, came
+
+
+_PLACE = {kind.__name__: number for number, kind in enumerate(ROUTE_KINDS)}
+
+
+def _order(item: tuple[ObjectKey, object]) -> tuple[int, str, str]:
+    key = item[0]
+    return _PLACE[key.kind], key.namespace, key.name
 
 
 class Attachments:
@@ -41,44 +65,45 @@ class Attachments:
 
     def attach_all(self, found: Mapping[ObjectKey, OneGateway]) -> dict[ObjectKey, ObjectStatus]:
         """Puts each route on the listeners that take it; the status of those with a parent here."""
-        statuses: dict[ObjectKey, ObjectStatus] = {}
         of_parent: dict[ObjectKey, tuple[OneGateway, list[Entry]]] = {}
         for key, each in found.items():
             of_parent[key] = (each, [e for e in each.entries if e.owner is each.document])
             for owner in each.sets:
                 of_parent[owner.key] = (each, [e for e in each.entries if e.owner is owner])
-        routes: list[tuple[Document, HTTPRoute | GRPCRoute | L4Route]] = [
-            *self._world.of_kind(HTTPRoute),
-            *self._world.of_kind(GRPCRoute),
-            *self._world.of_kind(TLSRoute),
-            *self._world.of_kind(TCPRoute),
-            *self._world.of_kind(UDPRoute),
-        ]
-        for document, route in routes:
-            known = self._before.attached.get(document.key) if self._same_frame else None
-            if known is None or known[0] is not document:
-                known = (document, *self._attach(document, route, of_parent))
-            self._memo.attached[document.key] = known
-            for key, position, pairs in known[1]:
-                gateway = found[key]
-                entry = gateway.entries[position]
-                entry.attached.add(document.key)
-                if isinstance(route, HTTPRoute | GRPCRoute):
-                    listed = gateway.routes.setdefault(position, [])
-                    listed.append((Attached(entry, pairs), (document, route)))
-                else:
-                    gateway.streams.append((Attached(entry, pairs), document, route))
-            if known[2] is not None:
-                statuses[document.key] = known[2]
-        return statuses
+        memo, before = self._memo, self._before if self._same_frame else Memo()
+        memo.routes = tuple(map(self._world.documents_of, ROUTE_KINDS))
+        gone, came = _moved(before.routes, memo.routes)
+        memo.attached, memo.statuses = dict(before.attached), dict(before.statuses)
+        memo.standing = dict(before.standing)
+        touched: dict[tuple[ObjectKey, int], Standing] = {}
+
+        def standing(place: tuple[ObjectKey, int]) -> Standing:
+            return touched.setdefault(place, dict(memo.standing.get(place, {})))
+
+        for document in gone:
+            memo.statuses.pop(document.key, None)
+            for key, position, _ in memo.attached.pop(document.key):
+                del standing((key, position))[document.key]
+        for document in came:
+            places, status = self._attach(document, of_parent)
+            memo.attached[document.key] = places
+            if status is not None:
+                memo.statuses[document.key] = status
+            for key, position, pairs in places:
+                standing((key, position))[document.key] = (document, pairs)
+        for place, routes in touched.items():
+            memo.standing[place] = dict(sorted(routes.items(), key=_order))
+        for (key, position), routes in memo.standing.items():
+            found[key].routes[position] = routes
+            found[key].entries[position].attached = routes
+        return memo.statuses
 
     def _attach(
-        self,
-        document: Document,
-        route: HTTPRoute | GRPCRoute | L4Route,
-        of_parent: Mapping[ObjectKey, tuple[OneGateway, list[Entry]]],
+        self, document: Document, of_parent: Mapping[ObjectKey, tuple[OneGateway, list[Entry]]]
     ) -> tuple[Places, ObjectStatus | None]:
         """Where a route is attached, and its status; None if it has no parent here."""
+        route = document.value
+        assert isinstance(route, ROUTE_KINDS)
         # Two parentRefs may name one listener.
         places: dict[tuple[ObjectKey, int], tuple[tuple[str, str], ...]] = {}
         parents: list[tuple[ParentReference, tuple[Condition, Condition]]] = []

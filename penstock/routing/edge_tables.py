@@ -9,16 +9,18 @@ Source: Gateway API v1.6, Listener (hostnames, isolation), HTTPRoute (hostnames 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Literal
 
-from penstock.manifests.document import ObjectKey
+from penstock.manifests.document import Document
+from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute
 from penstock.routing import hosts
-from penstock.routing.attach import Attached, Entry, by_port
+from penstock.routing.attach import Entry, by_port
 from penstock.routing.backend_tls import BackendTls
 from penstock.routing.certificates import Vault
-from penstock.routing.edge import EdgeCluster, EdgeMix, EdgeTable, Memo, OneGateway, Routed, listener_name
+from penstock.routing.edge import EdgeCluster, EdgeMix, EdgeTable, Memo, OneGateway, listener_name
+from penstock.routing.edge_hosts import listener_hosts
 from penstock.routing.edge_routes import Attachments
 from penstock.routing.frontend import client_certificate, server_tls
 from penstock.routing.l4routes import Streams
@@ -27,11 +29,10 @@ from penstock.routing.model import (
     HostRoutes,
     HostTable,
     HttpChain,
-    Route,
     RouteBackend,
     TcpChain,
 )
-from penstock.routing.rules import Ranked, Services
+from penstock.routing.rules import Compiled, Services
 from penstock.routing.services import EDGE, ServedPort
 
 
@@ -77,11 +78,11 @@ class Tables:
             streams = Streams(self._services, each.edge)
             for entry in entries:
                 if entry.protocol in ("TCP", "UDP"):
-                    streams.add_all(name, entry, each.streams)
+                    streams.add_all(name, entry, each.streams(entry))
             for entry in by_name:
                 if entry.protocol == "TLS":
                     names = [e.hostname for e in by_name]
-                    streams.add_tls(name, entry, each.streams, names, shows.get(id(entry)))
+                    streams.add_tls(name, entry, each.streams(entry), names, shows.get(id(entry)))
                     continue
                 table = f"{name}/{entry.hostname or '*'}"
                 tables.append(self._table(table, port, [entry], by_name, each))
@@ -101,54 +102,34 @@ class Tables:
     ) -> EdgeTable:
         """The table of the listeners `mine`, which share a port with those of `beside`."""
         names = tuple(e.hostname for e in beside)
-        routes = {
-            id(entry): each.routes.get(position, [])
-            for position, entry in enumerate(each.entries)
-            if entry in mine
-        }
-        inputs = (
-            port,
-            each.edge,
-            names,
-            tuple(
-                (e.hostname, tuple((a.hosts, document) for a, (document, _) in routes[id(e)])) for e in mine
-            ),
-        )
+        inputs = (port, each.edge, names, tuple((e.hostname, each.at(e)) for e in mine))
         known = self._before.tables.get(name)
-        if known is None or known[0] != inputs:
-            known = (inputs, self._made(name, port, mine, beside, routes, each.edge))
+        same = known is not None and known[0] == inputs
+        found: list[HostRoutes] = []
+        clusters: dict[str, ServedPort] = {}
+
+        def rules(document: Document) -> Compiled:
+            assert isinstance(document.value, HTTPRoute | GRPCRoute)
+            return self._attachments.rules(document, document.value, port, each.edge)
+
+        for entry in mine:
+            place = (name, entry.hostname)
+            hosts_of = self._before.hosts.get(place)
+            if not same or hosts_of is None:
+                hosts_of = listener_hosts(entry.hostname, names, each.at(entry), rules, hosts_of)
+            self._memo.hosts[place] = hosts_of
+            if not same:
+                found += [host for host in hosts_of.made.values() if host is not None]
+                clusters.update({name: cluster for name, (cluster, _) in hosts_of.clusters.items()})
+        if known is None or not same:
+            for other in beside:
+                if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
+                    found.append(HostRoutes(other.hostname, misdirected=True))
+            table = EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
+            known = (inputs, table)
         self._memo.tables[name] = known
         self.add_clusters(known[1].clusters, each)
         return known[1]
-
-    def _made(
-        self,
-        name: str,
-        port: int,
-        mine: list[Entry],
-        beside: list[Entry],
-        routes: Mapping[int, list[tuple[Attached, Routed]]],
-        edge: str,
-    ) -> EdgeTable:
-        clusters: dict[str, ServedPort] = {}
-        found: list[HostRoutes] = []
-        names = [e.hostname for e in beside]
-        for entry in mine:
-            by_name: dict[str, list[tuple[ObjectKey, list[Ranked]]]] = {}
-            wanted = {entry.hostname}
-            for attached, (document, route) in routes[id(entry)]:
-                made = self._attachments.rules(document, route, port, edge)
-                wanted.update(host for host, _ in attached.hosts)
-                for own in {each.lower() for _, each in attached.hosts}:
-                    by_name.setdefault(own, []).append((document.key, made.routes))
-                clusters.update({c.name: c for c in made.clusters})
-            for host in sorted(wanted):
-                if hosts.owner(host, names) == entry.hostname:
-                    found.append(_host(host, by_name))
-        for other in beside:
-            if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
-                found.append(HostRoutes(other.hostname, misdirected=True))
-        return EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
 
     def _mixed(self, streams: Streams) -> Iterator[TcpChain]:
         """Datagrams are shared out among endpoints, for nothing shares them out among clusters."""
@@ -169,19 +150,3 @@ class Tables:
             lost = tls is None and self._backend_tls.applies(cluster)
             served = replace(cluster, backends=()) if lost else cluster
             self.clusters.setdefault(cluster.name, EdgeCluster(cluster.name, served, tls))
-
-
-def _host(host: str, by_name: Mapping[str, list[tuple[ObjectKey, list[Ranked]]]]) -> HostRoutes:
-    """The routes for one host, by their own host names: those of the most specific one first."""
-    found: list[Route] = []
-    seen: set[ObjectKey] = set()
-    for name in hosts.covering(host):
-        listed = [item for item in by_name.get(name, ()) if item[0] not in seen]
-        seen.update(key for key, _ in listed)
-        ranked = [r for _, routes in listed for r in routes]
-        found += [route for _, route in sorted(ranked, key=_rank)]
-    return HostRoutes(host, tuple(found))
-
-
-def _rank(ranked: Ranked) -> tuple[object, ...]:
-    return ranked[0]

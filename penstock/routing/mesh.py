@@ -11,7 +11,8 @@ Source: Gateway API v1.6, HTTPRouteRule (precedence) and GEP-1426 (mesh).
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from operator import is_
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
@@ -19,7 +20,7 @@ from penstock.plan import Condition, ObjectStatus
 from penstock.routing.actions import Actions
 from penstock.routing.matches import GROUP
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
-from penstock.routing.rules import Ranked, Services, compile_rules, hashes_of
+from penstock.routing.rules import Compiled, Ranked, Services, compile_rules, hashes_of
 from penstock.routing.services import ServedPort
 from penstock.world import World
 
@@ -40,10 +41,21 @@ class RouteTable:
     plain: bool = False
 
 
+@dataclass(slots=True)
+class Memo:
+    """What the last World gave with these `services`: the rules of a route for a Service port, and tables
+    with what they were put together from."""
+
+    services: Services | None = None
+    rules: dict[tuple[ObjectKey, str], tuple[Document, Compiled]] = field(default_factory=dict)
+    tables: dict[str, tuple[tuple[object, ...], RouteTable]] = field(default_factory=dict)
+
+
 @dataclass(frozen=True, slots=True)
 class MeshRoutes:
     tables: tuple[RouteTable, ...]
     statuses: Mapping[ObjectKey, ObjectStatus]
+    memo: Memo = field(default_factory=Memo, compare=False, repr=False)
 
 
 def _attached(
@@ -63,9 +75,25 @@ def _attached(
     return found, Condition("Accepted", True, "Accepted")
 
 
-def mesh_routes(world: World, served: tuple[ServedPort, ...], services: Services) -> MeshRoutes:
-    """Every Service port with a route or a policy that needs the proxy, and the status of every HTTPRoute."""
+def concerns_mesh(document: Document) -> bool:
+    """Whether `mesh_routes` looks at this route at all."""
+    route = document.value
+    assert isinstance(route, HTTPRoute | GRPCRoute)
+    parents = route.spec.parent_refs
+    return not parents or any(parent.group != GROUP for parent in parents)
+
+
+def mesh_routes(
+    world: World, served: tuple[ServedPort, ...], services: Services, before: MeshRoutes | None = None
+) -> MeshRoutes:
+    """Every Service port with a route or a policy that needs the proxy, and the status of every HTTPRoute.
+
+    `before` never changes a result.
+    """
+    memo = Memo(services)
+    known = before.memo if before is not None and before.memo.services is services else Memo()
     collected: dict[str, dict[str | None, list[Ranked]]] = {}
+    inputs: dict[str, list[object]] = {}
     owners: dict[str, ServedPort] = {}
     clusters: dict[str, dict[str, ServedPort]] = {}
     statuses: dict[ObjectKey, ObjectStatus] = {}
@@ -82,13 +110,12 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...], services: Services
             attached, accepted = _attached(document, parent, services)
             problems: list[Condition] = []
             for target in attached:
-                compiled = compile_rules(
-                    document, route, services, port=target.port.port, family=target.family
-                )
+                compiled = _compiled(document, route, target, services, memo, known)
                 problems += compiled.problems
                 if target.vip is None:
                     continue
                 owners[target.name] = target
+                inputs.setdefault(target.name, []).append(compiled)
                 own = document.key.namespace
                 clients = None if own == target.document.key.namespace else own
                 collected.setdefault(target.name, {}).setdefault(clients, []).extend(compiled.routes)
@@ -102,14 +129,14 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...], services: Services
             continue
         statuses[document.key] = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
 
-    tables = [
-        RouteTable(
-            owners[name],
-            _in_order(owners[name], by_clients, services),
-            _reached(owners[name], by_clients, clusters[name]),
-        )
-        for name, by_clients in sorted(collected.items())
-    ]
+    for name, by_clients in sorted(collected.items()):
+        here, of_table = owners[name], (owners[name], *inputs[name])
+        there = known.tables.get(name)
+        if there is None or len(there[0]) != len(of_table) or not all(map(is_, there[0], of_table)):
+            reached = _reached(here, by_clients, clusters[name])
+            there = (of_table, RouteTable(here, _in_order(here, by_clients, services), reached))
+        memo.tables[name] = there
+    tables = [table for _, table in memo.tables.values()]
     carried = {(address, port) for _, address, port in world.carried}
     for each in served:
         if each.vip is None or each.name in collected:
@@ -118,7 +145,25 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...], services: Services
             tables.append(RouteTable(each, (_to_itself(each, services),), (each,)))
         elif (each.vip, each.port.port) in carried:
             tables.append(RouteTable(each, (_to_itself(each, services),), (each,), plain=True))
-    return MeshRoutes(tuple(tables), statuses)
+    return MeshRoutes(tuple(tables), statuses, memo)
+
+
+def _compiled(
+    document: Document,
+    route: HTTPRoute | GRPCRoute,
+    target: ServedPort,
+    services: Services,
+    memo: Memo,
+    known: Memo,
+) -> Compiled:
+    """The rules of a route for requests to a Service port."""
+    place = (document.key, target.name)
+    found = known.rules.get(place)
+    if found is None or found[0] is not document:
+        made = compile_rules(document, route, services, port=target.port.port, family=target.family)
+        found = (document, made)
+    memo.rules[place] = found
+    return found[1]
 
 
 def _in_order(

@@ -128,6 +128,13 @@ class Rights:
     sources: tuple[int, ...] | None
     destinations: tuple[str, ...]
     requests: tuple[tuple[RequestMatch, ...], ...] = ()
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        # Hundreds of tables have the same rights, and all are asked at every change.
+        if not self._hash:
+            object.__setattr__(self, "_hash", hash((self.sources, self.destinations, self.requests)) or 1)
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +148,13 @@ class ServiceTable:
     rights: tuple[Rights, ...]
     audit: tuple[Rights, ...] | None = None
     """What `rights` would be with the policies in audit enforced; None is no difference."""
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        if not self._hash:
+            inputs = (self.name, self.address, self.port, self.routes, self.rights, self.audit)
+            object.__setattr__(self, "_hash", hash(inputs) or 1)
+        return self._hash
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,6 +208,19 @@ class HostRoutes:
     host: str
     routes: tuple[Route, ...] = ()
     misdirected: bool = False
+    _hash: int = field(default=0, init=False, repr=False, compare=False)
+
+    def __hash__(self) -> int:
+        # Thousands of hosts stay the same when one changes, and all are asked.
+        if not self._hash:
+            found = hash((self.host, self.routes, self.misdirected))
+            object.__setattr__(self, "_hash", found or 1)
+        return self._hash
+
+    @property
+    def mirrors(self) -> frozenset[str]:
+        """The clusters that copies of its requests go to."""
+        return frozenset(mirror.cluster for route in self.routes for mirror in route.actions.mirrors)
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import lru_cache
 from ipaddress import IPv4Address
 from itertools import chain
 from typing import Literal
@@ -18,6 +19,7 @@ from penstock.routing.edge import EdgeCluster, EdgeMix, EdgeTable
 from penstock.routing.locality import priorities
 from penstock.routing.mesh import RouteTable
 from penstock.routing.model import (
+    HostRoutes,
     HostTable,
     HttpChain,
     ListenerKind,
@@ -180,11 +182,20 @@ def _edge_table(facts: Facts, each: EdgeTable, guarded: int | None) -> HostTable
 
 
 def _mirrored(facts: Facts) -> tuple[str, ...]:
-    routes = chain(
-        chain.from_iterable(table.routes for table in facts.mesh.tables),
-        chain.from_iterable(host.routes for each in facts.edge.tables for host in each.table.hosts),
-    )
-    return tuple(sorted({mirror.cluster for route in routes for mirror in route.actions.mirrors}))
+    of_mesh = chain.from_iterable(table.routes for table in facts.mesh.tables)
+    found = {mirror.cluster for route in of_mesh for mirror in route.actions.mirrors}
+    for each in facts.edge.tables:
+        known = facts.mirrors_memo.get(each.table.name)
+        if known is None or known[0] is not each.table:
+            known = (each.table, frozenset().union(*map(_mirrors, each.table.hosts)))
+            facts.mirrors_memo[each.table.name] = known
+        found |= known[1]
+    return tuple(sorted(found))
+
+
+@lru_cache(maxsize=16384)
+def _mirrors(host: HostRoutes) -> frozenset[str]:
+    return host.mirrors
 
 
 def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:
@@ -206,14 +217,14 @@ def _destination(facts: Facts, backend: Backend) -> Destination:
 def _table(facts: Facts, table: RouteTable) -> ServiceTable:
     assert table.served.vip is not None
     reached = [_destination(facts, b) for s in table.clusters for b in s.backends]
-    return ServiceTable(
-        name=table.served.name,
-        address=table.served.vip,
-        port=table.served.port.port,
-        routes=table.routes,
-        rights=facts.rights(reached),
-        audit=facts.audit_rights(reached),
-    )
+    rights, audit = facts.rights(reached), facts.audit_rights(reached)
+    inputs = (table.served.vip, table.routes, rights, audit)
+    name = table.served.name
+    known = facts.services_memo.get(name)
+    if known is None or known[0] != inputs:
+        made = ServiceTable(name, table.served.vip, table.served.port.port, table.routes, rights, audit)
+        known = facts.services_memo[name] = (inputs, made)
+    return known[1]
 
 
 def _guarded(facts: Facts) -> tuple[tuple[Member, int], ...]:

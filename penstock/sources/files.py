@@ -96,10 +96,9 @@ class FileSource:
         self._stop_draining()
         self._inotify.close()
 
-    @property
-    def modified(self) -> Mapping[str, float]:
-        """When each file was last modified, in seconds since the epoch."""
-        return {file: content.modified for file, content in self._known.items()}
+    def modified(self, files: Iterable[str]) -> Mapping[str, float]:
+        """When each of these files was last modified, in seconds since the epoch."""
+        return {file: self._known[file].modified for file in files if file in self._known}
 
     def scan(self) -> Mapping[str, str | None]:
         """Looks at the whole folder: the text of each file that differs from the last look, None if gone.

@@ -6,10 +6,11 @@ follow, then breaks what nobody uses any more:
 
     make   1  clusters and endpoints, added and changed; all secrets   Envoy's ACK of CDS means: all warm
            2  listeners, scopes and routes, added and changed          may name the clusters of stage 1
+           3  endpoints that had to wait for stage 2 (`between`)       the tables have their rights now
                  ── here the caller moves the kernel's redirects ──
-    break  3  listeners that the kernel no longer points at
-           4  scopes and route tables that no listener uses
-           5  clusters and endpoints that no route names
+    break  4  listeners that the kernel no longer points at
+           5  scopes and route tables that no listener uses
+           6  clusters and endpoints that no route names
 
 Additions and removals never share a stage: Envoy given both in one CDS update drops the old cluster
 before routes have left it.
@@ -19,7 +20,7 @@ workload's certificate must be gone before the new workload is steered (and Envo
 name, so the next secret of that name is still delivered).
 
 Two resources that exclude one another (two listeners on one port) do not fit this order: both exist between
-stage 2 and 3. Names stand for things and ports belong to names, so this does not happen by itself.
+stage 2 and 4. Names stand for things and ports belong to names, so this does not happen by itself.
 """
 
 from __future__ import annotations
@@ -54,11 +55,14 @@ class Rollout:
     `current` is what was last published, whether it was acknowledged or not, or None when nothing was
     yet. Then the whole of `wanted` is a single stage: a partial first snapshot would take from a
     reconnecting Envoy what it has; the sessions keep the order between types by themselves.
+
+    `between` is what endpoints and route tables are to be until all is made, if that is not `wanted`.
     """
 
-    def __init__(self, current: Snapshot | None, wanted: Snapshot) -> None:
+    def __init__(self, current: Snapshot | None, wanted: Snapshot, between: Snapshot | None = None) -> None:
         self._current = current
         self._wanted = wanted
+        self._between = between or wanted
 
     @property
     def makes(self) -> tuple[Stage, ...]:
@@ -75,13 +79,16 @@ class Rollout:
         wanted = self._wanted
         if self._current is None:
             return (Stage(Phase.MAKE, wanted, tuple(TypeUrl)),)
-        union = {kind: _union(self._current.of(kind), wanted.of(kind)) for kind in _BACKENDS + _FRONTENDS}
+        first = self._between
+        union = {kind: _union(self._current.of(kind), first.of(kind)) for kind in _BACKENDS + _FRONTENDS}
+        endpoints = _union(self._current.of(TypeUrl.EDS), wanted.of(TypeUrl.EDS))
         steps: tuple[tuple[Phase, dict[str, Mapping[str, Resource]]], ...] = (
             (
                 Phase.MAKE,
                 {TypeUrl.SDS: wanted.of(TypeUrl.SDS), **{kind: union[kind] for kind in _BACKENDS}},
             ),
             (Phase.MAKE, {kind: union[kind] for kind in _FRONTENDS}),
+            (Phase.MAKE, {TypeUrl.EDS: endpoints}),
             (Phase.BREAK, {TypeUrl.LDS: wanted.of(TypeUrl.LDS)}),
             (Phase.BREAK, {kind: wanted.of(kind) for kind in (TypeUrl.SRDS, TypeUrl.RDS)}),
             (Phase.BREAK, {kind: wanted.of(kind) for kind in _BACKENDS}),

@@ -21,6 +21,7 @@ import logging
 import os
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from penstock.xds.order import Stage
 from penstock.xds.peers import turn_away
 from penstock.xds.session import Nacked, Response, Session
 from penstock.xds.snapshot import Snapshot
+from penstock.xds.tcp import TcpAccess
 from penstock.xds.watch import Refusal, ResourceStatus
 
 log = logging.getLogger(__name__)
@@ -76,21 +78,28 @@ MOST_WAITING = 256
 class _Stream:
     """A session and the responses on their way out."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, refusal: Callable[[], str] = str) -> None:
+        """`refusal` says why the client may not be here any more; "" if it may."""
         self.session = session
+        self.refusal = refusal
         self._responses: deque[Response] = deque()
         self._ready = asyncio.Event()
         self._taken = asyncio.Event()
 
     def push(self, responses: Iterable[Response]) -> None:
+        """Also with nothing to send this looks whether the client may still be here."""
         self._responses.extend(responses)
-        if self._responses:
-            self._ready.set()
+        self._ready.set()
 
     async def write(self, context: Any) -> None:
         """Send responses for ever, one at a time: a slow client holds its own stream back, nothing else."""
         while True:
             await self._ready.wait()
+            if why := self.refusal():
+                # The end of the call ends its requests too.
+                with suppress(grpc.aio.AbortError):
+                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
+                return
             while self._responses:
                 await context.write(self.session.encode(self._responses.popleft()))
                 self._taken.set()
@@ -114,7 +123,8 @@ class XdsServer:
     `services` are further gRPC services for the same socket (access logs). `group` is the gid that may
     connect besides the owner; None leaves the file's group as it is. `users` are the user ids that may; None
     leaves it to the file's mode. `awaits` is the node id of the client whose acknowledgements count; None is
-    all of them. `heartbeat` are the seconds between two renewals of resources with a time to live.
+    all of them. `heartbeat` are the seconds between two renewals of resources with a time to live. `tcp` is
+    where it listens besides, with mutual TLS.
     """
 
     def __init__(
@@ -126,7 +136,11 @@ class XdsServer:
         users: frozenset[int] | None = None,
         awaits: str | None = None,
         heartbeat: float | None = None,
+        tcp: TcpAccess | None = None,
     ) -> None:
+        self._tcp = tcp
+        self.port = 0
+        """The TCP port, while it listens on one."""
         self._path = Path(socket_path)
         self._services = tuple(services)
         self._group = group
@@ -145,7 +159,10 @@ class XdsServer:
         # Envoy's messages have no size limit, and neither may a first answer with thousands of clusters.
         options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
         self._server = grpc.aio.server(options=options)
-        handlers = (*xds_services.discovery(self._serve), xds_services.status(self.client_status))
+        handlers = (
+            *xds_services.discovery(self._serve),
+            xds_services.status(self.client_status, self._refusal_of),
+        )
         self._server.add_generic_rpc_handlers((*handlers, *self._services))
         try:
             self._server.add_insecure_port(f"unix:{self._path}")
@@ -157,6 +174,11 @@ class XdsServer:
                 f"cannot listen on {self._path}: {error}",
                 hint="the path may be at most 107 bytes long, in a directory that the daemon can write to",
             ) from error
+        if self._tcp is not None:
+            try:
+                self.port = self._server.add_secure_port(self._tcp.listen, self._tcp.credentials())
+            except RuntimeError as error:
+                raise HostError(f"cannot listen on {self._tcp.listen}: {error}") from error
         await self._server.start()
         if self._heartbeat is not None:
             self._beating = asyncio.create_task(self._beat(self._heartbeat))
@@ -246,6 +268,12 @@ class XdsServer:
         if self._users is not None:
             turn_away(self._path, self._users)
 
+    def _refusal_of(self, context: Any) -> Callable[[], str]:
+        """For a client: why it may not be here (any more), "" if it may. The socket's own were judged."""
+        if self._tcp is None or context.peer().startswith("unix:"):
+            return str
+        return self._tcp.admitted(context)
+
     def _counted(self) -> list[Session]:
         sessions = [stream.session for stream in self.streams]
         if self._awaits is None:
@@ -276,7 +304,11 @@ class XdsServer:
         self, session: Callable[[], Session], requests: AsyncIterator[Any], context: Any
     ) -> None:
         self._look_at_peers()
-        stream = _Stream(session())
+        refusal = self._refusal_of(context)
+        if why := refusal():
+            log.warning("turned away %s: %s", context.peer(), why)
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
+        stream = _Stream(session(), refusal)
         if self._offer is not None:
             self.publish(self._offer())
         if self._published is not None:

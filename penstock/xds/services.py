@@ -73,13 +73,22 @@ def discovery(serve: Serve) -> Iterator[grpc.GenericRpcHandler]:
         yield grpc.method_handlers_generic_handler(service, methods)
 
 
-def status(tell: Callable[[Any], Any]) -> grpc.GenericRpcHandler:
-    """Client status discovery; `tell` answers one ClientStatusRequest."""
+def status(
+    tell: Callable[[Any], Any], refusal_of: Callable[[Any], Callable[[], str]]
+) -> grpc.GenericRpcHandler:
+    """Client status discovery; `tell` answers one ClientStatusRequest. `refusal_of` (context) gives what says
+    why a client may not ask."""
 
-    async def fetch(request: Any, _: Any) -> Any:
+    async def judge(context: Any) -> None:
+        if why := refusal_of(context)():
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
+
+    async def fetch(request: Any, context: Any) -> Any:
+        await judge(context)
         return tell(request)
 
     async def stream(requests: Any, context: Any) -> None:
+        await judge(context)
         async for request in requests:
             await context.write(tell(request))
 

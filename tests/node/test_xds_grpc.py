@@ -13,15 +13,23 @@ from typing import Any
 import pytest
 from clients import until
 from conftest import MeshFactory
+from envoy.admin.v3.config_dump_shared_pb2 import ClientResourceStatus
 from objects import policy, route, select, service, to
 from rig import PENSTOCK, Mesh, workload
 
 from penstock import lab
 
 CLIENT = """
-import grpc, json, sys
+import grpc, grpc_csds, json, sys
+def held():
+    told = grpc_csds.ClientStatusDiscoveryServiceServicer.FetchClientStatus(None, None)
+    items = [item for config in told.config for item in config.generic_xds_configs]
+    return {f"{i.type_url.rpartition('.')[2]} {i.name}": [i.version_info, i.client_status] for i in items}
 with grpc.insecure_channel(sys.argv[1]) as channel:
     for line in sys.stdin:
+        if line == "held\\n":
+            print(json.dumps(held()), flush=True)
+            continue
         seen = []
         method, count = line.split()
         for _ in range(int(count)):
@@ -70,6 +78,14 @@ class Calls:
         self._process.stdin.write(f"{method} {count}\n")
         self._process.stdin.flush()
         return Counter(json.loads(self._process.stdout.readline()))
+
+    def held(self) -> dict[str, list[Any]]:
+        """Type and name of each resource → version and state (ClientResourceStatus), as gRPC itself tells."""
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write("held\n")
+        self._process.stdin.flush()
+        return dict(json.loads(self._process.stdout.readline()))
 
 
 @contextmanager
@@ -135,6 +151,20 @@ def test_changes_reach_an_open_channel_and_the_status_tells_what_it_took(mesh: M
         assert kinds == {"Listener", "RouteConfiguration", "Cluster", "ClusterLoadAssignment"}
         mesh.apply(*SERVICES)
         until("as before", lambda: set(calls()) == {"v1", "v2"})
+
+
+def test_what_we_tell_of_a_client_is_what_it_tells_itself(mesh: Mesh) -> None:
+    """Our table of acknowledgements against gRPC's own client status (grpcio-csds), resource by resource."""
+    mesh.apply(*SERVICES)
+    with client(mesh, "xds:///api.default.svc:50051") as calls:
+        assert set(calls()) == {"v1", "v2"}
+        for selector in ({"app": "v2"}, {"tier": "api"}):
+            mesh.apply(service("api", GRPC, selector=selector), *SERVICES[1:])
+            (program,) = [c for c in penstock(mesh, "xds", "clients", "-o", "json") if c["node"] == "program"]
+            ours = {f"{r['type']} {r['name']}" for r in program["resources"]}
+            assert {r["state"] for r in program["resources"]} == {"SYNCED"}
+            assert calls.held().keys() == ours
+            assert {state for _, state in calls.held().values()} == {ClientResourceStatus.ACKED}
 
 
 def test_a_client_is_told_of_endpoints_and_given_no_right(mesh: Mesh) -> None:

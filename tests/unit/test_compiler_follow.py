@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from worlds import read
 
 from penstock.compiler import compile_world
-from penstock.differing import Table, differing
+from penstock.differing import Table, differing, replaced
 from penstock.manifests.store import Store
 from penstock.planner import Planner
 from penstock.redirect import layout
@@ -165,3 +165,16 @@ def test_of_tables_that_are_no_neighbours_no_difference_is_believed() -> None:
     assert set(differing(first, third)) == {"a", "b", "c"}
     assert set(differing(dict(second), third)) == {"b", "c"}
     assert differing(third, third) == ()
+
+
+def test_what_was_replaced_is_found_wherever_it_stands() -> None:
+    same = [object() for _ in range(3)]
+    old = dict(zip("abcd", (same[0], same[1], same[0], same[2]), strict=True))
+    assert replaced(old, old) == replaced(old, dict(old)) == []
+    assert set(replaced(old, {**old, "b": object()})) == {"b"}
+    assert set(replaced(old, {"x": same[0], **old})) == {"x"}
+    assert set(replaced({"x": same[0], **old}, old)) == {"x"}
+    # The very same values in the same order, under other names.
+    assert set(replaced(old, dict(zip("abzd", old.values(), strict=True)))) == {"c", "z"}
+    assert set(replaced(old, {})) == set(replaced({}, old)) == set(old)
+    assert replaced(old, dict(reversed(old.items()))) == []

@@ -66,7 +66,7 @@ def test_files_are_named_as_the_user_named_the_folder(folder: Path, monkeypatch:
     for given, shown in (("conf", "conf/sub/a.yml"), ("./conf/", "./conf/sub/a.yml")):
         with FileSource(given) as source:
             assert source.scan() == {shown: "a"}
-            assert source.modified[shown] == os.stat("conf/sub/a.yml").st_mtime
+            assert source.modified([shown])[shown] == os.stat("conf/sub/a.yml").st_mtime
 
 
 def test_only_manifests_are_read(watched: Watched) -> None:

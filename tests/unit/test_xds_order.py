@@ -93,3 +93,26 @@ def test_changes_between_snapshots() -> None:
     assert Snapshot({CDS: same}).changes(Snapshot({CDS: same}), CDS) == set()
     assert NEW.changes(OLD, CDS) == {"gone", "changed", "new"}
     assert NEW.changes(Snapshot(), CDS) == {"kept", "changed", "new"}
+
+
+def test_endpoints_that_must_wait_come_after_the_tables() -> None:
+    """One that comes (b) waits for its rights in the table; one that goes (x) does not."""
+    old = snap(res(EDS, "c", "a x"), res(RDS, "t", "a x"))
+    way = snap(res(EDS, "c", "a"), res(RDS, "t", "a b"))
+    new = snap(res(EDS, "c", "a b"), res(RDS, "t", "a b"))
+    stages = Rollout(old, new, way).stages()
+    assert [(stage.phase, names(stage, EDS)["c"], names(stage, RDS)["t"]) for stage in stages] == [
+        (Phase.MAKE, "a", "a x"),
+        (Phase.MAKE, "a", "a b"),
+        (Phase.MAKE, "a b", "a b"),
+    ]
+
+
+def test_tables_that_were_wider_on_the_way_are_narrowed_at_last() -> None:
+    old = snap(res(EDS, "c", "a"), res(RDS, "t", "a"))
+    way = snap(res(EDS, "c", "a"), res(RDS, "t", "a b"))
+    new = snap(res(EDS, "c", "b"), res(RDS, "t", "b"))
+    stages = Rollout(old, new, way).stages()
+    assert [stage.phase for stage in stages] == [Phase.MAKE, Phase.MAKE, Phase.BREAK]
+    assert (names(stages[-1], EDS), names(stages[-1], RDS)) == ({"c": "b"}, {"t": "b"})
+    assert stages[-1].await_types == (RDS,)
