@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
 from penstock.redirect.libbpf import RingBuffer, open_pin
 from penstock.redirect.tables import Tables
-from penstock.workload_api.server import Held, WorkloadAPI
+from penstock.workload_api.answers import Held
+from penstock.workload_api.server import WorkloadAPI
 from penstock.world import Allocations, Settings
 from penstock.xds.server import XdsServer
 from penstock.xds.tcp import TcpAccess
@@ -200,7 +202,13 @@ async def open_node(
         server=server,
         clients=clients,
         held=held,
-        workload_api=WorkloadAPI(*_workload_sockets(options.run_dir), held),
+        workload_api=WorkloadAPI(
+            *_workload_sockets(options.run_dir),
+            held,
+            lambda spiffe_id, audience, owner: blocking(
+                partial(ca.sign_jwt, spiffe_id, audience, owner=owner)
+            ),
+        ),
         envoy=envoy,
         ca=ca,
         issuer=issuer,

@@ -32,6 +32,9 @@ BENCHES = (
     "endpoints",
     "classes",
     "streams",
+    "rotation",
+    "issue",
+    "handshake",
     "docker",
 )
 
@@ -154,6 +157,27 @@ def routes(**options: Any) -> None:
 def disruption(**options: Any) -> None:
     """Requests that fail while routes, backends, certificates, policies and the daemon change."""
     _run(["disruption"], **options)
+
+
+@bench.command(name="rotation")
+@_options
+def rotation(**options: Any) -> None:
+    """Every certificate and the root replaced under load: requests that fail, connections that end."""
+    _run(["rotation"], **options)
+
+
+@bench.command(name="issue")
+@_options
+def issue(**options: Any) -> None:
+    """How many leaves one CA process issues in a second, and where the time goes."""
+    _run(["issue"], **options)
+
+
+@bench.command(name="handshake")
+@_options
+def handshake(**options: Any) -> None:
+    """New mutual TLS connections a second, and what they add beside plain text."""
+    _run(["handshake"], **options)
 
 
 @bench.command(name="docker")
