@@ -178,6 +178,12 @@ class DaemonUnderTest:
         _wait_answering(self._process, self.run_dir, self.log)
         self._client = self._stack.enter_context(ControlClient(self.run_dir))
 
+    def restart(self) -> None:
+        """End it as an init system does, and start it anew: Envoy and the kernel's programs stay."""
+        self._stack.close()
+        self._end()
+        self.again()
+
     def kill(self) -> None:
         """SIGKILL: what it has put up stands on. `again` starts another."""
         self._stack.close()
@@ -189,12 +195,6 @@ class DaemonUnderTest:
         """Another in place of one that was killed; returns when it answers. Raises BenchError."""
         self._stack = ExitStack()
         self._begin()
-
-    def restart(self) -> None:
-        """End it as an init system does, and start it anew: Envoy and the kernel's programs stay."""
-        self._stack.close()
-        self._end()
-        self.again()
 
     def call(self, name: str, **arguments: Any) -> Any:
         """What a command asks of it. Raises PenstockError."""
@@ -307,7 +307,11 @@ def _launched(
     def start() -> subprocess.Popen[Any]:
         with log.open("ab") as output:
             return lab.run_in(
-                where, [*map(str, argv)], stdin=subprocess.DEVNULL, stdout=output, stderr=output
+                where,
+                [*map(str, argv)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
             )
 
     running = DaemonUnderTest(run_dir, start, config, log)

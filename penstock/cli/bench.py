@@ -27,14 +27,14 @@ BENCHES = (
     "latency-rate",
     "neighbour",
     "memory-sidecars",
-    "rotation",
-    "issue",
-    "handshake",
     "routes",
     "disruption",
     "endpoints",
     "classes",
     "streams",
+    "rotation",
+    "issue",
+    "handshake",
     "docker",
 )
 
@@ -145,6 +145,20 @@ def memory_sidecars(**options: Any) -> None:
     _run(["memory-sidecars"], **options)
 
 
+@bench.command(name="routes")
+@_options
+def routes(**options: Any) -> None:
+    """Time from a new HTTPRoute on disk to its first answer, with 3,000 routes loaded."""
+    _run(["routes"], **options)
+
+
+@bench.command(name="disruption")
+@_options
+def disruption(**options: Any) -> None:
+    """Requests that fail while routes, backends, certificates, policies and the daemon change."""
+    _run(["disruption"], **options)
+
+
 @bench.command(name="rotation")
 @_options
 def rotation(**options: Any) -> None:
@@ -164,20 +178,6 @@ def issue(**options: Any) -> None:
 def handshake(**options: Any) -> None:
     """New mutual TLS connections a second, and what they add beside plain text."""
     _run(["handshake"], **options)
-
-
-@bench.command(name="routes")
-@_options
-def routes(**options: Any) -> None:
-    """Time from a new HTTPRoute on disk to its first answer, with 3,000 routes loaded."""
-    _run(["routes"], **options)
-
-
-@bench.command(name="disruption")
-@_options
-def disruption(**options: Any) -> None:
-    """Requests that fail while routes, backends, certificates, policies and the daemon change."""
-    _run(["disruption"], **options)
 
 
 @bench.command(name="docker")

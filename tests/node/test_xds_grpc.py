@@ -124,7 +124,7 @@ def test_an_unknown_service_is_told_as_such(mesh: Mesh) -> None:
         (program,) = [c for c in penstock(mesh, "xds", "clients", "-o", "json") if c["node"] == "program"]
         assert {r["client"] for r in program["resources"]} == {"DOES_NOT_EXIST"}
         mesh.apply(*SERVICES)
-        assert set(calls()) == {"v1", "v2"}
+        until("both answer", lambda: set(calls()) == {"v1", "v2"})
 
 
 def test_changes_reach_an_open_channel_and_the_status_tells_what_it_took(mesh: Mesh) -> None:
