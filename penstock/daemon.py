@@ -158,7 +158,7 @@ class Daemon:
             for work in (
                 stop.wait(),
                 self._serve_metrics(),
-                node.envoy.keep(self._on_envoy),
+                node.envoy.keep(self._on_envoy, self._node.applier.forget_proxy),
                 self._follow_files(),
                 self._follow_namespaces(),
                 self._follow_containers(),
