@@ -134,7 +134,11 @@ def compile_rules(
     rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
     for index, rule in enumerate(rules):
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
-        does = replace(actions(rule, port), mirrors=mirrors(rule, resolve))
+        copies = mirrors(rule, resolve)
+        if edge and copies:
+            families = {c.name: c.family for c in made.clusters}
+            copies = tuple(replace(m, edge6=families[m.cluster] == 6) for m in copies)
+        does = replace(actions(rule, port), mirrors=copies)
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):
             match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)
