@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.manifests import ingress_kinds, kinds, route_kinds
+from penstock.manifests import ingress_kinds, kinds, route_kinds, traffic_kinds
 
 NOT_YET = "is not supported by this version of Penstock"
 
@@ -42,6 +42,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
     route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
     route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth"),
+    traffic_kinds.XBackendTrafficPolicySpec: _not_yet("sessionPersistence"),
     ingress_kinds.IngressBackend: {"resource": f"as a backend {NOT_YET}: only Services can be backends"},
 }
 """Wire name of a field → why it is refused."""
