@@ -138,6 +138,11 @@ class Applier:
         """What the published secrets hold, by name."""
         return {name: svid for name, (svid, _) in self._secrets.items()}
 
+    @property
+    def serving(self) -> frozenset[str]:
+        """The listeners that are known to be active in this Envoy."""
+        return frozenset(self._active)
+
     async def close(self, plan: Plan) -> Closed:
         """Step 1: what needs no proxy, and the end of connections that it must not carry any more."""
         started = time.perf_counter()

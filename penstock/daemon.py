@@ -164,7 +164,7 @@ class Daemon:
             for work in (
                 stop.wait(),
                 self._serve_metrics(),
-                node.envoy.keep(self._on_envoy),
+                node.envoy.keep(self._on_envoy, node.applier.forget_proxy),
                 node.dns.keep(self._wake),
                 self._follow_files(),
                 self._follow_namespaces(),

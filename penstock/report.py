@@ -22,6 +22,7 @@ from penstock.policy.identities import members
 from penstock.policy.labels import DNS, RESERVED
 from penstock.redirect.layout import rule_number
 from penstock.routing.review import review_routes
+from penstock.routing.review_attach import review_attachments
 from penstock.routing.review_edge import review_edge
 from penstock.status import Transitions
 from penstock.world import World
@@ -89,7 +90,12 @@ class Report:
         """What is wrong with each file by itself, and what only all of them show (looked for when asked)."""
         if self._reviewed is None:
             documents = self._world.documents.values()
-            self._reviewed = (*review(documents), *review_routes(documents), *review_edge(documents))
+            self._reviewed = (
+                *review(documents),
+                *review_routes(documents),
+                *review_edge(documents),
+                *review_attachments(documents),
+            )
         return (*self._problems, *self._reviewed)
 
     def _objects(self) -> list[dict[str, Any]]:
@@ -193,6 +199,14 @@ class Report:
             for number, (packets, size) in self._node.tables.counters().items()
         }
 
+    def _edge(self) -> dict[str, str]:
+        """Listener of a Gateway → what it waits for now: Envoy may have gone since the last change."""
+        serving = self._node.applier.serving if self._node.server.connected else frozenset()
+        return {
+            name: why or ("" if name in serving else "Envoy is not connected, or has just started")
+            for name, why in (self._applied.edge if self._applied else {}).items()
+        }
+
     def get(self, kind: str, object_name: str | None, namespace: str, all_namespaces: bool) -> Any:
         """One object by name, or ``{"items": […]}``. Raises UsageError, PenstockError (not found)."""
         served = served_kind(kind)
@@ -206,7 +220,7 @@ class Report:
         default = built_in()
         if served.name == default.key.kind and default.key not in shown:
             shown = {default.key: default, **shown}
-        now = time.time()
+        now, edge = time.time(), self._edge()
         views = [
             status.view(
                 self._world,
@@ -215,7 +229,7 @@ class Report:
                 self._transitions,
                 now,
                 in_force=self.settled,
-                edge=self._applied.edge if self._applied else {},
+                edge=edge,
             )
             for key, document in shown.items()
             if object_name in (None, key.name)

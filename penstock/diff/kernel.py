@@ -71,6 +71,8 @@ class _Words:
         return f"{key.address}:{key.port}/{_NAMES.get(key.protocol, key.protocol)}"
 
     def backends(self, entry: ServiceEntry) -> str:
+        if entry.gateway:
+            return f"{entry.name} is Envoy's own address and port"
         where = ", ".join(f"{self._parties.named(a) or a}:{p}" for a, p in entry.backends) or "nobody"
         return f"{entry.name} {'steered to Envoy' if entry.http else 'translated'}, backends {where}"
 
@@ -118,6 +120,8 @@ def kernel_changes(
     compare("policy", a.policy, b.policy, _Words.policy, lambda _, e: _Words.verdict(e), _judgement)
     compare("services", a.services, b.services, lambda _, k: _Words.service(k), _Words.backends)
     compare("listeners", a.listeners, b.listeners, _Words.listener, lambda _, port: f"port {port}")
+    own, theirs = (dict.fromkeys(tables.addresses, "on the node's lo") for tables in (a, b))
+    compare("addresses", own, theirs, lambda _, k: str(k), lambda _, text: text)
     compare("routes", a.routes, b.routes, lambda _, k: str(k), lambda _, via: f"via {via}")
     return found
 

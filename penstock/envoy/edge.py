@@ -51,9 +51,10 @@ FORWARDED_BY_ENVOY = ("x-envoy-external-address", "x-envoy-internal")
 """What Envoy tells backends of clients beside x-forwarded-for."""
 
 
-def _state(secret: str, client: int | None) -> components.Filter:
+def _state(secrets: tuple[str, ...], client: int | None) -> components.Filter:
     """What a connection to the edge says about itself; `client` is the class of one that was steered."""
-    values = [states.source_class(str(INGRESS)), states.client_secret(secret or names.NO_SECRET)]
+    values = [states.source_class(str(INGRESS)), states.client_secret(next(iter(secrets), names.NO_SECRET))]
+    values += [states.state(names.EDGE6_STATE, "envoy.string", each) for each in secrets if ":" in each]
     if client is not None:
         values.append(states.state(names.CLIENT_CLASS_STATE, "envoy.string", str(client)))
     return components.Filter(
@@ -88,8 +89,8 @@ def _tcp_proxy(name: str, each: TcpChain) -> components.Filter:
     return components.Filter(name="envoy.filters.network.tcp_proxy", typed_config=pack(made))
 
 
-def _stream(name: str, each: TcpChain, secret: str) -> components.FilterChain:
-    made = components.FilterChain(name=each.name, filters=[_state(secret, None), _tcp_proxy(name, each)])
+def _stream(name: str, each: TcpChain, secrets: tuple[str, ...]) -> components.FilterChain:
+    made = components.FilterChain(name=each.name, filters=[_state(secrets, None), _tcp_proxy(name, each)])
     if each.sni is not None:
         made.filter_chain_match.transport_protocol = "tls"
         if each.sni:
@@ -101,16 +102,16 @@ def _stream(name: str, each: TcpChain, secret: str) -> components.FilterChain:
 
 
 def _chain(
-    name: str, each: HttpChain | TcpChain, secret: str, client: int | None = None
+    name: str, each: HttpChain | TcpChain, secrets: tuple[str, ...], client: int | None = None
 ) -> components.FilterChain:
     if isinstance(each, TcpChain):
         assert client is None, "a stream cannot be judged by L7 rules"
-        return _stream(name, each, secret)
+        return _stream(name, each, secrets)
     terminal = components.Filter(
         name="envoy.filters.network.http_connection_manager",
         typed_config=pack(_manager(name, each.table, judged=client is not None)),
     )
-    made = components.FilterChain(name=each.table, filters=[_state(secret, client), terminal])
+    made = components.FilterChain(name=each.table, filters=[_state(secrets, client), terminal])
     if each.tls is not None:
         if each.sni:
             made.filter_chain_match.server_names.append(each.sni)
@@ -133,8 +134,8 @@ def _inspectors(each: EdgeListener) -> list[components.ListenerFilter]:
     return [_listener_filter("tls_inspector", tls_inspector_pb2.TlsInspector())]
 
 
-def listener(each: EdgeListener, secret: str) -> listener_pb2.Listener:
-    """`secret` is the certificate with which requests go on to other nodes.
+def listener(each: EdgeListener, secrets: tuple[str, ...]) -> listener_pb2.Listener:
+    """`secrets` are the certificates with which requests go on to other nodes.
 
     Transparent, so that it may be bound before the node has its addresses.
     """
@@ -149,11 +150,11 @@ def listener(each: EdgeListener, secret: str) -> listener_pb2.Listener:
         transparent=_TRUE,
         socket_options=[socket_option(1, 36, marks.EDGE, "SO_MARK")],
         listener_filters=_inspectors(each),
-        filter_chains=[_chain(each.name, c, secret) for c in each.chains],
+        filter_chains=[_chain(each.name, c, secrets) for c in each.chains],
     )
 
 
-def steered(before: ProxyListener, each: EdgeListener, secret: str) -> listener_pb2.Listener:
+def steered(before: ProxyListener, each: EdgeListener, secrets: tuple[str, ...]) -> listener_pb2.Listener:
     """The same for what the kernel steers away from it, because an L7 rule names it: `before` says whose it
     is."""
     loopback = [socket_address(a, before.port) for a in ("127.0.0.1", "::1")]
@@ -170,7 +171,7 @@ def steered(before: ProxyListener, each: EdgeListener, secret: str) -> listener_
         ],
         filter_chains=[
             listeners.dialled_directly(),
-            *(_chain(before.name, c, secret, before.source_class) for c in each.chains),
+            *(_chain(before.name, c, secrets, before.source_class) for c in each.chains),
         ],
     )
 

@@ -48,13 +48,14 @@ def _overwrite(name: str, value: str) -> mutation_rules_pb2.HeaderMutation:
 
 def policy(mirror: Mirror) -> components.RouteAction.RequestMirrorPolicy:
     """What a route says to have its requests copied."""
+    client = names.EDGE6_STATE if mirror.edge6 else names.CLIENT_SECRET_STATE
     made = components.RouteAction.RequestMirrorPolicy(
         cluster=names.MIRRORS,
         disable_shadow_host_suffix_append=True,
         request_headers_mutations=[
             _overwrite(names.MIRROR_CLUSTER_HEADER, mirror.cluster),
             _overwrite(names.MIRROR_CLASS_HEADER, f"%FILTER_STATE({names.SOURCE_CLASS_STATE}:PLAIN)%"),
-            _overwrite(names.MIRROR_CLIENT_HEADER, f"%FILTER_STATE({names.CLIENT_SECRET_STATE}:PLAIN)%"),
+            _overwrite(names.MIRROR_CLIENT_HEADER, f"%FILTER_STATE({client}:PLAIN)%"),
         ],
     )
     share = percent_pb2.FractionalPercent(

@@ -43,6 +43,8 @@ CLIENT_CLASS_STATE = "penstock.client_class"
 SOURCE_NAMESPACE_STATE = "penstock.source_namespace"
 """Filter state that states the namespace of the source class, by which consumer routes match."""
 
+EDGE6_STATE = "penstock.edge6"
+"""The address of Gateways towards IPv6 backends, where the client secret is the one of IPv4."""
 CLIENT_SECRET_STATE = "envoy.tls.certificate_mappers.on_demand_secret"
 """Filter state that names the client certificate: the client's address (Envoy's own key)."""
 

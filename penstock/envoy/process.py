@@ -79,6 +79,10 @@ def _settle(future: asyncio.Future[None]) -> None:
         future.set_result(None)
 
 
+def _nothing() -> None:
+    pass
+
+
 class EnvoyProcess:
     """One Envoy for one run directory. Not for use by two daemons at once (the run directory is locked)."""
 
@@ -249,10 +253,11 @@ class EnvoyProcess:
         finally:
             loop.remove_reader(self._pidfd)
 
-    async def keep(self, on_start: Callable[[bool], None]) -> None:
+    async def keep(self, on_start: Callable[[bool], None], on_end: Callable[[], None] = _nothing) -> None:
         """Keeps an Envoy running until cancelled, and leaves it running then.
 
-        `on_start` is called with True for an adopted one, False for a new one, which knows nothing yet.
+        `on_start` is called with True for an adopted one, False for a new one, which knows nothing yet, and
+        `on_end` as soon as one is gone: the next may ask for its configuration before it is called started.
         """
         pause = _BACKOFF[0]
         while True:
@@ -265,6 +270,7 @@ class EnvoyProcess:
                 since = time.monotonic()
                 on_start(adopted)
                 await self.wait_exit()
+                on_end()
                 self._release()
                 if time.monotonic() - since > _HEALTHY_AFTER:
                     pause = _BACKOFF[0]

@@ -87,7 +87,7 @@ class Builder(Generic[T]):
         for listener in model.listeners:
             if listener.kind is ListenerKind.GATEWAY:
                 where = at_edge[listener.edge]
-                add(LISTENER, listener.name, edge.steered, listener, where, model.edge_secret)
+                add(LISTENER, listener.name, edge.steered, listener, where, model.edge_secrets)
             else:
                 add(LISTENER, listener.name, listeners.listener, listener)
         for table in model.services:
@@ -104,7 +104,7 @@ class Builder(Generic[T]):
             more = () if audit in (None, rights) else (audit,)
             add(ROUTE, names.workloads_table(source), routes.workloads, source, rights, *more)
         for each in model.edge:
-            add(LISTENER, each.name, edge.listener, each, model.edge_secret)
+            add(LISTENER, each.name, edge.listener, each, model.edge_secrets)
         for hosts in model.tables:
             add(ROUTE, hosts.name, edge.table, hosts)
         for certificate in model.certificates:

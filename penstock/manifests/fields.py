@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.manifests import gateway_kinds, ingress_kinds, kinds, route_kinds, traffic_kinds
+from penstock.manifests import ingress_kinds, kinds, route_kinds, traffic_kinds
 
 NOT_YET = "is not supported by this version of Penstock"
 
@@ -41,13 +41,10 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.PortDenyRule: _NO_L7_IN_DENY,
     kinds.L7Rules: _not_yet("l7 l7proto", kafka="was removed from Cilium in 1.20"),
     kinds.HeaderMatch: _not_yet("mismatch secret"),
-    route_kinds.HTTPRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
-    route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
     route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth"),
     traffic_kinds.XBackendTrafficPolicySpec: _not_yet("sessionPersistence"),
-    gateway_kinds.GatewaySpec: _not_yet("defaultScope"),
     ingress_kinds.IngressBackend: {"resource": f"as a backend {NOT_YET}: only Services can be backends"},
 }
 """Wire name of a field → why it is refused."""

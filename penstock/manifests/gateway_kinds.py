@@ -159,6 +159,7 @@ class GatewaySpec(Kind, frozen=True):
     infrastructure: GatewayInfrastructure | None = None
     allowed_listeners: AllowedListeners = AllowedListeners()
     tls: GatewayTLS | None = None
+    default_scope: Literal["All", "None"] = "None"
 
 
 class Gateway(Kind, frozen=True):

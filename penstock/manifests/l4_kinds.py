@@ -33,6 +33,7 @@ class TLSRouteSpec(Kind, frozen=True):
     rules: list[L4Rule]
     hostnames: list[str] = []
     parent_refs: list[ParentReference] = []
+    use_default_gateways: Literal["All", "None"] = "None"
 
 
 class TLSRoute(Kind, frozen=True):
@@ -48,6 +49,7 @@ class TLSRoute(Kind, frozen=True):
 class L4RouteSpec(Kind, frozen=True):
     rules: list[L4Rule]
     parent_refs: list[ParentReference] = []
+    use_default_gateways: Literal["All", "None"] = "None"
 
 
 class TCPRoute(Kind, frozen=True):

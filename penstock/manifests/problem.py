@@ -37,6 +37,8 @@ Code = Literal[
     "weights",
     "grant",
     "endpoints",
+    "unattached",  # a route that no listener takes (this and the next: routing/review_attach.py)
+    "listener",
     "certificate",  # not for the host name that it is shown for (routing/review_edge.py)
     "passed-over",
 ]

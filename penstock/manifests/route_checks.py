@@ -60,7 +60,7 @@ def _common(route: HTTPRoute | GRPCRoute) -> Iterator[Finding]:
     spec = route.spec
     at: Path = ("spec",)
     rules: Sequence[HTTPRouteRule | GRPCRouteRule] = spec.rules
-    if not spec.parent_refs:
+    if not spec.parent_refs and spec.use_default_gateways == "None":
         message = "is empty: the route is attached to nothing"
         yield Finding((*at, "parentRefs"), message, code="reference", severity="warning")
     yield from parents(spec.parent_refs, (*at, "parentRefs"))

@@ -163,6 +163,7 @@ class HTTPRouteRule(Kind, frozen=True):
 
 class HTTPRouteSpec(Kind, frozen=True):
     parent_refs: list[ParentReference] = []
+    use_default_gateways: Literal["All", "None"] = "None"
     hostnames: list[str] = []
     rules: list[HTTPRouteRule] = msgspec.field(default_factory=lambda: [HTTPRouteRule()])
 
@@ -199,6 +200,7 @@ class GRPCRouteRule(Kind, frozen=True):
 
 class GRPCRouteSpec(Kind, frozen=True):
     parent_refs: list[ParentReference] = []
+    use_default_gateways: Literal["All", "None"] = "None"
     hostnames: list[str] = []
     rules: list[GRPCRouteRule] = msgspec.field(default_factory=lambda: [GRPCRouteRule()])
 

@@ -86,6 +86,8 @@ class Mirror:
     cluster: str
     numerator: int = 1
     denominator: int = 1
+    edge6: bool = False
+    """From a Gateway to endpoints of IPv6: it leaves from the Gateways' own address of that family."""
 
 
 @dataclass(frozen=True, slots=True)

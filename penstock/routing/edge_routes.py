@@ -4,12 +4,12 @@ Thousands of routes stay as they are when one changes: what each was attached to
 that decides about it (classes, Gateways, ListenerSets, Namespaces) has changed, and its rules while it and
 the Services are the very same.
 
-Source: Gateway API v1.6, RouteParentStatus, ParentReference.
+Source: Gateway API v1.6, RouteParentStatus, ParentReference; GEP-3793 (default Gateways).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
 from penstock.differing import replaced
@@ -17,6 +17,7 @@ from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
 from penstock.plan import Condition, ObjectStatus
+from penstock.policy import ingress
 from penstock.routing.attach import Entry, Namespaces, attach
 from penstock.routing.edge import ROUTE_KINDS, Memo, OneGateway, Places, Standing
 from penstock.routing.l4routes import L4Route, hostnames, shares
@@ -110,7 +111,7 @@ class Attachments:
         resolved = _RESOLVED
         http = isinstance(route, HTTPRoute | GRPCRoute)
         names = route.spec.hostnames if isinstance(route, HTTPRoute | GRPCRoute) else hostnames(route)
-        for parent in route.spec.parent_refs:
+        for parent in (*route.spec.parent_refs, *self._by_default(document, route)):
             if parent.group != GROUP:
                 continue
             if not parents:
@@ -138,6 +139,21 @@ class Attachments:
         pending = next((c.message for _, cs in parents for c in cs if not c.status), "")
         status = ObjectStatus(pending=pending, extra={"parents": tuple(parents)})
         return tuple((*place, pairs) for place, pairs in places.items()), status
+
+    def _by_default(
+        self, document: Document, route: HTTPRoute | GRPCRoute | L4Route
+    ) -> Iterator[ParentReference]:
+        """The default Gateways, for a route that wants them and does not name them itself."""
+        if route.spec.use_default_gateways == "None":
+            return
+        named = {
+            (p.namespace or document.key.namespace, p.name)
+            for p in route.spec.parent_refs
+            if (p.group, p.kind) == (GROUP, "Gateway")
+        }
+        for found, gateway in ingress.gateways(self._world):
+            if gateway.spec.default_scope == "All" and (found.key.namespace, found.key.name) not in named:
+                yield ParentReference(name=found.key.name, namespace=found.key.namespace)
 
     def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> Condition:
         problems: Sequence[Condition]

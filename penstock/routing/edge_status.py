@@ -39,7 +39,11 @@ def report(each: OneGateway, vault: Vault) -> dict[ObjectKey, ObjectStatus]:
         programmed = Condition("Programmed", False, "Invalid", own[0].why)
     pending = problem or programmed.message or next((e.why for e in own if not e.served), "")
     found[each.document.key] = ObjectStatus(
-        (accepted, programmed, *(c for c in (resolved, lenient(each.gateway)) if c is not None)),
+        (
+            accepted,
+            programmed,
+            *(c for c in (resolved, lenient(each.gateway), _default(each)) if c is not None),
+        ),
         pending,
         extra={
             "listeners": tuple(_listener_status(e, programmed, shared) for e in own),
@@ -66,6 +70,12 @@ def report(each: OneGateway, vault: Vault) -> dict[ObjectKey, ObjectStatus]:
         why = f"{each.document.key} takes no listeners of namespace {owner.key.namespace}"
         found[owner.key] = _refused_set("NotAllowed", why)
     return found
+
+
+def _default(each: OneGateway) -> Condition | None:
+    if each.gateway.spec.default_scope == "None":
+        return None
+    return Condition("DefaultGateway", True, "DefaultGateway", "routes that want the default come here")
 
 
 def _refused_set(reason: str, why: str) -> ObjectStatus:

@@ -319,8 +319,8 @@ class ProxyModel:
     workload_audit: tuple[Rights, ...] | None = None
     edge: tuple[EdgeListener, ...] = ()
     tables: tuple[HostTable, ...] = ()
-    edge_secret: str = ""
-    """The certificate with which Gateways speak mesh TLS to other nodes."""
+    edge_secrets: tuple[str, ...] = ()
+    """The certificates with which Gateways speak mesh TLS to other nodes: their addresses, one per family."""
     certificates: tuple[Certificate, ...] = ()
     authorities: tuple[Authorities, ...] = ()
     mirrored: tuple[str, ...] = ()

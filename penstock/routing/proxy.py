@@ -70,7 +70,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
         workload_audit=facts.audit_rights(own),
         edge=facts.edge.listeners,
         tables=tuple(_edge_table(facts, t, guarded_ports.get(t.table.name)) for t in facts.edge.tables),
-        edge_secret=next((str(a) for m in facts.members.ingress[:1] for a in m.addresses), ""),
+        edge_secrets=tuple(str(a) for m in facts.members.ingress[:1] for a in m.addresses),
         certificates=facts.edge.certificates,
         authorities=facts.edge.authorities,
     )

@@ -127,7 +127,7 @@ def _places(document: Document) -> Iterator[_Place]:
 
 
 def _tables(routes: Iterable[Document]) -> Iterator[list[_Place]]:
-    """Matches that are tried one after the other: of one parent, by the same clients."""
+    """Matches that are tried one after the other: of one parent, for one host name, by the same clients."""
     tables: dict[tuple[object, ...], list[_Place]] = defaultdict(list)
     for document in routes:
         assert isinstance(document.value, HTTPRoute | GRPCRoute)
@@ -136,24 +136,30 @@ def _tables(routes: Iterable[Document]) -> Iterator[list[_Place]]:
         for parent in document.value.spec.parent_refs:
             namespace = parent.namespace or own
             clients = None if namespace == own else own
-            hosts = tuple(sorted(document.value.spec.hostnames)) if parent.kind != "Service" else ()
-            if hosts or parent.kind != "Service":
-                clients = None
-            key = (parent.kind, namespace, parent.name, parent.port, parent.section_name, clients, hosts)
-            tables[key] += places
+            names: Sequence[str] = ("",)
+            if parent.kind != "Service":
+                clients, names = None, document.value.spec.hostnames or names
+            for host in names:
+                at = (parent.kind, namespace, parent.name, parent.port, parent.section_name)
+                tables[(*at, clients, host.lower())] += places
     for places in tables.values():
         yield sorted(places, key=lambda place: place.order)
 
 
 def _shadowed(routes: Iterable[Document]) -> Iterator[tuple[Document, Finding]]:
-    told: set[tuple[str, Path]] = set()
+    """Where a match stands, another one stands before it: at every parent and for every host name."""
+    found: dict[tuple[str, Path], tuple[_Place, _Place]] = {}
+    free: set[tuple[str, Path]] = set()
     for places in _tables(routes):
         for number, place in enumerate(places):
             mark = (str(place.document.key), place.path)
             by = next((p for p in places[:number] if _covers(p.match, place.match)), None)
-            if by is None or mark in told:
-                continue
-            told.add(mark)
+            if by is None:
+                free.add(mark)
+            else:
+                found.setdefault(mark, (place, by))
+    for mark, (place, by) in found.items():
+        if mark not in free:
             origin = by.document.origin(*by.path)
             message = f"can never match: {origin} is tried before and takes all of its requests"
             yield place.document, Finding(place.path, message, code="shadowed")

@@ -16,12 +16,23 @@ from functools import lru_cache
 from cryptography import x509
 
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.gateway_kinds import Gateway, Listener, ListenerSet, ObjectReference, Secret
-from penstock.manifests.ingress_kinds import Ingress
+from penstock.manifests.gateway_kinds import (
+    CertificateReference,
+    ConfigMap,
+    Gateway,
+    GatewayTLS,
+    Listener,
+    ListenerSet,
+    ObjectReference,
+    Secret,
+)
+from penstock.manifests.ingress_kinds import Ingress, IngressClass, IngressServiceBackend
+from penstock.manifests.kinds import Service, ServicePort
 from penstock.manifests.l4_kinds import TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.problem import Finding, Path, Problem
 from penstock.manifests.review import problem
 from penstock.manifests.route_kinds import GRPCRoute, GRPCRouteRule, HTTPRoute, HTTPRouteRule, ReferenceGrant
+from penstock.policy.ingress_classes import CLASS, DEFAULT, OLD_CLASS
 from penstock.routing.matches import permitted
 from penstock.routing.review import served_services
 
@@ -31,8 +42,12 @@ class _All:
     """What others may refer to."""
 
     served: Mapping[tuple[str, str], bool]
+    ports: Mapping[tuple[str, str], Sequence[ServicePort]]
     grants: Mapping[str, Sequence[ReferenceGrant]]
     secrets: Mapping[tuple[str, str], Secret]
+    maps: frozenset[tuple[str, str]]
+    classes: Mapping[str, bool]
+    """IngressClasses, and whether each is the default."""
 
     def allows(self, source: ObjectKey, kind: str, namespace: str, name: str) -> bool:
         return permitted(source, namespace, name, self.grants.get(namespace, ()), kind)
@@ -42,13 +57,20 @@ def review_edge(documents: Iterable[Document]) -> list[Problem]:
     """Every warning about what stands at the edge, in the order of files and lines."""
     everything = list(documents)
     grants: dict[str, list[ReferenceGrant]] = {}
-    secrets = {}
+    secrets, ports, maps, classes = {}, {}, set(), {CLASS: False}
     for document in everything:
-        if isinstance(document.value, ReferenceGrant):
-            grants.setdefault(document.key.namespace, []).append(document.value)
-        elif isinstance(document.value, Secret):
-            secrets[document.key.namespace, document.key.name] = document.value
-    known = _All(served_services(everything), grants, secrets)
+        value, place = document.value, (document.key.namespace, document.key.name)
+        if isinstance(value, ReferenceGrant):
+            grants.setdefault(document.key.namespace, []).append(value)
+        elif isinstance(value, Secret):
+            secrets[place] = value
+        elif isinstance(value, ConfigMap):
+            maps.add(place)
+        elif isinstance(value, Service):
+            ports[place] = value.spec.ports
+        elif isinstance(value, IngressClass):
+            classes[document.key.name] = document.metadata.annotations.get(DEFAULT) == "true"
+    known = _All(served_services(everything), ports, grants, secrets, frozenset(maps), classes)
     found = [problem(document, f) for document in everything for f in _findings(document, known)]
     found += [problem(document, f) for document, f in _twice(everything)]
     return sorted(found, key=lambda p: (p.file, p.line))
@@ -68,6 +90,8 @@ def _findings(document: Document, known: _All) -> Iterator[Finding]:
                         at = ("spec", "rules", i, "filters", j, "requestMirror", "backendRef")
                         yield from _backend(document, ref.name, ref.namespace, at, "no copy is sent", known)
     elif isinstance(value, Gateway | ListenerSet):
+        if isinstance(value, Gateway) and value.spec.tls is not None:
+            yield from _gateway_tls(document, value.spec.tls, known)
         for i, listener in enumerate(value.spec.listeners):
             yield from _listener(document, listener, ("spec", "listeners", i), known)
     elif isinstance(value, Ingress):
@@ -90,7 +114,22 @@ def _backend(
         yield Finding((*path, "name"), message, code="endpoints")
 
 
+def _port(
+    place: tuple[str, str], port: int | str | None, path: Path, known: _All, protocol: str = "TCP"
+) -> Iterator[Finding]:
+    """A warning if there is no such Service, or it has no such port (by number, or by name) of `protocol`."""
+    if place not in known.ports:
+        yield Finding((*path, "name"), f"there is no Service {place[0]}/{place[1]}", code="reference")
+        return
+    fitting = [p for p in known.ports[place] if p.protocol == protocol]
+    if port is not None and not any(port in (p.port, p.name) for p in fitting):
+        has = ", ".join(f"{p.name} {p.port}".strip() for p in fitting) or "none"
+        message = f"Service {place[0]}/{place[1]} has no {protocol} port {port}"
+        yield Finding((*path, "port"), message, f"it has {has}", code="reference")
+
+
 def _stream(document: Document, route: TLSRoute | TCPRoute | UDPRoute, known: _All) -> Iterator[Finding]:
+    protocol = "UDP" if isinstance(route, UDPRoute) else "TCP"
     fate = "its datagrams get lost" if isinstance(route, UDPRoute) else "its connections are closed"
     for i, rule in enumerate(route.spec.rules):
         at: Path = ("spec", "rules", i, "backendRefs")
@@ -98,6 +137,8 @@ def _stream(document: Document, route: TLSRoute | TCPRoute | UDPRoute, known: _A
             yield Finding(at, f"has only weights of 0: {fate}", code="weights")
         for j, ref in enumerate(rule.backend_refs):
             if (ref.group, ref.kind) == ("", "Service") and ref.weight:
+                place = (ref.namespace or document.key.namespace, ref.name)
+                yield from _port(place, ref.port, (*at, j), known, protocol)
                 yield from _backend(document, ref.name, ref.namespace, (*at, j), fate, known)
 
 
@@ -146,6 +187,39 @@ def _certificate(
     yield Finding(path, message, f"what there is, is for {shown}", code="certificate")
 
 
+def _gateway_tls(document: Document, tls: GatewayTLS, known: _All) -> Iterator[Finding]:
+    """What the Gateway's own TLS names: the certificate for backends, the authorities for clients."""
+    at: Path = ("spec", "tls")
+    if tls.backend is not None and tls.backend.client_certificate_ref is not None:
+        mine = tls.backend.client_certificate_ref
+        here = (*at, "backend", "clientCertificateRef")
+        yield from _held(document, mine, here, "none is shown to backends", known)
+    if tls.frontend is None:
+        return
+    asked = [(("default",), tls.frontend.default.validation)]
+    asked += [(("perPort", i, "tls"), e.tls.validation) for i, e in enumerate(tls.frontend.per_port)]  # type: ignore[misc]
+    for where, validation in asked:
+        for i, ref in enumerate(validation.ca_certificate_refs if validation else ()):
+            here = (*at, "frontend", *where, "validation", "caCertificateRefs", i)
+            yield from _held(document, ref, here, "it lets nobody in", known)
+
+
+def _held(
+    document: Document, ref: ObjectReference | CertificateReference, path: Path, fate: str, known: _All
+) -> Iterator[Finding]:
+    namespace = ref.namespace or document.key.namespace
+    there = known.maps if ref.kind == "ConfigMap" else known.secrets
+    if ref.group or ref.kind not in ("ConfigMap", "Secret"):
+        yield Finding((*path, "kind"), f"a {ref.kind} holds no certificates: {fate}", code="reference")
+    elif not known.allows(document.key, ref.kind, namespace, ref.name):
+        hint = f"one in {namespace}, from {document.key.kind} of {document.key.namespace}, to {ref.kind}"
+        message = f"no ReferenceGrant of namespace {namespace} permits it: {fate}"
+        yield Finding((*path, "namespace"), message, hint, code="grant")
+    elif (namespace, ref.name) not in there:
+        message = f"there is no {ref.kind} {namespace}/{ref.name}: {fate}"
+        yield Finding((*path, "name"), message, code="reference")
+
+
 def _listener(document: Document, listener: Listener, path: Path, known: _All) -> Iterator[Finding]:
     refs: list[ObjectReference] = listener.tls.certificate_refs if listener.tls else []
     usable = []
@@ -170,20 +244,27 @@ def _listener(document: Document, listener: Listener, path: Path, known: _All) -
 
 def _ingress(document: Document, ingress: Ingress, known: _All) -> Iterator[Finding]:
     spec, namespace = ingress.spec, document.key.namespace
-    backends: list[tuple[Path, str]] = []
+    named = spec.ingress_class_name or ingress.metadata.annotations.get(OLD_CLASS)
+    if named is not None and named not in known.classes:
+        message = f"there is no IngressClass {named}: nobody serves it"
+        yield Finding(("spec", "ingressClassName"), message, f'"{CLASS}" is there by itself', "reference")
+    elif named is None and not any(known.classes.values()):
+        message = "names no class, and no IngressClass is the default: nobody serves it"
+        yield Finding(("spec",), message, f"write ingressClassName: {CLASS}", "reference")
+    backends: list[tuple[Path, IngressServiceBackend]] = []
     if spec.default_backend is not None and spec.default_backend.service is not None:
-        backends.append((("spec", "defaultBackend", "service"), spec.default_backend.service.name))
+        backends.append((("spec", "defaultBackend", "service"), spec.default_backend.service))
     for i, rule in enumerate(spec.rules):
         for j, path in enumerate(rule.http.paths if rule.http else ()):
             if path.backend.service is not None:
                 at: Path = ("spec", "rules", i, "http", "paths", j, "backend", "service")
-                backends.append((at, path.backend.service.name))
-    for at, name in backends:
+                backends.append((at, path.backend.service))
+    for at, service in backends:
+        name = service.name
+        yield from _port((namespace, name), service.port.name or service.port.number, at, known)
         if known.served.get((namespace, name)) is False:
             message = f"no endpoint stands behind Service {namespace}/{name}: its requests get 503"
             yield Finding((*at, "name"), message, code="endpoints")
-        elif (namespace, name) not in known.served:
-            yield Finding((*at, "name"), f"there is no Service {namespace}/{name}", code="reference")
     hosts = {rule.host.lower() for rule in spec.rules}
     for i, entry in enumerate(spec.tls):
         at = ("spec", "tls", i)

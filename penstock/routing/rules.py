@@ -149,7 +149,11 @@ def compile_rules(
         reached.clear()
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
         hashes = hashes_of(reached, services)
-        does = replace(actions(rule, port), mirrors=mirrors(rule, resolve), hashes=hashes)
+        copies = mirrors(rule, resolve)
+        if edge and copies:
+            families = {c.name: c.family for c in made.clusters}
+            copies = tuple(replace(m, edge6=families[m.cluster] == 6) for m in copies)
+        does = replace(actions(rule, port), mirrors=copies, hashes=hashes)
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):
             match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)

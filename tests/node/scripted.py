@@ -15,15 +15,22 @@ from penstock.lab import LabWorkload
 class Scripted:
     """Answers each request by `answer(number of the request)`: a status, or 0 to close without any."""
 
-    def __init__(self, where: LabWorkload, port: int, answer: Callable[[int], int] = lambda _: 200) -> None:
+    def __init__(
+        self,
+        where: LabWorkload,
+        port: int,
+        answer: Callable[[int], int] = lambda _: 200,
+        *,
+        version: int = 4,
+    ) -> None:
         self.heads: list[str] = []
         self.peers: list[str] = []
         self._clients: list[socket.socket] = []
         self.arrived = threading.Condition()
         self._answer = answer
-        self._sock = make_socket(where.netns)
+        self._sock = make_socket(where.netns, version=version)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._sock.bind(("0.0.0.0", port))
+        self._sock.bind(("::" if version == 6 else "0.0.0.0", port))
         self._sock.listen(64)
         self._thread = threading.Thread(target=self._accept)
         self._thread.start()

@@ -6,10 +6,11 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from clients import ask
 from conftest import MeshFactory
 from objects import gateway, http_route, listener, service, to
 from rig import Mesh, workload
-from test_gateway_http import conditions, get, shown
+from test_gateway_http import address, conditions, get, shown
 
 WEB = {"name": "http", "port": 80, "targetPort": 8080}
 SERVICES = tuple(service(n, WEB, selector={"app": n}) for n in ("api", "other"))
@@ -217,3 +218,21 @@ def test_names_as_long_as_they_may_be(mesh: Mesh) -> None:
     status = shown(mesh, "gateway", name)["status"]
     assert conditions(status["conditions"])["Programmed"] == ("True", "Programmed")
     assert status["listeners"][0]["attachedRoutes"] == 1
+
+
+def test_default_gateways(mesh: Mesh) -> None:
+    """A route that names no parent goes to every Gateway that wants such routes, and to no other."""
+    wants = http_route("r", "gw", goes("api"))
+    del wants["spec"]["parentRefs"]
+    wants["spec"]["useDefaultGateways"] = "All"
+    mesh.apply(*SERVICES, gateway("gw", defaultScope="All"), gateway("apart"), wants)
+    assert get(mesh).pod == "api"
+    assert ask(mesh["client"], address(mesh, "apart"), 80).status == 404
+    (parent,) = shown(mesh, "httproute", "r")["status"]["parents"]
+    assert parent["parentRef"]["name"] == "gw"
+    assert conditions(parent["conditions"])["Accepted"] == ("True", "Accepted")
+    found = conditions(shown(mesh, "gateway", "gw")["status"]["conditions"])
+    assert found["DefaultGateway"] == ("True", "DefaultGateway")
+    mesh.apply(*SERVICES, gateway("gw"), gateway("apart", defaultScope="All"), wants)
+    assert get(mesh).status == 404
+    assert ask(mesh["client"], address(mesh, "apart"), 80).pod == "api"

@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from click.testing import CliRunner, Result
+from test_gateway_golden import API, BACKENDS, CERTIFICATE, DATAGRAMS, INGRESS, gateway, rule, stream
+from test_gateway_golden import route as gateway_route
 from test_routing_mesh import PEOPLE, route
 from worlds import NODE, policy, read
 
@@ -100,3 +102,67 @@ def test_a_refused_manifest(tmp_path: Path) -> None:
     assert result.return_value == 2
     assert result.stdout.startswith("refused: ")
     assert 'did you mean "ports"?' in result.stdout
+
+
+def envoy(found: dict[str, Any]) -> set[tuple[str, str, str]]:
+    return {(e["change"], e["type"], e["name"]) for e in found["envoy"]}
+
+
+def test_a_gateway_comes() -> None:
+    found = change(BACKENDS, BACKENDS + gateway() + gateway_route(rule()))
+    assert {(o["change"], o["kind"]) for o in found["objects"]} == {
+        ("added", "Gateway"),
+        ("added", "HTTPRoute"),
+    }
+    (served,) = (k for k in found["kernel"] if k["table"] == "services")
+    assert (served["entry"], served["before"]) == ("10.98.0.1:80/TCP", None)
+    assert served["after"] == "gateway/default/gw:80/TCP is Envoy's own address and port"
+    own = [(k["change"], k["entry"]) for k in found["kernel"] if k["table"] == "addresses"]
+    assert ("added", "10.98.0.1") in own
+    assert {
+        ("added", "Listener", "gateway/default/gw:80/TCP"),
+        ("added", "RouteConfiguration", "gateway/default/gw:80/TCP"),
+        ("added", "Cluster", "default/api:80/4/edge"),
+    } <= envoy(found)
+
+
+def test_a_route_of_a_gateway_is_a_matter_of_envoy_alone() -> None:
+    before = BACKENDS + gateway() + gateway_route(rule(backends="{name: api, port: 80, weight: 9}"))
+    found = change(before, before.replace("weight: 9", "weight: 5"))
+    assert found["kernel"] == []
+    assert envoy(found) == set()
+    found = change(before, before.replace("weight: 9}", "weight: 9}, {name: other, port: 80}"))
+    assert found["kernel"] == []
+    assert ("changed", "RouteConfiguration", "gateway/default/gw:80/TCP") in envoy(found)
+
+
+def test_streams_and_datagrams() -> None:
+    listeners = gateway("{name: t, port: 90, protocol: TCP}", "{name: u, port: 53, protocol: UDP}")
+    ways = stream("TCPRoute", API) + stream("UDPRoute", "{name: dns, port: 53}", name="u")
+    found = change(BACKENDS + DATAGRAMS + listeners, BACKENDS + DATAGRAMS + listeners + ways)
+    assert {
+        ("added", "Listener", "gateway/default/gw:90/TCP"),
+        ("added", "Listener", "gateway/default/gw:53/UDP"),
+        ("added", "Cluster", "default/api:80/4/edge/tcp"),
+    } <= envoy(found)
+    entries = {k["entry"] for k in found["kernel"] if k["table"] == "services"}
+    assert entries == {"10.98.0.1:90/TCP", "10.98.0.1:53/UDP"}
+
+
+def test_an_ingress_comes_and_goes() -> None:
+    base = BACKENDS + CERTIFICATE
+    found = change(base, base + INGRESS)
+    assert {("added", "Listener", "ingress:80/TCP"), ("added", "Listener", "ingress:443/TCP")} <= envoy(found)
+    assert {k["entry"].partition(":")[2] for k in found["kernel"] if k["table"] == "services"} == {
+        "80/TCP",
+        "443/TCP",
+    }
+    back = change(base + INGRESS, base)
+    assert ("removed", "Listener", "ingress:443/TCP") in envoy(back)
+
+
+def test_what_a_gateway_would_wait_for() -> None:
+    listener = "{name: s, port: 443, protocol: HTTPS, tls: {certificateRefs: [{name: absent}]}}"
+    found = change(BACKENDS, BACKENDS + gateway(listener))
+    (waiting,) = found["pending"]
+    assert (waiting["kind"], waiting["message"]) == ("Gateway", "there is no Secret default/absent")

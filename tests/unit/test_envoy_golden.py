@@ -222,7 +222,7 @@ MODELS = {
                 stream=True,
             ),
         ),
-        edge_secret="10.244.0.254",
+        edge_secrets=("10.244.0.254",),
         certificates=(Certificate("certificate/default/b", b"chain", b"key"),),
     ),
     "workloads": ProxyModel(

@@ -76,10 +76,36 @@ def test_a_secret_that_is_not_there_or_not_granted() -> None:
 def test_streams() -> None:
     none = l4_route("TCPRoute", "r", refs="{name: v1, port: 80, weight: 0}")
     assert said(none) == ["r spec.rules[0].backendRefs weights"]
-    empty = l4_route("UDPRoute", "r", refs="{name: empty, port: 80}")
+    empty = l4_route("TCPRoute", "r", refs="{name: empty, port: 80}")
     assert said(empty) == ["r spec.rules[0].backendRefs[0].name endpoints"]
+    for kind, backend, field in (
+        ("UDPRoute", "{name: v1, port: 80}", "port"),
+        ("TCPRoute", "{name: v1, port: 99}", "port"),
+        ("TCPRoute", "{name: nobody, port: 81}", "name"),
+    ):
+        found = said(l4_route(kind, "r", refs=backend))
+        assert found == [f"r spec.rules[0].backendRefs[0].{field} reference"]
     away = l4_route("TCPRoute", "r", refs="{name: away, namespace: other, port: 80}")
-    assert said(away) == ["r spec.rules[0].backendRefs[0].namespace grant"]
+    there = service("away", "{ports: [{port: 80}]}").replace("namespace: default", "namespace: other")
+    assert said(there + away) == ["r spec.rules[0].backendRefs[0].namespace grant"]
+
+
+def test_what_a_gateways_own_tls_names() -> None:
+    tls = "backend: {clientCertificateRef: {name: s}}, frontend: {default: {validation: {caCertificateRefs: "
+    tls += "[{name: ca}]}}, perPort: [{port: 443, tls: {validation: {caCertificateRefs: [{name: s, kind: "
+    tls += "Secret, namespace: far}]}}}]}"
+    text = f"""
+apiVersion: gateway.networking.k8s.io/v1
+kind: Gateway
+metadata: {{name: gw}}
+spec: {{gatewayClassName: penstock, listeners: [{{name: l, port: 80, protocol: HTTP}}], tls: {{{tls}}}}}
+---
+"""
+    assert sorted(said(text)) == [
+        "gw spec.tls.backend.clientCertificateRef.name reference",
+        "gw spec.tls.frontend.default.validation.caCertificateRefs[0].name reference",
+        "gw spec.tls.frontend.perPort[0].tls.validation.caCertificateRefs[0].namespace grant",
+    ]
 
 
 def test_mirrors() -> None:
@@ -103,6 +129,25 @@ def test_ingresses() -> None:
     assert said(ingress(f"rules: [{good}]", "a") + ingress(f"rules: [{good}]", "b")) == [
         "b spec.rules[0].http.paths[0] shadowed"
     ]
+
+
+def test_ports_and_classes_of_ingresses() -> None:
+    for backend in ("{name: v1, port: {number: 99}}", "{name: v1, port: {name: web}}"):
+        found = said(ingress(f"defaultBackend: {{service: {backend}}}"))
+        assert found == ["i spec.defaultBackend.service.port reference"]
+    good = rule("a.example", path("/"))
+    other = ingress(f"rules: [{good}]").replace("ingressClassName: penstock", "ingressClassName: nginx")
+    assert said(other) == ["i spec.ingressClassName reference"]
+    none = ingress(f"rules: [{good}]").replace("ingressClassName: penstock, ", "")
+    assert said(none) == ["i spec reference"]
+    default = """
+apiVersion: networking.k8s.io/v1
+kind: IngressClass
+metadata: {name: mine, annotations: {ingressclass.kubernetes.io/is-default-class: "true"}}
+spec: {controller: penstock.dev/ingress-controller}
+---
+"""
+    assert said(default + none) == []
 
 
 def test_every_code_is_documented() -> None:
