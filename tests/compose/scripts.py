@@ -1,0 +1,25 @@
+"""What the tests run inside containers, where there is nothing but Python: each prints JSON."""
+
+ASK = """
+import http.client, json, sys, time
+found = []
+for _ in range({times}):
+    connection = http.client.HTTPConnection("{host}", 8080, timeout=2)
+    try:
+        connection.request("GET", "{path}")
+        answer = connection.getresponse()
+        found.append([answer.status, answer.read().decode().strip()])
+    except OSError as e:
+        found.append([0, str(e)])
+    connection.close()
+print(json.dumps(found))
+"""
+DIAL = """
+import json, socket
+try:
+    with socket.create_connection(("{host}", 5432), 0.7) as s:
+        s.sendall(b"select 1\\n")
+        print(json.dumps(s.recv(64).decode()))
+except OSError as e:
+    print(json.dumps(f"no: {{e}}"))
+"""
