@@ -23,3 +23,18 @@ try:
 except OSError as e:
     print(json.dumps(f"no: {{e}}"))
 """
+LOAD = """
+import collections, http.client, json, time
+seen = collections.Counter()
+end = time.monotonic() + {seconds}
+connection = http.client.HTTPConnection("{host}", 8080, timeout=2)
+while time.monotonic() < end:
+    try:
+        connection.request("GET", "/")
+        answer = connection.getresponse()
+        seen[str(answer.status) + " " + answer.read().decode().strip()] += 1
+    except (OSError, http.client.HTTPException) as e:
+        seen[type(e).__name__] += 1
+        connection.close()
+print(json.dumps(seen))
+"""

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from clients import until
 from project import Project, project
-from scripts import ASK, DIAL
+from scripts import ASK, DIAL, LOAD
 
 from penstock.lab.engine import Engine
 
@@ -33,14 +35,24 @@ CAPABILITIES = {
 
 
 @pytest.fixture(scope="module")
-def demo(docker: Engine, image: str) -> Iterator[Project]:
-    with project(docker, ROOT, "demo", PENSTOCK_BASE=image) as made:
+def demo(docker: Engine, image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
+    """With the manifests in a folder of the test's, so that it can edit them."""
+    base = tmp_path_factory.mktemp("demo")
+    shutil.copytree(ROOT / "examples" / "compose" / "manifests", base / "manifests")
+    override = {"services": {"penstock": {"volumes": [f"{base / 'manifests'}:/etc/penstock:ro"]}}}
+    (base / "override.yml").write_text(json.dumps(override))
+    files = f"{ROOT / 'docker-compose.yml'}:{base / 'override.yml'}"
+    with project(docker, ROOT, "demo", PENSTOCK_BASE=image, COMPOSE_FILE=files) as made:
         started = time.monotonic()
         made.compose("up", "-d")
         until("a protected request passes", lambda: ask(made, "frontend")[0][0] == 200, 60.0)
         made.took = time.monotonic() - started
         made.settled()
         yield made
+
+
+def manifests(demo: Project) -> Path:
+    return Path(demo.environment["COMPOSE_FILE"].rpartition(":")[2]).parent / "manifests"
 
 
 def ask(demo: Project, service: str, host: str = "api", path: str = "/", times: int = 1) -> Any:
@@ -59,6 +71,31 @@ def test_nine_of_ten_requests_go_to_version_1(demo: Project) -> None:
     found = Counter(map(tuple, ask(demo, "frontend", times=400)))
     assert found.keys() == {(200, "api-v1"), (200, "api-v2")}
     assert 0.82 < found[200, "api-v1"] / 400 < 0.97
+
+
+def test_a_route_is_changed_live_and_no_request_fails(demo: Project) -> None:
+    route = manifests(demo) / "route.yaml"
+    before = route.read_text()
+
+    def put(text: str) -> None:
+        part = route.with_suffix(".part")
+        part.write_text(text)
+        part.rename(route)
+
+    with ThreadPoolExecutor(1) as pool:
+        load = pool.submit(demo.python, "frontend", LOAD.format(host="api", seconds=6))
+        try:
+            turned = before.replace("weight: 90", "weight: 0").replace("weight: 10}", "weight: 100}")
+            assert turned != before
+            put(turned)
+            until(
+                "all go to version 2", lambda: {b for _, b in ask(demo, "frontend", times=20)} == {"api-v2"}
+            )
+        finally:
+            put(before)
+        seen = load.result()
+    assert seen.keys() == {"200 api-v1", "200 api-v2"}, seen
+    until("version 1 is back", lambda: ask(demo, "frontend")[0][1] == "api-v1")
 
 
 def test_the_intruder_is_answered_403_by_each_name(demo: Project) -> None:
