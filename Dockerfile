@@ -19,11 +19,18 @@ RUN python3 -m venv /opt/penstock \
     && /opt/penstock/bin/penstock run --help >/dev/null \
     && /opt/penstock/bin/python -c 'import penstock.daemon, penstock.inspect, penstock.cli.status, penstock.cli.observe, uvloop'
 
-FROM ${BASE}
-# python3, libbpf1 and iproute2 (ss) are for the daemon, util-linux (setpriv, prlimit) is for Envoy, procps (sysctl) for `check`.
+FROM ${BASE} AS system
+# python3, libbpf1 and iproute2 are for the daemon, util-linux (setpriv, prlimit) is for Envoy, procps (sysctl) for `check`.
 RUN dpkg-query -W python3 libbpf1 iproute2 util-linux procps >/dev/null 2>&1 || { \
         apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends \
             python3 libbpf1 iproute2 util-linux procps && rm -rf /var/lib/apt/lists/*; }
+
+# What the demo's parts run in: `--target demo`. Nothing of Penstock is in it, its health check least of all.
+FROM system AS demo
+COPY examples/compose/app.py /app.py
+ENTRYPOINT ["python3", "-u", "/app.py"]
+
+FROM system
 COPY --from=build /opt/penstock /opt/penstock
 COPY .ci/entrypoint /usr/local/bin/penstock-entrypoint
 ENV PATH=/opt/penstock/bin:$PATH

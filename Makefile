@@ -78,12 +78,15 @@ node-test: setup ## Namespaces, the kernel and Envoy (root)
 	$(PYTEST) -q -n $(NODE_WORKERS) --dist loadfile -m "not alone" tests/node
 	$(PYTEST) -q -m alone tests/node
 
-test-compose: setup ## Containers of a Docker Engine of its own (root)
+test-compose: compose-images ## Containers of a Docker Engine of its own (root)
+	$(PYTEST) -q tests/compose
+
+.PHONY: compose-images
+compose-images: setup
 	@.ci/docker
 	@.ci/wheels
 	@test -s build/compose/base.tar || { mkdir -p build/compose && .ci/base-image build/compose/base.tar \
 		python3 python3-venv libbpf1 iproute2 util-linux procps; }
-	$(PYTEST) -q tests/compose
 
 quick: lint unit bpf-test ## lint, unit, BPF and one node scenario, in under three minutes
 	$(PYTEST) -q $(QUICK_NODE)
@@ -101,7 +104,7 @@ fuzz: setup ## Generated manifests and xDS dialogues, for an hour or so (FUZZ_EX
 demo: setup ## Two nodes, one after the other what Penstock does
 	$(BIN)/penstock demo
 
-bench: setup ## Measure; raw figures go to bench-results/
+bench: compose-images ## Measure; raw figures go to bench-results/
 	@# The server, the loads of `bench l4` and of HTTP/2, the sidecars' redirection. Debian starts an installed nginx: only ours is to run.
 	@command -v iperf3 >/dev/null && command -v iptables-restore >/dev/null && command -v h2load >/dev/null && test -x /usr/sbin/nginx || { DEBIAN_FRONTEND=noninteractive apt-get install -y -qq \
 		--no-install-recommends nginx-light iperf3 iptables nghttp2-client >/dev/null && { systemctl disable -q --now nginx || true; }; }

@@ -1,13 +1,12 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * tcx ingress of a bridge that workloads are ports of: what the bridge passes up. What from_port steers to the proxy
- * is given to its socket here; what a workload said was judged at its port; all else is as on any device.
+ * is given to its socket here, and what to_port took back from a port; what a workload said was judged at its port; all else is as on any device.
  */
 #include "elsewhere.h"
 
-static __always_inline int deliver(struct __sk_buff *skb)
+static __always_inline int deliver(struct __sk_buff *skb, __be16 port, __u32 mark)
 {
-	__be16 port = bpf_htons((__u16)skb->priority);
 	struct decision d = {.proxy_port = port};
 	struct packet p;
 	int parsed = parse(skb, &p);
@@ -19,6 +18,8 @@ static __always_inline int deliver(struct __sk_buff *skb)
 	if (p.t.protocol == IPPROTO_UDP ? (port ? assign_datagram(skb, &p, port, 0) : assign_answer(skb, &p, 0))
 					: (port ? assign_listener(skb, &p, port) : assign_own(skb, &p)))
 		return drop(&p, &d, PROXY_NOT_READY, HOOK_FROM_BRIDGE);
+	if (mark)
+		skb->mark = (skb->mark & ~MARK_MASK) | mark;
 	return TC_ACT_OK;
 }
 
@@ -26,10 +27,15 @@ SEC("tc")
 int from_bridge(struct __sk_buff *skb)
 {
 	struct way w = {.hook = HOOK_FROM_BRIDGE};
+	__be16 port;
 
 	switch (skb->mark & MARK_MASK) {
 	case MARK_STEERED:
-		return deliver(skb);
+		return deliver(skb, bpf_htons((__u16)skb->priority), 0);
+	case MARK_BROUGHT:
+		port = bpf_htons((__u16)(skb->mark >> 16));
+		skb->mark &= 0xffff;
+		return deliver(skb, port, MARK_BROUGHT_TO_PROXY);
 	case MARK_PROVEN:
 	case MARK_JUDGED:
 	case MARK_TO_PROXY:

@@ -21,6 +21,10 @@
 #define MARK_PROVEN 0x600
 /* On sockets of the node that speak for others (docker-proxy): not the node's own word. */
 #define MARK_FOR_OTHERS 0xc00
+/* Brought to a workload's port by somebody's rule (DNAT), and taken from there to the bridge's ingress; the listener's
+ * port stands above, in the upper half. And the same on its way to the proxy's socket: netfilter knows it already. */
+#define MARK_BROUGHT 0x500
+#define MARK_BROUGHT_TO_PROXY 0x700
 #define MARK_PROXY_DOWNSTREAM 0xa00
 #define MARK_PROXY_UPSTREAM 0xb00
 /* What the proxy takes at a Gateway's own address: like MARK_PROXY_DOWNSTREAM, but not steered. */

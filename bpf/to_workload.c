@@ -2,7 +2,7 @@
 /*
  * tcx egress, host side of a workload's veth: what has not been handed to it past the stack and its bridge. That is
  * the node's own processes, the proxy, what a bridge or somebody's rule brought, and what came by devices that carry
- * no program. Nothing can be redirected here.
+ * no program. Nothing can be given to the proxy here; at a bridge's port it is taken to where that can be done.
  */
 #include "flow.h"
 #include "port.h"
@@ -48,6 +48,32 @@ static __noinline int to_all(struct __sk_buff *skb, const struct packet *p, cons
 	return TC_ACT_OK;
 }
 
+/*
+ * To the listener on `port`, or with 0 to the proxy's own socket, by way of the bridge's ingress: what came this far
+ * was brought by a rule of the node's (the port that a container publishes). Less than 0 if there is no such socket.
+ */
+static __noinline int bring(struct __sk_buff *skb, const struct packet *p, __be16 port)
+{
+	struct tuple t = {.dport = port, .protocol = IPPROTO_TCP};
+	struct port *at = port_here(skb);
+	int state;
+
+	if (!at || !at->bridge || p->t.protocol != IPPROTO_TCP)
+		return -1;
+	state = begins(p) ? 0 : socket_state(skb, p, &p->t);
+	if (state && state != TCP_STATE_LISTEN) {
+		port = 0;
+	} else {
+		t.dst.w[3] = p->ipv6 ? bpf_htonl(1) : bpf_htonl(0x7f000001);
+		if (!port || socket_state(skb, p, &t) != TCP_STATE_LISTEN)
+			return -1;
+	}
+	if (bpf_skb_store_bytes(skb, 0, at->bridge_mac, sizeof(at->bridge_mac), 0))
+		return -1;
+	skb->mark = MARK_BROUGHT | (__u32)bpf_ntohs(port) << 16;
+	return bpf_redirect(at->bridge, BPF_F_INGRESS);
+}
+
 /* `at` is 0 where the link is the only one of its workload, and routed. */
 static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct port *at)
 {
@@ -62,7 +88,7 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	__be16 port;
 	__u64 now;
 	__u8 side, macs[6] = {};
-	int parsed, known, answer;
+	int parsed, known, answer, action = -1;
 	/* What the node itself sends has come in nowhere. */
 	int foreign = skb->ingress_ifindex != 0 || mark == MARK_FOR_OTHERS;
 
@@ -131,12 +157,20 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	}
 	if (j.dst_ifindex != here || (j.src_ifindex && mark != MARK_PROVEN))
 		return drop(&p, &j.d, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
-	if (j.d.verdict == VERDICT_REDIRECT)
+	if (at && foreign && j.d.verdict == VERDICT_REDIRECT)
+		action = bring(skb, &p, j.d.proxy_port);
+	if (j.d.verdict == VERDICT_REDIRECT && action < 0)
 		return drop(&p, &j.d, PROXY_NOT_READY, HOOK_TO_WORKLOAD);
-	if (j.d.verdict != VERDICT_ALLOW)
+	if (j.d.verdict != VERDICT_ALLOW && action < 0)
 		return drop(&p, &j.d, j.d.reason, HOOK_TO_WORKLOAD);
+	/* A proxied connection goes on through the proxy to its end, also when no rule names it any more. */
+	if (ct && ct->verdict == VERDICT_REDIRECT) {
+		known = 1;
+		if (action < 0 && !begins(&p))
+			action = bring(skb, &p, 0);
+	}
 
-	j.d.reason = FORWARDED_STACK;
+	j.d.reason = action < 0 ? FORWARDED_STACK : REDIRECTED;
 	if (!known)
 		tell(&p, &j.d, HOOK_TO_WORKLOAD);
 	if (j.audit)
@@ -146,7 +180,8 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	r->fresh.epoch = c->epoch;
 	r->fresh.initiator = side;
 	r->fresh.of_node = !foreign;
-	r->fresh.verdict = VERDICT_ALLOW;
+	r->fresh.verdict = action < 0 ? VERDICT_ALLOW : VERDICT_REDIRECT;
+	r->fresh.proxy_port = j.d.proxy_port ? j.d.proxy_port : ct ? ct->proxy_port : 0;
 	if (side) {
 		r->fresh.ifindex[1] = j.src_ifindex;
 		r->fresh.ifindex[0] = j.dst_ifindex;
@@ -155,8 +190,8 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 		r->fresh.ifindex[1] = j.dst_ifindex;
 	}
 	bpf_map_update_elem(&conntrack, &r->key, &r->fresh, BPF_ANY);
-	count(FORWARDED_STACK, p.length);
-	return TC_ACT_OK;
+	count(j.d.reason, p.length);
+	return action < 0 ? TC_ACT_OK : action;
 }
 
 SEC("tc")

@@ -282,7 +282,10 @@ class Applier:
         if place == self._place:
             return []
         workloads = frozenset(wanted.attach)
-        netdevs, problems = await self._blocking(self._host.settle, workloads, self.links, wanted.routes)
+        bridges = frozenset(port.bridge for port in wanted.ports.values() if port.bridge)
+        netdevs, problems = await self._blocking(
+            self._host.settle, workloads, bridges, self.links, wanted.routes
+        )
         problems += await self._blocking(self._host.addresses, wanted.addresses)
         problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
         self._datapath.attach(wanted.attach, netdevs, wanted.ports)

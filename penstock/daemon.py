@@ -38,17 +38,18 @@ from penstock.manifests.kinds import Workload
 from penstock.manifests.problem import Problem
 from penstock.manifests.store import Store
 from penstock.metrics import served
-from penstock.node import Node, Options, hosts_record, open_node
+from penstock.node import Node, Options, hosts_record, leads_record, open_node
 from penstock.observe.als import access_log_service
 from penstock.observe.flows import Flows
 from penstock.observe.metrics import Metrics, of_certificates, of_status
 from penstock.plan import Plan
 from penstock.planner import Planner
 from penstock.redirect.layout import decode_event
+from penstock.redirect.leads import Leads
 from penstock.report import Report, directory
 from penstock.sources.combine import combined
 from penstock.sources.files import FileSource
-from penstock.sources.netns import NamespaceEvents, Surroundings, Wanted, attachments
+from penstock.sources.netns import NamespaceEvents, Surroundings, Wanted, attachments, on_bridges
 from penstock.world import Address, World
 from penstock.xds.snapshot import Resource, Snapshot, resource
 
@@ -88,6 +89,7 @@ class Daemon:
         self._planner = Planner()
         self._proxyless: Proxyless[Resource] = Proxyless(resource)
         self._docker = _docker_source(options.docker) if options.docker else None
+        self._leads = Leads(leads_record(options.run_dir), options.settings.service_ranges)
         self._hosts_files = HostsFiles(hosts_record(options.run_dir))
         self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
@@ -289,6 +291,7 @@ class Daemon:
             self._surroundings = await self._blocking(attachments, wanted, self._surroundings.found)
             addresses = await self._blocking(self._node.host.node_addresses)
             self._node.applier.links = self._surroundings.up
+            await self._blocking(self._leads.settle, on_bridges(self._surroundings))
         if (
             only_looking
             and before == (self._surroundings, addresses, wanted)

@@ -40,6 +40,7 @@ from penstock.mtls.reports import Reporter
 from penstock.redirect.blocklist import Blocklist
 from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
+from penstock.redirect.leads import Leads
 from penstock.redirect.libbpf import RingBuffer, open_pin
 from penstock.redirect.tables import Tables
 from penstock.workload_api.answers import Held
@@ -93,6 +94,11 @@ def _host_record(run_dir: Path) -> Path:
 def hosts_record(run_dir: Path) -> Path:
     """Whose hosts files were written to."""
     return run_dir / "containers.json"
+
+
+def leads_record(run_dir: Path) -> Path:
+    """Whose namespaces have routes of ours."""
+    return run_dir / "leads.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +298,7 @@ def tear_down(run_dir: Path) -> None:
         host.down()
         host.close()
         HostsFiles(hosts_record(run_dir)).forget()
+        Leads(leads_record(run_dir)).forget()
         for left in (socket_path(run_dir), xds_socket(run_dir), clients_socket(run_dir)):
             left.unlink(missing_ok=True)
         shutil.rmtree(run_dir / "envoy", ignore_errors=True)

@@ -11,6 +11,9 @@ MARK_MASK = 0xF00
 STEERED = 0x200
 """On a packet: the local route table 2004 delivers it to the socket that the kernel program chose."""
 
+BROUGHT = 0x700
+"""The same, of a packet that netfilter has seen already (a published port's DNAT)."""
+
 DOWNSTREAM = 0xA00
 """On the sockets between a client and Envoy: listening ones, inherited by accepted ones."""
 

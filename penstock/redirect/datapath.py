@@ -28,6 +28,7 @@ NAMES = (
     "from_bridge",
     "connect",
     "sockets",
+    "getsockopt",
     "block_xdp",
 )
 # A workload whose one link is routed; a link that is a bridge's port or one of several; a port of nobody we
@@ -48,6 +49,7 @@ CGROUP_PROGRAMS = {
     "getpeername4": AttachType.CGROUP_INET4_GETPEERNAME,
     "getpeername6": AttachType.CGROUP_INET6_GETPEERNAME,
     "remember_listener": AttachType.CGROUP_SOCK_OPS,
+    "own_destination": AttachType.CGROUP_GETSOCKOPT,
 }
 NAMESPACE_PROGRAMS = {"find_listener": AttachType.SK_LOOKUP}
 _MNT_DETACH = 2

@@ -28,7 +28,7 @@ from penstock.world import Address, Network
 log = logging.getLogger(__name__)
 
 TABLE = 2004
-MARK, MARK_MASK = 0x200, 0xF00
+MARKS, MARK_MASK = (0x200, 0x700), 0xF00
 PRIORITY = 9
 LOOPBACK = 1
 """The index of `lo` in every network namespace (include/net/flow.h)."""
@@ -88,7 +88,8 @@ class HostSettings:
             self._set(RANGE, f"{min(low, source_ports[0])} {max(high, source_ports[1])}")
         self.ip.link("set", index=LOOPBACK, state="up")
         for family, everything in _FAMILIES.items():
-            self._once("rule", family=family, table=TABLE, fwmark=MARK, fwmask=MARK_MASK, priority=PRIORITY)
+            for mark in MARKS:
+                self._once("rule", **_rule(family, mark))
             self._once("route", **_local_route(family, everything), oif=LOOPBACK)
         try:
             nftables.put_up()
@@ -97,18 +98,31 @@ class HostSettings:
         self._save()
 
     def settle(
-        self, workloads: Collection[int], links: Mapping[int, str], routes: Mapping[Network, Address]
+        self,
+        workloads: Collection[int],
+        bridges: Collection[int],
+        links: Mapping[int, str],
+        routes: Mapping[Network, Address],
     ) -> tuple[tuple[int, ...], list[str]]:
         """Make way for these workloads and routes; the node's own devices, and what went wrong.
 
-        `links` are those that are up, by index.
+        `bridges` have workloads as ports, `links` are those that are up, by index.
         """
         for index in workloads:
             if index in links and index not in self._relaxed:
                 # The proxy borrows a client's address: answers to it come in from the backend's veth.
                 with suppress(FileNotFoundError):
                     Path(f"/proc/sys/net/ipv4/conf/{links[index]}/rp_filter").write_text("0")
-        self._relaxed = frozenset(workloads) & links.keys()
+        for index in bridges:
+            if index in links and index not in self._relaxed:
+                # Once translated, a published port's packets bear the ends of the proxy's socket: found too
+                # early, it stops them on their way to the container's port, where they are judged.
+                self._set("net/ipv4/tcp_early_demux", "0")
+                # What docker-proxy sends to a container is taken back up there, with an address of the node.
+                with suppress(FileNotFoundError):
+                    self._set(f"net/ipv4/conf/{links[index]}/accept_local", "1")
+                self._save()
+        self._relaxed = frozenset((*workloads, *bridges)) & links.keys()
         return tuple(index for index in links if index not in workloads), self.routes(routes)
 
     def node_addresses(self) -> tuple[Address, ...]:
@@ -255,10 +269,9 @@ class HostSettings:
             with suppress(NetlinkError):
                 self._address("del", text)
         for family, everything in _FAMILIES.items():
-            with suppress(NetlinkError):
-                self.ip.rule(
-                    "del", family=family, table=TABLE, fwmark=MARK, fwmask=MARK_MASK, priority=PRIORITY
-                )
+            for mark in MARKS:
+                with suppress(NetlinkError):
+                    self.ip.rule("del", **_rule(family, mark))
             with suppress(NetlinkError):
                 self.ip.route("del", **_local_route(family, everything))
         for name, before in self._done.sysctls.items():
@@ -266,6 +279,10 @@ class HostSettings:
                 Path("/proc/sys", name).write_text(before + "\n")
         self._done = _Done()
         self._record.unlink(missing_ok=True)
+
+
+def _rule(family: int, mark: int) -> dict[str, Any]:
+    return {"family": family, "table": TABLE, "fwmark": mark, "fwmask": MARK_MASK, "priority": PRIORITY}
 
 
 def _local_route(family: int, everything: str) -> dict[str, Any]:

@@ -17,7 +17,7 @@ State = Literal["ok", "warn", "fail"]
 MIN_KERNEL = (6, 6)
 MIN_ENVOY = (1, 40)
 CAPABILITIES = {"CAP_BPF": 39, "CAP_NET_ADMIN": 12, "CAP_SYS_ADMIN": 21}
-MARK, MARK_MASK, TABLE = 0x200, 0xF00, 2004
+MARKS, MARK_MASK, TABLE = (0x200, 0x700), 0xF00, 2004
 """`ip rule fwmark 0x200/0xf00 lookup 2004` is ours."""
 OWN_PROGRAMS = ("from_workload", "to_workload", "from_port", "to_port", "from_bridge", "from_netdev")
 BPF_NAME_LENGTH = 15
@@ -230,7 +230,7 @@ def _conflicts(facts: HostFacts) -> Iterator[Finding]:
         mend = " && ".join(f"ip -{r.family} rule del {text}" for r, text in zip(taken, shown, strict=True))
         yield Finding("ip-rules", "fail", f"our mark or table is taken: {'; '.join(shown)}", mend)
     else:
-        yield Finding("ip-rules", "ok", f"mark {MARK:#x}/{MARK_MASK:#x} and table {TABLE} are free")
+        yield Finding("ip-rules", "ok", f"our marks and table {TABLE} are free")
 
     own = {name[:BPF_NAME_LENGTH] for name in OWN_PROGRAMS}
     others = [program for program in facts.programs if program.name not in own]
@@ -244,10 +244,10 @@ def _conflicts(facts: HostFacts) -> Iterator[Finding]:
 
 def _conflicts_with_ours(rule: Rule) -> bool:
     """It looks up our table for another mark, or one packet could match it and ours."""
-    if (rule.mark, rule.mask, rule.table) == (MARK, MARK_MASK, TABLE):
+    if (rule.mask, rule.table) == (MARK_MASK, TABLE) and rule.mark in MARKS:
         return False
-    matches_our_mark = rule.mark != 0 and MARK & rule.mask == rule.mark
-    its_mark_is_ours = rule.mark & MARK_MASK == MARK
+    matches_our_mark = rule.mark != 0 and any(mark & rule.mask == rule.mark for mark in MARKS)
+    its_mark_is_ours = rule.mark & MARK_MASK in MARKS
     return rule.table == TABLE or matches_our_mark or its_mark_is_ours
 
 

@@ -1,10 +1,14 @@
-"""Two rules of netfilter, in tables of our own, that keep others' source NAT off the proxy's connections.
+"""Rules of netfilter, in tables of our own, that keep others' source NAT off the proxy's connections.
 
 A backend must see the client's address, which the proxy borrows. Docker masquerades what leaves one of its
 networks for another by the *source* address, so also what the proxy sends in a container's name. Its rules
 stay as they are: ours come a step earlier in the same hook, and bind the connection to the address that it
 has. What has a binding is not asked for again, whoever wrote the later rules (iptables of both kinds,
 nftables).
+
+And what a published port's DNAT has brought to a container, and the programs took back to give it to the
+proxy, is known to netfilter by that DNAT: seen a second time it would be taken for another connection, in
+the way of the first. It is not tracked again.
 
 Written by netlink, since a node need not have `nft`. Needs nf_tables in the kernel (a module of every
 distribution).
@@ -22,10 +26,10 @@ from collections.abc import Iterable
 from penstock.errors import HostError
 
 TABLE = "penstock"
-MARK, MARK_MASK = 0xB00, 0xF00
-"""Of the proxy's sockets towards backends (ARCHITECTURE.md)."""
-PRIORITY = 99
-"""One before NF_IP_PRI_NAT_SRC, where source NAT is done."""
+UPSTREAM, BROUGHT, MARK_MASK = 0xB00, 0x700, 0xF00
+"""Of the proxy's sockets towards backends, and of what was taken back (ARCHITECTURE.md)."""
+BEFORE_NAT, RAW = 99, -300
+"""One before NF_IP_PRI_NAT_SRC, where source NAT is done; NF_IP_PRI_RAW, before tracking."""
 
 _NETLINK_NETFILTER = 12
 _HEADER, _GENERIC, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("!BBH"), struct.Struct("=HH")
@@ -35,7 +39,7 @@ _BATCH_BEGIN, _BATCH_END = 16, 17
 _SUBSYSTEM = 10
 _NEW_TABLE, _NEW_CHAIN, _NEW_RULE, _DESTROY_TABLE = 0, 3, 6, 26
 _NESTED = 0x8000
-_POST_ROUTING = 4
+_PRE_ROUTING, _POST_ROUTING = 0, 4
 _META_MARK = 3
 _NETWORK_HEADER = 1
 _REGISTER = 1
@@ -57,27 +61,37 @@ def take_down() -> None:
 
 
 def _rules(family: int) -> Iterable[bytes]:
-    table, chain = _text(1, TABLE), "postrouting"
-    hook = _nest(4, _number(1, _POST_ROUTING) + _number(2, PRIORITY))
-    yield _message(_NEW_TABLE, family, table)
-    yield _message(_NEW_CHAIN, family, table + _text(3, chain) + hook + _text(7, "nat"))
     offset, length = _SOURCES[family]
+    source = _expression(
+        "payload",
+        _number(1, _REGISTER) + _number(2, _NETWORK_HEADER) + _number(3, offset) + _number(4, length),
+    )
+    same = _expression("nat", _number(1, 0) + _number(2, family) + _number(3, _REGISTER))
+    yield _message(_NEW_TABLE, family, _text(1, TABLE))
+    yield from _chain(family, "postrouting", "nat", _POST_ROUTING, BEFORE_NAT)
+    yield _rule(family, "postrouting", UPSTREAM, source + same)
+    yield from _chain(family, "prerouting", "filter", _PRE_ROUTING, RAW)
+    yield _rule(family, "prerouting", BROUGHT, _expression("notrack", b""))
+
+
+def _chain(family: int, name: str, kind: str, hook: int, priority: int) -> Iterable[bytes]:
+    where = _nest(4, _number(1, hook) + _attribute(2, struct.pack("!i", priority)))
+    yield _message(_NEW_CHAIN, family, _text(1, TABLE) + _text(3, name) + where + _text(7, kind))
+
+
+def _rule(family: int, chain: str, mark: int, statements: bytes) -> bytes:
+    """One that holds for what bears `mark`."""
     native = struct.Struct("=I").pack
+    register = _number(1, _REGISTER)
+    mask = _value(4, native(MARK_MASK)) + _value(5, native(0))
     expressions = (
-        _expression("meta", _number(1, _REGISTER) + _number(2, _META_MARK)),
-        _expression(
-            "bitwise",
-            _number(1, _REGISTER) + _number(2, _REGISTER) + _number(3, 4)
-            + _value(4, native(MARK_MASK)) + _value(5, native(0)),
-        ),
-        _expression("cmp", _number(1, _REGISTER) + _number(2, 0) + _value(3, native(MARK))),
-        _expression(
-            "payload",
-            _number(1, _REGISTER) + _number(2, _NETWORK_HEADER) + _number(3, offset) + _number(4, length),
-        ),
-        _expression("nat", _number(1, 0) + _number(2, family) + _number(3, _REGISTER)),
-    )  # fmt: skip
-    yield _message(_NEW_RULE, family, table + _text(2, chain) + _nest(4, b"".join(expressions)))
+        _expression("meta", register + _number(2, _META_MARK)),
+        _expression("bitwise", register + _number(2, _REGISTER) + _number(3, 4) + mask),
+        _expression("cmp", register + _number(2, 0) + _value(3, native(mark))),
+        statements,
+    )
+    body = _text(1, TABLE) + _text(2, chain) + _nest(4, b"".join(expressions))
+    return _message(_NEW_RULE, family, body)
 
 
 def _gone(family: int) -> bytes:

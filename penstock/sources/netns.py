@@ -19,6 +19,7 @@ from asyncinotify import Inotify, Mask
 from pyroute2.netlink.rtnl import RTMGRP_IPV4_IFADDR, RTMGRP_IPV6_IFADDR, RTMGRP_LINK
 
 from penstock.redirect import rtnetlink
+from penstock.redirect.leads import Place
 from penstock.redirect.netns import cookie, entered
 from penstock.redirect.rtnetlink import HostLink
 from penstock.world import Address, Attachment, Link, WorkloadName
@@ -77,6 +78,17 @@ class Surroundings:
     found: Mapping[Wanted, Found]
     other_ports: tuple[Link, ...] = ()
     up: Mapping[int, str] = field(default_factory=dict)
+
+
+def on_bridges(surroundings: Surroundings) -> tuple[Place, ...]:
+    """The workloads whose first link is a bridge's port."""
+    found = []
+    for wanted, one in surroundings.found.items():
+        first = one.attachment.links[0]
+        device = next((each.index for each in one.inside if each.peer == first.ifindex), 0)
+        if first.bridge and device:
+            found.append(Place(wanted.netns, one.attachment.cookie, device, first.bridge))
+    return tuple(found)
 
 
 def _look_inside(wanted: Wanted) -> tuple[int, tuple[Inside, ...]]:

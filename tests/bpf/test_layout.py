@@ -131,7 +131,7 @@ def test_constants(header: btf.Btf) -> None:
         },
         "N_",
     )
-    assert (host.MARK, host.MARK_MASK) == (marks.STEERED, marks.MARK_MASK)
+    assert (host.MARKS, host.MARK_MASK) == ((marks.STEERED, marks.BROUGHT), marks.MARK_MASK)
 
 
 def test_every_struct_of_the_header_is_looked_at(header: btf.Btf) -> None:

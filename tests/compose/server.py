@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -23,7 +24,8 @@ class Handler(BaseHTTPRequestHandler):
 
 
 ThreadingHTTPServer.request_queue_size = 256
-server = ThreadingHTTPServer(("", 8080), Handler)
+ThreadingHTTPServer.address_family = socket.AF_INET6  # and IPv4 with it
+server = ThreadingHTTPServer(("::", 8080), Handler)
 # It goes on for a while, as whoever sends to it needs a moment to know.
 signal.signal(signal.SIGTERM, lambda *_: threading.Timer(0.7, os._exit, (0,)).start())
 server.serve_forever()
