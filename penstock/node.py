@@ -37,6 +37,7 @@ from penstock.redirect.blocklist import Blocklist
 from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
 from penstock.redirect.libbpf import RingBuffer, open_pin
+from penstock.redirect.pressure import Pressure
 from penstock.redirect.tables import Tables
 from penstock.workload_api.server import Held, WorkloadAPI
 from penstock.world import Allocations, Settings
@@ -90,6 +91,7 @@ class Node:
     datapath: Datapath
     blocks: Blocks
     tables: Tables
+    pressure: Pressure
     server: XdsServer
     clients: XdsServer
     held: Held
@@ -110,6 +112,7 @@ class Node:
         await self.workload_api.stop()
         self.events.close()
         self.tables.close()
+        self.pressure.close()
         self.blocks.close()
         self.datapath.close()
         await blocking(self.host.close)
@@ -182,6 +185,7 @@ async def open_node(
         datapath=datapath,
         blocks=blocks,
         tables=tables,
+        pressure=Pressure(datapath.pins),
         server=server,
         clients=clients,
         held=held,
