@@ -16,6 +16,7 @@ struct judgement {
 	__u32 audit_rule;
 	__u8 src_local_address;
 	__u8 src_mesh;
+	__u8 dst_mesh;
 	/* One of the two is on another link of its workload than the one that its ifindex means. */
 	__u8 elsewhere;
 	/* The reason of the view that would have denied first, or 0. */

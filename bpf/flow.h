@@ -9,6 +9,7 @@
 #include "conntrack.h"
 #include "icmp.h"
 #include "judge.h"
+#include "leave.h"
 #include "nat_forward.h"
 
 /* net.ipv4.ip_local_port_range begins here by default. */
@@ -32,6 +33,14 @@ static __always_inline int forward(struct __sk_buff *skb, struct packet *p, __u3
 			bpf_skb_change_type(skb, PACKET_HOST);
 		return bpf_redirect_peer(ifindex, 0);
 	}
+	if (!ifindex && direct && w.here && w.bridged) {
+		int action = leave(skb, p);
+
+		if (action >= 0) {
+			count(FORWARDED_STACK, p->length);
+			return action;
+		}
+	}
 	if (w.here)
 		skb->mark = (skb->mark & ~MARK_MASK) | MARK_PROVEN;
 	count(ifindex ? FORWARDED_LOCAL : FORWARDED_STACK, p->length);
@@ -41,7 +50,8 @@ static __always_inline int forward(struct __sk_buff *skb, struct packet *p, __u3
 /*
  * 1 if packets of the flow to a local workload need not go the way that the kernel would take. Between routed veths
  * nobody else has a say. Frames within a bridge are its ports' own matter, unless netfilter was asked to see them.
- * Between bridges, and from the world to one, the engine that made them has its rules (Docker's isolation).
+ * Between bridges, and between one and the world, the engine that made them has its rules (Docker's isolation); between
+ * nodes of the mesh it has no say (leave.h).
  */
 static __noinline int short_cut(const struct judgement *j, int ipv6)
 {
@@ -55,7 +65,7 @@ static __noinline int short_cut(const struct judgement *j, int ipv6)
 	if (src && dst)
 		return a == b && (!from || !a || from->flags & (ipv6 ? PORT_DIRECT6 : PORT_DIRECT4));
 	if (src)
-		return !a;
+		return !a || j->dst_mesh;
 	return !b || j->src_mesh;
 }
 

@@ -96,6 +96,7 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		} else if (who) {
 			j->d.dst_identity = who->identity;
 			dst_mesh = who->flags & IPCACHE_MESH;
+			j->dst_mesh = dst_mesh;
 			dst_mode = who->mode;
 		}
 	}

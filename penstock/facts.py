@@ -31,8 +31,9 @@ from penstock.policy.mesh_tls import MeshModes, TowardModes
 from penstock.policy.policies import Policies, policies
 from penstock.policy.rights import Destination, SourceRights, Stances, rights
 from penstock.policy.rules import PolicySpec
+from penstock.routing.edge import EDGE_KINDS, Edge
 from penstock.routing.frontends import Frontends, frontends
-from penstock.routing.gateways import EDGE_KINDS, Edge, compile_edge
+from penstock.routing.gateways import compile_edge
 from penstock.routing.mesh import MeshRoutes, mesh_routes
 from penstock.routing.model import HostTable, Rights
 from penstock.routing.rules import Services, services_of

@@ -6,6 +6,7 @@ back exactly that. Table and mark are in bpf/penstock.h and ARCHITECTURE.md.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
@@ -18,10 +19,13 @@ import msgspec
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
+from penstock.errors import HostError
 from penstock.files import write_atomically
-from penstock.redirect import rtnetlink
+from penstock.redirect import nftables, rtnetlink
 from penstock.redirect.netns import cookie
 from penstock.world import Address, Network
+
+log = logging.getLogger(__name__)
 
 TABLE = 2004
 MARK, MARK_MASK = 0x200, 0xF00
@@ -72,7 +76,7 @@ class HostSettings:
         return cookie()
 
     def up(self, source_ports: tuple[int, int]) -> None:
-        """Rules, the local table, forwarding, and a port range that holds the proxy's."""
+        """Rules, the local table, forwarding, a port range for the proxy's, no NAT of them."""
         for name, value in SYSCTLS.items():
             self._set(name, value)
         low, high = (int(x) for x in _read(RANGE).split())
@@ -84,6 +88,10 @@ class HostSettings:
         for family, everything in _FAMILIES.items():
             self._once("rule", family=family, table=TABLE, fwmark=MARK, fwmask=MARK_MASK, priority=PRIORITY)
             self._once("route", **_local_route(family, everything), oif=lo)
+        try:
+            nftables.put_up()
+        except HostError as e:
+            log.warning("%s", e, extra={"hint": e.hint})
         self._save()
 
     def settle(
@@ -237,6 +245,8 @@ class HostSettings:
 
     def down(self) -> None:
         """Take back what `up` and `routes` did; twice is fine."""
+        with suppress(HostError):
+            nftables.take_down()
         for text in list(self._done.routes):
             self._drop_route(text)
         for text in list(self._done.answered):

@@ -14,7 +14,7 @@ from penstock.policy.entries import redirected_ports
 from penstock.policy.identities import Member
 from penstock.policy.labels import INGRESS
 from penstock.policy.rights import Destination
-from penstock.routing.gateways import EdgeCluster, EdgeMix, EdgeTable
+from penstock.routing.edge import EdgeCluster, EdgeMix, EdgeTable
 from penstock.routing.mesh import RouteTable
 from penstock.routing.model import (
     HostTable,

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 from clients import until
-from engine import Engine
 from rig import Daemon
 
 from penstock import lab
+from penstock.lab.engine import Engine
 
 SERVER = Path(__file__).with_name("server.py")
 PORT = 8080

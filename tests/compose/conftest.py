@@ -12,7 +12,7 @@ import pytest
 # The daemon of a node and how to wait for it stand with the node tests.
 sys.path.insert(0, str(Path(__file__).parent.parent / "node"))
 
-from engine import Engine, copy_programs, engine
+from penstock.lab.engine import Engine, copy_programs, engine
 
 ROOT = Path(__file__).parents[2]
 TINY = "tiny:latest"

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from clients import until
-from engine import Engine, EngineError
 
 from penstock.lab import netns
+from penstock.lab.engine import Engine, EngineError
 
 SETTLE = 60.0
 

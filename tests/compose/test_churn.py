@@ -16,8 +16,9 @@ from pathlib import Path
 import pytest
 from boxes import PORT, Box, Node, node
 from clients import Load, ask, until
-from engine import Engine
 from test_workloads import NETWORK, ROUTE, SERVICE, VIP, policy
+
+from penstock.lab.engine import Engine
 
 CONTAINERS = int(os.environ.get("PENSTOCK_CONTAINERS", "20"))
 MEMORY = 120_000

@@ -12,8 +12,9 @@ from typing import Any
 
 import pytest
 from clients import until
-from engine import Engine
 from project import Project, project
+
+from penstock.lab.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 FIRST_REQUEST = 25.0

@@ -9,7 +9,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from engine import Engine
+
+from penstock.lab.engine import Engine
 
 ROOT = Path(__file__).parents[2]
 END = "--- end of block ---"

@@ -12,8 +12,8 @@ from typing import Any
 
 import aiohttp
 from conftest import TINY
-from engine import Engine
 
+from penstock.lab.engine import Engine
 from penstock.manifests.document import ObjectKey
 from penstock.sources.docker import DockerSource
 

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from boxes import PORT, Box, Node, node
 from clients import Http, Load, ask, connect, status_or_reset, until
-from engine import Engine
+
+from penstock.lab.engine import Engine
 
 NETWORK = "work"
 

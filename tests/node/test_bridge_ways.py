@@ -43,6 +43,12 @@ GUARD = policy(
 WEB = service(
     "web", {"port": 80, "targetPort": 8080}, selector={"app": "web"}, ipFamilyPolicy="PreferDualStack"
 )
+INTERNAL = (
+    "-A FORWARD ! -s 10.244.1.0/25 -o br-front -j DROP",
+    "-A FORWARD ! -d 10.244.1.0/25 -i br-front -j DROP",
+    "-A FORWARD ! -s fd00:10:244:1:1::/80 -o br-front -j DROP",
+    "-A FORWARD ! -d fd00:10:244:1:1::/80 -i br-front -j DROP",
+)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +86,8 @@ def _rules(where: Path, *rules: str) -> Iterator[None]:
             done = lab.run_in(
                 where, [binary, *rule.replace("-A", what, 1).split()], stderr=subprocess.DEVNULL
             )
-            assert done.wait(timeout=10) == 0 or "." in rule or what == "-D", rule
+            one_family = "." in rule or "::" in rule
+            assert done.wait(timeout=10) == 0 or one_family or what == "-D", rule
 
     for rule in rules:
         run("-A", rule)
@@ -171,6 +178,11 @@ DOCKER = (
     "-A FORWARD -i br-front -o br-back -j DROP",
     "-A FORWARD -i br-back -o br-front -j DROP",
 )
+MASQUERADE = (
+    *DOCKER[:2],
+    "-t nat -A POSTROUTING -s fd00:10:244:1:1::/80 ! -o br-front -j MASQUERADE",
+    "-t nat -A POSTROUTING -s fd00:10:244:1:2::/80 ! -o br-back -j MASQUERADE",
+)
 
 
 @VERSIONS
@@ -245,6 +257,34 @@ def test_who_is_masqueraded_is_not_the_host(mesh: Mesh, version: int) -> None:
     finally:
         for rule in rules:
             lab.run_in(node.netns, [x if x != "-A" else "-D" for x in rule]).wait(timeout=10)
+
+
+@VERSIONS
+def test_the_proxy_keeps_a_clients_address_whatever_is_masqueraded(mesh: Mesh, version: int) -> None:
+    """From network to network and to another node: the backend's side still knows who asks."""
+    client, db = mesh["client"], mesh["db"]
+    far = policy(
+        "far",
+        select(app="far"),
+        ingress=[
+            {
+                "fromEndpoints": [select(app="client")],
+                "toPorts": [ports(8080, http=[{"method": "GET", "path": "/open.*"}]), ports(9090)],
+            }
+        ],
+    )
+    guard = {**far, "metadata": {"name": "db"}, "spec": {**far["spec"], "endpointSelector": select(app="db")}}
+    mesh.apply(GUARD, WEB, route("web", "web", {"backendRefs": [to("web")]}), far, guard)
+    try:
+        with _rules(mesh.on("client").node.netns, *MASQUERADE, *INTERNAL):
+            for address in (db.address(version), mesh["far"].address(version)):
+                assert ask(client, address, 8080, "/open").status == 200
+                assert ask(client, address, 8080, "/closed").status == 403
+                assert not echoes(mesh["other"], address, 8080)
+            assert echoes(client, mesh["far"].address(version), 9090)
+            assert echoes(mesh["far"], mesh["web"].address(version), 9090)
+    finally:
+        mesh.apply(GUARD, WEB, route("web", "web", {"backendRefs": [to("web")]}))
 
 
 @VERSIONS

@@ -1,8 +1,9 @@
 """A Docker Engine of our own: in a network and a mount namespace, with its own socket and directories.
 
-What it keeps true: the machine is as before. Bridges, iptables chains, forwarding and br_netfilter's settings
-are those of the namespace and go with it; mounts are in a namespace of its own; containers are in a control
-group of its own. `close` ends whatever is left in either, also after a failure, and looks.
+Tests and measurements run containers in it. What it keeps true: the machine is as before. Bridges, iptables
+chains, forwarding and br_netfilter's settings are those of the namespace and go with it; mounts are in a
+namespace of its own, where what the engine writes outside its directories is in memory; containers are in a
+control group of its own. `close` ends whatever is left in either, also after a failure, and looks.
 """
 
 from __future__ import annotations
@@ -14,22 +15,24 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from clients import until
-
+from penstock.errors import PenstockError
 from penstock.lab import netns
 
 CLIENT = next((p for p in ("/usr/bin/docker",) if os.access(p, os.X_OK)), "docker")
 """Debian's, where there is another one beside it: it fits the engine."""
 START = 30.0
 """Seconds that the engine may take to answer."""
+OUTSIDE = ("/etc/docker", "/run/docker")
+"""Where an engine writes whatever its directories are: its key, its plugins."""
 
 
-class EngineError(AssertionError):
+class EngineError(PenstockError):
     """A command of ours to the engine failed; the text is what it said."""
 
 
@@ -54,11 +57,17 @@ class Engine:
         self.socket = base / "docker.sock"
         self.log = base / "dockerd.log"
         self._process: subprocess.Popen[bytes] | None = None
+        self._driver = ""
         self._before = _machine(name)
+        self._made: list[Path] = []
 
     # --- life ------------------------------------------------------------------------------------------
 
     def open(self) -> None:
+        for path in map(Path, OUTSIDE):
+            if not path.is_dir():
+                path.mkdir()
+                self._made.append(path)
         netns.create([self.name])
         with netns.entered(self.netns):
             subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
@@ -94,7 +103,8 @@ class Engine:
             "sh",
             "-c",
         ]
-        script = 'mount --make-rshared / && exec "$@"'
+        covered = " ".join(f"&& mount -t tmpfs -o mode=711 tmpfs {path}" for path in OUTSIDE)
+        script = f'mount --make-rshared / {covered} && exec "$@"'
         with self.log.open("ab") as output:
             self._process = netns.run_in(
                 self.netns,
@@ -105,10 +115,7 @@ class Engine:
                 start_new_session=True,
             )
         process = self._process
-        with suppress(AssertionError):
-            until(
-                "the engine answers or has ended", lambda: process.poll() is not None or self.answers(), START
-            )
+        _wait(lambda: process.poll() is not None or self.answers(), START)
         return self.answers()
 
     def answers(self) -> bool:
@@ -137,8 +144,7 @@ class Engine:
             for pid in left:
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
-            with suppress(AssertionError):
-                until("they end", lambda: not self._in_cgroups(), 0.2)
+            _wait(lambda: not self._in_cgroups(), 0.2)
         if self.netns.exists():
             netns.end_processes([self.name])
             netns.remove(self.name)
@@ -147,8 +153,11 @@ class Engine:
                 group.rmdir()
         shutil.rmtree(self.base / "data", ignore_errors=True)
         shutil.rmtree(self.base / "exec", ignore_errors=True)
+        for path in self._made:
+            path.rmdir()
         changed = _machine(self.name).items() ^ self._before.items()
-        assert not changed, f"the engine left something: {sorted(changed)}"
+        if changed:
+            raise EngineError(f"the engine left something: {sorted(changed)}")
 
     def _cgroups(self) -> list[Path]:
         roots = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()
@@ -209,7 +218,7 @@ class Engine:
         )
         if done.returncode:
             raise EngineError(f"{' '.join(command)}: {done.returncode}\n{done.stdout}")
-        return done.stdout
+        return str(done.stdout)
 
     def docker(self, *arguments: str, **more: Any) -> str:
         return self.run("docker", *arguments, **more).strip()
@@ -246,6 +255,13 @@ class Engine:
         return done.stdout
 
 
+def _wait(question: Callable[[], bool], seconds: float) -> None:
+    """Until it is so, or the time is over."""
+    deadline = time.monotonic() + seconds
+    while not question() and time.monotonic() < deadline:
+        time.sleep(0.02)  # an engine that starts, or a process that ends, tells nobody
+
+
 def _machine(name: str) -> dict[str, str]:
     """What the engine `name` could change on the machine outside its namespaces."""
     found = {}
@@ -258,6 +274,9 @@ def _machine(name: str) -> dict[str, str]:
     for path in ("net/ipv4/ip_forward", "net/bridge/bridge-nf-call-iptables", "net/ipv4/conf/all/forwarding"):
         with suppress(OSError):
             found[path] = Path("/proc/sys", path).read_text()
+    found["outside"] = "\n".join(
+        str(path) for top in OUTSIDE for path in sorted(Path(top).rglob("*")) if os.access(path, os.R_OK)
+    )
     mounts = Path("/proc/self/mountinfo").read_text().splitlines()
     found["mounts"] = "\n".join(line for line in mounts if name in line)
     return found
@@ -273,7 +292,8 @@ def copy_programs(root: Path, programs: Sequence[str]) -> None:
         if (found := shutil.which(p, path="/usr/sbin:/usr/bin:/sbin:/bin"))
     ]
     missing = set(programs) - {p for p in programs if shutil.which(p, path="/usr/sbin:/usr/bin:/sbin:/bin")}
-    assert not missing, f"the machine has no {missing}"
+    if missing:
+        raise EngineError(f"the machine has no {missing}")
     for program, name in zip(wanted, programs, strict=True):
         _copy(program, root / "bin" / name)
         listed = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=False).stdout
