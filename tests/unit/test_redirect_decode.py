@@ -24,6 +24,7 @@ from penstock.plan import (
     Verdict,
 )
 from penstock.redirect import decode, layout
+from penstock.redirect.shapes import SHAPES
 from penstock.routing.model import ListenerKind
 
 A, B = ip_address("10.1.0.1"), ip_address("fd00::1")
@@ -109,7 +110,7 @@ def test_every_table_comes_back() -> None:
 def test_a_connection_is_told_from_the_side_that_began(second: bool, epoch: int, verdict: int) -> None:
     key = layout.address_bytes(A) + layout.address_bytes(B) + b"\x1f\x90\x00\x50" + bytes([6, 0, 0, 0])
     value = struct.pack("=QIIIBB2s", 99, epoch, 7, 0, int(second), verdict, (15001).to_bytes(2, "big"))
-    assert (len(key), len(value)) == (layout.SHAPES["conntrack"].key, layout.SHAPES["conntrack"].value)
+    assert (len(key), len(value)) == (SHAPES["conntrack"].key, SHAPES["conntrack"].value)
     found = decode.connection(key, value)
     ends = ((found.source, found.source_port), (found.destination, found.destination_port))
     assert ends == (((B, 80), (A, 8080)) if second else ((A, 8080), (B, 80)))
