@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.metrics_core import Metric
 
@@ -44,16 +44,26 @@ from penstock.plan import Plan
 from penstock.planner import Planner
 from penstock.redirect.layout import decode_event
 from penstock.report import Report, directory
-from penstock.sources.docker import DockerSource, combined
+from penstock.sources.combine import combined
 from penstock.sources.files import FileSource
 from penstock.sources.netns import NamespaceEvents, Surroundings, Wanted, attachments
 from penstock.world import Address, World
 from penstock.xds.snapshot import Resource, Snapshot, resource
 
+if TYPE_CHECKING:
+    from penstock.sources.docker import DockerSource
+
 log = logging.getLogger(__name__)
 
 # A namespace may be told of before its addresses are there; nobody outside it sees them come.
 UNSETTLED_RETRY = (0.02, 2.0)
+
+
+def _docker_source(socket: str) -> DockerSource:
+    # Not before it is needed: its HTTP client takes a seventh of the time in which a daemon starts.
+    from penstock.sources.docker import DockerSource
+
+    return DockerSource(socket)
 
 
 class Daemon:
@@ -75,7 +85,7 @@ class Daemon:
         self._store = Store()
         self._planner = Planner()
         self._proxyless: Proxyless[Resource] = Proxyless(resource)
-        self._docker = DockerSource(options.docker) if options.docker else None
+        self._docker = _docker_source(options.docker) if options.docker else None
         self._hosts_files = HostsFiles(hosts_record(options.run_dir))
         self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()

@@ -245,7 +245,7 @@ class Facts:
         """An endpoint as rights are judged for it."""
         proven = identity == HOST or (
             member is not None
-            and (member.local or (member.mesh and self.modes.of(member) is not MeshMode.OFF))
+            and (member.local or (member.mesh and self.modes.of(member, port) is not MeshMode.OFF))
         )
         return Destination(identity, member, port, proven)
 

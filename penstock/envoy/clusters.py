@@ -30,6 +30,9 @@ _IP_LOCAL_PORT_RANGE = 51
 
 _SOL_SOCKET, _SO_MARK = 1, 36
 
+_OWN_TLS_PORTS = (32768, 60999)
+"""Source ports towards backends with a TLS of their own: what leaves from the others is mesh TLS."""
+
 _CONNECT_TIMEOUT = 5.0
 
 _UNLIMITED = 0xFFFFFFFF
@@ -74,6 +77,13 @@ def _bind(
     return address_pb2.BindConfig(
         socket_options=options, source_address=address, freebind=wrappers_pb2.BoolValue(value=True)
     )
+
+
+def _ports(
+    source_ports: tuple[int, int], source: Address | None, backend_tls: UpstreamTls | None
+) -> tuple[int, int]:
+    """With the client's address all come from one range: another could be in use by the client itself."""
+    return source_ports if source is None or backend_tls is None else _OWN_TLS_PORTS
 
 
 def _raw_buffer() -> base_pb2.TransportSocket:
@@ -162,7 +172,7 @@ def service(
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
         circuit_breakers=unlimited(),
-        upstream_bind_config=_bind(source_ports, source),
+        upstream_bind_config=_bind(_ports(source_ports, source, backend_tls), source),
         transport_socket=plain if backend_tls is not None else None,
         transport_socket_matches=_transport_matches(servers, plain),
         typed_extension_protocol_options={HTTP_OPTIONS: pack(_http_options(protocol))},
@@ -187,7 +197,7 @@ def stream(
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
         circuit_breakers=unlimited(),
-        upstream_bind_config=_bind(source_ports, source, judged=False),
+        upstream_bind_config=_bind(_ports(source_ports, source, backend_tls), source, judged=False),
         transport_socket=plain if backend_tls is not None else None,
         transport_socket_matches=_transport_matches(servers, plain),
     )

@@ -22,6 +22,8 @@ from penstock.plan import (
     PolicyEntry,
     PolicyKey,
     PortEntry,
+    PortMode,
+    PortOf,
     ServiceEntry,
     ServiceKey,
 )
@@ -101,6 +103,14 @@ def rule_number(entry: PolicyEntry) -> int:
 def policy_value(entry: PolicyEntry) -> bytes:
     flags = POLICY_AUTHENTICATED if entry.authenticated else 0
     return struct.pack("=BB2xI", entry.verdict, flags, rule_number(entry))
+
+
+def port_mode_key(place: PortOf) -> bytes:
+    return struct.pack("=I", place[0]) + _port(place[1]) + b"\0\0"
+
+
+def port_mode_value(modes: PortMode) -> bytes:
+    return struct.pack("=BB2x", *modes)
 
 
 def listener_key(key: ListenerKey) -> bytes:
@@ -195,6 +205,7 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "ipcache": (lambda t: t.ipcache, ipcache_key, ipcache_value),
     "policy": (lambda t: t.policy, policy_key, policy_value),
     "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
+    "port_modes": (lambda t: t.port_modes, port_mode_key, port_mode_value),
     "services": (lambda t: t.services, service_key, service_value),
     "backends": (_with_sources, backend_key, _backend_value),
     "ports": (lambda t: t.ports, struct.Struct("=I").pack, port),

@@ -24,6 +24,7 @@ from penstock.world import Network
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services", "ports")
 PUT = (
     "policy",
+    "port_modes",
     "ipcache",
     "standing",
     "backends",
@@ -35,7 +36,7 @@ PUT = (
     "netns",
 )
 # An address is nobody in particular before what was said of its identity goes.
-DELETE_LAST = ("ipcache", "policy", "backends", "maglev")
+DELETE_LAST = ("ipcache", "port_modes", "policy", "backends", "maglev")
 
 
 class TableOverflowError(BpfError):

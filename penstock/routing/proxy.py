@@ -98,10 +98,18 @@ def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
     backends = served.backends if sources else ()
     if served.stream:
         backends = tuple(b for b in backends if _open_to_edge(facts, b))
+    if each.tls is not None:
+        backends = tuple(b for b in backends if not _strict(facts, b))
     endpoints = _endpoints(facts, backends)
     if each.tls is not None:
-        endpoints = _plain(endpoints)
+        endpoints = tuple(replace(e, server_id=None) for e in endpoints)
     return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls, served.stream)
+
+
+def _strict(facts: Facts, backend: Backend) -> bool:
+    """Whether an endpoint on another node takes nothing but mesh TLS, which cannot carry a backend's own."""
+    member = backend.member
+    return member is not None and member.mesh and facts.modes.of(member) is MeshMode.STRICT
 
 
 _LOST = (IPv4Address("127.0.0.1"), 9)
@@ -167,7 +175,7 @@ def _mirrored(facts: Facts) -> tuple[str, ...]:
 def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:
     member = backend.member
     # What goes through the proxy and leaves for another node of the mesh is mesh TLS (design §6).
-    tls = member is not None and member.mesh and facts.modes.of(member) is not MeshMode.OFF
+    tls = member is not None and member.mesh and facts.modes.of(member, backend.port) is not MeshMode.OFF
     return ProxyEndpoint(
         backend.address,
         backend.port,

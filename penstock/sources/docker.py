@@ -26,7 +26,6 @@ from typing import Any
 import aiohttp
 
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.kinds import Workload
 from penstock.manifests.loader import LoadResult, load_object
 from penstock.manifests.problem import Problem
 from penstock.sources.containers import (
@@ -326,16 +325,3 @@ def _seconds(moment: str) -> float:
     with suppress(ValueError):
         return datetime.fromisoformat(moment[:19] + "+00:00").timestamp()
     return 0.0
-
-
-def combined(
-    files: Mapping[ObjectKey, Document], made: Mapping[ObjectKey, Document]
-) -> Mapping[ObjectKey, Document]:
-    """Both, where a manifest wins over what was made: by its name, or as the Workload of a container."""
-    told = {d.value.spec.container for d in files.values() if isinstance(d.value, Workload)}
-    kept = {
-        key: document
-        for key, document in made.items()
-        if not (isinstance(document.value, Workload) and document.value.spec.container in told)
-    }
-    return {**kept, **files}
