@@ -83,6 +83,7 @@ enum reason {
 	AUDIT_DENIED_INGRESS = 10,
 	CONNECTION_RESUMED = 11,
 	ANSWERED_RESET = 12,
+	FORWARDED_NODE = 13,
 	POLICY_DENIED_EGRESS = 32,
 	POLICY_DENIED_INGRESS = 33,
 	SPOOFED_SOURCE = 34,
@@ -224,8 +225,9 @@ struct service_key {
 #define SERVICE_EXTERNAL 4
 #define SERVICE_MAGLEV 8
 
-/* Three sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served
- * to them), and, while a route applies to an external address, the Service's own address for workloads. */
+/* Sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served to them),
+ * and, while a route applies to an external address, the Service's own address for workloads. `beyond` are those of other
+ * nodes, which clients from outside are sent on to as they are while there is none here (0: they are not). */
 struct service_value {
 	__u32 id;
 	__u32 backends;
@@ -235,6 +237,8 @@ struct service_value {
 	__u32 outside;
 	__u32 outside_backends;
 	__u32 alias;
+	__u32 beyond;
+	__u32 beyond_backends;
 };
 
 struct backend_key {

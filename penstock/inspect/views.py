@@ -158,6 +158,10 @@ class Views:
                         {"address": str(a), "port": p, "name": self._parties.named(a)}
                         for a, p in (entry.outside.backends if entry.outside else ())
                     ],
+                    "beyond": [
+                        {"address": str(a), "port": p, "name": self._parties.named(a)}
+                        for a, p in (entry.beyond.backends if entry.beyond else ())
+                    ],
                     "backends": [
                         {"address": str(a), "port": p, "name": self._parties.named(a)}
                         for a, p in entry.backends

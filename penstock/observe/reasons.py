@@ -36,6 +36,7 @@ class Reason(IntEnum):
         "judged anew in the middle: a full table had forgotten it, or it is older than the programs",
     )
     ANSWERED_RESET = 12, "who was called answered with a reset: no listener, or it gave the connection up"
+    FORWARDED_NODE = 13, "sent on, as it is, to a node that has an endpoint of the Service"
     POLICY_DENIED_EGRESS = 32, "no egress rule of the sender allows it"
     POLICY_DENIED_INGRESS = 33, "no ingress rule of the receiver allows it"
     SPOOFED_SOURCE = 34, "the source address is not the sender's"

@@ -124,9 +124,9 @@ def service_key(key: ServiceKey) -> bytes:
 def service_value(entry: ServiceEntry) -> bytes:
     flags = (SERVICE_HTTP if entry.http else 0) | (SERVICE_GATEWAY if entry.gateway else 0)
     flags |= (SERVICE_EXTERNAL if entry.external else 0) | (SERVICE_MAGLEV if entry.maglev else 0)
-    outside, alias = entry.outside, entry.alias
+    outside, alias, beyond = entry.outside, entry.alias, entry.beyond
     return struct.pack(
-        "=IIIIIII",
+        "=IIIIIIIII",
         entry.service_id,
         len(entry.backends),
         flags,
@@ -134,6 +134,8 @@ def service_value(entry: ServiceEntry) -> bytes:
         outside.number if outside else 0,
         len(outside.backends) if outside else 0,
         alias.number if alias else 0,
+        beyond.number if beyond else 0,
+        len(beyond.backends) if beyond else 0,
     )
 
 
