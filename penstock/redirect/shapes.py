@@ -26,12 +26,8 @@ SHAPES: Mapping[str, MapShape] = {
     "ipcache": MapShape(20, 12, 131072),
     "policy": MapShape(16, 8, 262144),
     "listeners": MapShape(12, 4, 8192),
-<<<<<<< HEAD
     "port_modes": MapShape(8, 4, 16384),
-    "services": MapShape(20, 28, 65536),
-=======
     "services": MapShape(20, 36, 65536),
->>>>>>> l4b
     "backends": MapShape(8, 20, 262144),
     "ports": MapShape(4, 28, 16384),
     "maglev": MapShape(4, 4 + 2 * maglev.SLOTS, 4096),
