@@ -38,7 +38,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.PortRule: _not_yet("listener originatingTLS serverNames terminatingTLS"),
     kinds.PortDenyRule: _NO_L7_IN_DENY,
     kinds.L7Rules: _not_yet("dns l7 l7proto", kafka="was removed from Cilium in 1.20"),
-    kinds.HeaderMatch: _not_yet("mismatch secret"),
+    kinds.HeaderMatch: _not_yet("secret"),
     route_kinds.HTTPRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
     route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
@@ -54,6 +54,8 @@ UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] =
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
     (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth"),
     (kinds.Authentication, "mode"): ("test-always-fail",),
+    # A policy changes no request here: that is what an HTTPRoute's RequestHeaderModifier does.
+    (kinds.HeaderMatch, "mismatch"): ("ADD", "DELETE", "REPLACE"),
     (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
 }
 """(type, wire name of a field with fixed values) → values that the API knows and this version does not."""
