@@ -22,6 +22,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from socket import SO_ERROR, SOL_SOCKET
 from typing import Any
 
@@ -136,7 +137,9 @@ def _datagrams(place: Site, started: float) -> float:
         sent: list[float] = []
         while True:
             sent.append(time.monotonic())
-            sender.sendto(len(sent).to_bytes(4, "big"), where)
+            # While the neighbour is not known, what is sent waits in a short queue.
+            with suppress(BlockingIOError):
+                sender.sendto(len(sent).to_bytes(4, "big"), where)
             if select.select([receiver], [], [], PACE)[0]:
                 return sent[int.from_bytes(receiver.recv(16), "big") - 1]
             if sent[-1] - started > GIVE_UP:

@@ -24,13 +24,15 @@ _INGRESS_PEERS = "fromRequires fromGroups"
 _EGRESS_PEERS = "toRequires toFQDNs toGroups"
 _NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
 
+_NO_HOST_POLICY = f"{NOT_YET}: what the nodes' own processes send and get is judged at the workloads only"
+
 UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.ServiceSpec: _not_yet(
         "externalName healthCheckNodePort loadBalancerClass "
         "loadBalancerSourceRanges topologyKeys trafficDistribution"
     ),
     kinds.NodeSpec: _not_yet("configSource externalID"),
-    kinds.PolicyRule: _not_yet("log nodeSelector"),
+    kinds.PolicyRule: _not_yet("log", nodeSelector=_NO_HOST_POLICY),
     kinds.IngressRule: _not_yet(_INGRESS_PEERS),
     kinds.EgressRule: _not_yet(_EGRESS_PEERS),
     kinds.IngressDenyRule: _not_yet(_INGRESS_PEERS),
