@@ -14,6 +14,7 @@ from pathlib import Path
 
 from penstock.differing import differing
 from penstock.plan import IpcacheEntry, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
+from penstock.policy.rules import UDP
 from penstock.redirect import decode, layout
 from penstock.redirect.layout import Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
@@ -62,7 +63,7 @@ class Tables:
         self._written: dict[str, Table] = {}
         self._now: dict[str, Table] = {name: self._maps[name].items() for name in PUT}
         self.lost_backends = False
-        """Whether the last `apply` took a backend from a Service."""
+        """Whether the last `apply` took a backend from a Service, where there are Services of datagrams."""
         self.overflow: Mapping[str, int] = {}
         """Maps that what was wanted last does not fit, and the entries that it needs."""
         stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
@@ -80,10 +81,11 @@ class Tables:
                 )
         self._said = None
         written, self._written = self._written, {}
+        datagrams = any(raw[18] == UDP for table in (self._now, tables) for raw in table["services"])
         changed = sum(self._delete(name, tables[name], written.get(name)) for name in DELETE_FIRST)
         changed += sum(self._put(name, tables[name], written.get(name)) for name in PUT)
         lost = self._delete("standing", tables["standing"], written.get("standing"))
-        self.lost_backends = lost > 0
+        self.lost_backends = lost > 0 and datagrams
         changed += lost
         changed += sum(self._delete(name, tables[name], written.get(name)) for name in DELETE_LAST)
         if changed or not self._epoch:

@@ -69,12 +69,16 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What was found of the workloads, and what of this node's links is none of theirs, or not yet."""
+    """What was found of the workloads, and what of this node's links is none of theirs, or not yet.
+
+    `coming` are the host sides of routed veths that lead to a workload which has no address yet, `up` the
+    node's links that are up, by index, without its loopback device.
+    """
 
     found: Mapping[Wanted, Found]
     other_ports: tuple[Link, ...] = ()
     coming: Mapping[int, WorkloadName] = field(default_factory=dict)
-    """Host sides of routed veths that lead to a workload which has no address yet."""
+    up: Mapping[int, str] = field(default_factory=dict)
 
 
 def _look_inside(wanted: Wanted) -> tuple[int, tuple[Inside, ...]]:
@@ -166,7 +170,8 @@ def attachments(wanted: Iterable[Wanted], known: Mapping[Wanted, Found]) -> Surr
         if link.index not in own and node.bridge_of(link) is not None
     )
     routed = {index: name for index, name in coming.items() if node.bridge_of(node.links[index]) is None}
-    return Surroundings(found, others, routed)
+    up = {link.index: link.name for link in node.links.values() if link.up and link.name != "lo"}
+    return Surroundings(found, others, routed, up)
 
 
 def _nsid(netns: str) -> int:
