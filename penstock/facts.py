@@ -31,9 +31,11 @@ from penstock.policy.mesh_tls import MeshModes, TowardModes
 from penstock.policy.policies import Policies, policies
 from penstock.policy.rights import Destination, SourceRights, Stances, rights
 from penstock.policy.rules import PolicySpec
+from penstock.routing import backend_policies
 from penstock.routing.edge import EDGE_KINDS, Edge
 from penstock.routing.frontends import Frontends, frontends
 from penstock.routing.gateways import compile_edge
+from penstock.routing.locality import Localities
 from penstock.routing.mesh import MeshRoutes, mesh_routes
 from penstock.routing.model import HostTable, Rights
 from penstock.routing.rules import Services, services_of
@@ -286,8 +288,8 @@ class Facts:
         before, world = self._before, self.world
         if (
             before is not None
-            and self.served is before.served
-            and self._same_documents(*EDGE_KINDS, HTTPRoute, GRPCRoute, ReferenceGrant, Namespace, Node)
+            and self.services is before.services
+            and self._same_documents(*EDGE_KINDS, HTTPRoute, GRPCRoute, Namespace, Node)
             and world.allocations.gateways == before.world.allocations.gateways
         ):
             return before.edge
@@ -295,9 +297,9 @@ class Facts:
 
     @cached_property
     def services(self) -> Services:
-        """The very same while neither Services nor grants change."""
-        before = self._before
-        if before is not None and self.served is before.served and self._same_documents(ReferenceGrant):
+        """The very same while neither Services nor grants nor policies about traffic change."""
+        before, kinds = self._before, (ReferenceGrant, *backend_policies.KINDS)
+        if before is not None and self.served is before.served and self._same_documents(*kinds):
             return before.services
         return services_of(self.world, self.served)
 
@@ -306,12 +308,16 @@ class Facts:
         before = self._before
         if (
             before is not None
-            and self.served is before.served
-            and self._same_documents(HTTPRoute, GRPCRoute, ReferenceGrant)
+            and self.services is before.services
+            and self._same_documents(HTTPRoute, GRPCRoute)
             and self.world.carried == before.world.carried
         ):
             return before.mesh
-        return mesh_routes(self.world, self.served)
+        return mesh_routes(self.world, self.served, self.services)
+
+    @cached_property
+    def localities(self) -> Localities:
+        return Localities(self.world)
 
     @cached_property
     def frontends(self) -> Frontends:

@@ -21,6 +21,7 @@ from penstock.manifests.kinds import Namespace, Service, Workload
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.problem import Problem
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
+from penstock.manifests.traffic_kinds import BackendPolicy, XBackendTrafficPolicy
 from penstock.plan import Condition, ObjectStatus, Plan
 from penstock.policy.identities import identity_text
 from penstock.policy.ingress import CONTROLLER
@@ -192,7 +193,7 @@ def view(
     if isinstance(value, Ingress):
         shown["status"] = _front_door(status, edge or {})
         return shown
-    if isinstance(value, BackendTLSPolicy):
+    if isinstance(value, BackendTLSPolicy | BackendPolicy | XBackendTrafficPolicy):
         shown["status"] = _ancestors(document, status, transitions, now)
         return shown
     if isinstance(value, HTTPRoute | GRPCRoute | TLSRoute | TCPRoute | UDPRoute):

@@ -14,7 +14,7 @@ from envoy.extensions.filters.http.cors.v3 import cors_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy import mirrors, rbac
+from penstock.envoy import mirrors, rbac, traffic
 from penstock.envoy.protos import seconds
 from penstock.routing.actions import Actions, Cors, HeaderChanges, PathChange, Redirect, Retry
 from penstock.routing.model import StringMatch
@@ -124,6 +124,7 @@ def act(target: components.RouteAction, actions: Actions, match: StringMatch) ->
     if actions.path is not None:
         _change_path(target, actions.path, match)
     target.request_mirror_policies.extend(map(mirrors.policy, actions.mirrors))
+    target.hash_policy.extend(traffic.hash_policies(actions.hashes))
     if actions.retry is not None or actions.try_timeout is not None:
         target.retry_policy.CopyFrom(_retry(actions.retry, actions.try_timeout))
 

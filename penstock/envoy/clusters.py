@@ -19,9 +19,10 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy import edge_tls, marks, names, rbac, tls
+from penstock.envoy import edge_tls, marks, names, rbac, tls, traffic
 from penstock.envoy.protos import ADS, pack, seconds, socket_option
 from penstock.routing.model import ProxyEndpoint, UpstreamTls
+from penstock.routing.traffic import Traffic
 from penstock.world import Address
 
 _IPPROTO_IP = 0
@@ -154,6 +155,7 @@ def service(
     source_ports: tuple[int, int],
     source: Address | None = None,
     backend_tls: UpstreamTls | None = None,
+    said: Traffic | None = None,
 ) -> cluster_pb2.Cluster:
     """An EDS cluster. It changes with the set of `servers`, not with endpoints that come and go.
 
@@ -165,7 +167,7 @@ def service(
             (),
             edge_tls.upstream(backend_tls, ("h2",) if protocol is Protocol.HTTP2 else ("http/1.1",)),
         )
-    return _Cluster(
+    made = _Cluster(
         name=name,
         type=_Cluster.DiscoveryType.EDS,
         eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
@@ -177,6 +179,9 @@ def service(
         transport_socket_matches=_transport_matches(servers, plain),
         typed_extension_protocol_options={HTTP_OPTIONS: pack(_http_options(protocol))},
     )
+    if said is not None:
+        traffic.apply(made, said, http2=protocol is Protocol.HTTP2)
+    return made
 
 
 def stream(
@@ -237,18 +242,30 @@ def original_dst(
     )
 
 
-def assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> endpoint_pb2.ClusterLoadAssignment:
+def assignment(
+    name: str, endpoints: Iterable[ProxyEndpoint], *, probed: bool = False
+) -> endpoint_pb2.ClusterLoadAssignment:
     """The endpoints of an EDS cluster, in the order of the model; weight 0 gets no requests.
 
-    Each carries its address as metadata too, by which the workloads cluster picks it.
+    Each carries its address as metadata too, by which the workloads cluster picks it. Where endpoints are
+    `probed`, those of mesh TLS are not.
     """
     assigned = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
     served = [endpoint for endpoint in endpoints if endpoint.weight > 0]
-    if served:
-        hosts = assigned.endpoints.add().lb_endpoints
+    for priority in sorted({endpoint.priority for endpoint in served}):
+        group = assigned.endpoints.add(priority=priority)
         for endpoint in served:
-            _fill(hosts.add(), endpoint)
+            if endpoint.priority == priority:
+                host = group.lb_endpoints.add()
+                _fill(host, endpoint)
+                if probed and endpoint.server_id is not None:
+                    host.endpoint.health_check_config.disable_active_health_check = True
     return assigned
+
+
+def probed_assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> endpoint_pb2.ClusterLoadAssignment:
+    """The same for a cluster with health checks."""
+    return assignment(name, endpoints, probed=True)
 
 
 def _fill(host: endpoint_components_pb2.LbEndpoint, endpoint: ProxyEndpoint) -> None:

@@ -16,7 +16,7 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.message import Message
 
 from penstock.envoy import clusters, edge, edge_tls, listeners, mirrors, names, routes
-from penstock.routing.model import ListenerKind, ProxyEndpoint, ProxyModel, Rights
+from penstock.routing.model import ListenerKind, ProxyCluster, ProxyModel, Rights
 from penstock.world import Settings
 
 T = TypeVar("T")
@@ -63,25 +63,11 @@ class Builder(Generic[T]):
                 self._seal(name, make(*args)) if made is None else made
             )
 
-        def add_eds(name: str, endpoints: tuple[ProxyEndpoint, ...]) -> None:
-            add(ENDPOINT, name, clusters.assignment, name, endpoints)
-
         servers = clusters.servers(model.workloads)
         add(CLUSTER, names.WORKLOADS, clusters.workloads, servers, ports)
-        add_eds(names.WORKLOADS, model.workloads)
+        add(ENDPOINT, names.WORKLOADS, clusters.assignment, names.WORKLOADS, model.workloads)
         for cluster in model.clusters:
-            servers = clusters.servers(cluster.endpoints)
-            protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
-            if cluster.stream:
-                parts = (cluster.name, servers, ports, cluster.source, cluster.tls)
-                add(CLUSTER, cluster.name, clusters.stream, *parts)
-                add_eds(cluster.name, cluster.endpoints)
-                continue
-            how = (cluster.name, protocol, servers, ports)
-            if cluster.source is not None or cluster.tls is not None:
-                how = (*how, cluster.source, cluster.tls)  # type: ignore[assignment]
-            add(CLUSTER, cluster.name, clusters.service, *how)
-            add_eds(cluster.name, cluster.endpoints)
+            _add_cluster(add, cluster, ports)
         add(CLUSTER, names.ORIGINAL_DST, clusters.original_dst, names.ORIGINAL_DST, ports)
         for server_id in sorted({item.server_id for item in model.listeners if item.server_id}):
             name = names.mtls_cluster(server_id)
@@ -116,6 +102,23 @@ class Builder(Generic[T]):
             add(SECRET, authority.name, edge_tls.authorities, authority)
         self._last = now
         return result
+
+
+def _add_cluster(add: Callable[..., None], cluster: ProxyCluster, ports: tuple[int, int]) -> None:
+    """A cluster of the model with its endpoints."""
+    servers, name, traffic = clusters.servers(cluster.endpoints), cluster.name, cluster.traffic
+    assignment: Callable[..., Message] = clusters.assignment
+    if cluster.stream:
+        add(CLUSTER, name, clusters.stream, name, servers, ports, cluster.source, cluster.tls)
+    else:
+        how: tuple[Hashable, ...] = (cluster.source, cluster.tls, traffic)
+        while how and how[-1] is None:
+            how = how[:-1]
+        protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
+        add(CLUSTER, name, clusters.service, name, protocol, servers, ports, *how)
+        if traffic is not None and traffic.probe is not None:
+            assignment = clusters.probed_assignment
+    add(ENDPOINT, name, assignment, name, cluster.endpoints)
 
 
 def _of(source: int, rights: tuple[Rights, ...]) -> tuple[Rights, ...]:

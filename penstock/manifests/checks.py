@@ -19,6 +19,7 @@ from penstock.manifests import (
     route_checks,
     service_checks,
     syntax,
+    traffic_checks,
 )
 from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
@@ -39,6 +40,7 @@ from penstock.manifests.kinds import (
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
+from penstock.manifests.traffic_kinds import BackendPolicy, XBackendTrafficPolicy
 
 
 def check(value: AnyKind) -> Iterator[Finding]:
@@ -189,4 +191,6 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     Ingress: ingress_checks.check,
     IngressClass: ingress_checks.check_class,
     BackendTLSPolicy: l4_checks.check_backend_tls,
+    BackendPolicy: traffic_checks.check_backend,
+    XBackendTrafficPolicy: traffic_checks.check_retries,
 }

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.manifests import gateway_kinds, ingress_kinds, kinds, route_kinds
+from penstock.manifests import gateway_kinds, ingress_kinds, kinds, route_kinds, traffic_kinds
 
 NOT_YET = "is not supported by this version of Penstock"
 
@@ -46,6 +46,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
     route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth"),
+    traffic_kinds.XBackendTrafficPolicySpec: _not_yet("sessionPersistence"),
     gateway_kinds.GatewaySpec: _not_yet("defaultScope"),
     ingress_kinds.IngressBackend: {"resource": f"as a backend {NOT_YET}: only Services can be backends"},
 }

@@ -239,25 +239,25 @@ def _mirror(mirror: HTTPRequestMirrorFilter, path: Path) -> Iterator[Finding]:
             yield Finding((*path, "fraction", "numerator"), message)
 
 
-def _duration(text: str | None, path: Path) -> Iterator[Finding]:
+def duration(text: str | None, path: Path) -> Iterator[Finding]:
     if text is not None and not _DURATION.fullmatch(text):
         yield Finding(path, f'"{text}" is no duration', 'write it like "10s", "1m30s" or "500ms"')
 
 
 def _timeouts(timeouts: HTTPRouteTimeouts, path: Path) -> Iterator[Finding]:
     found = [
-        *_duration(timeouts.request, (*path, "request")),
-        *_duration(timeouts.backend_request, (*path, "backendRequest")),
+        *duration(timeouts.request, (*path, "request")),
+        *duration(timeouts.backend_request, (*path, "backendRequest")),
     ]
     yield from found
     if found:
         return
-    whole, each = _ms(timeouts.request), _ms(timeouts.backend_request)
+    whole, each = ms(timeouts.request), ms(timeouts.backend_request)
     if whole and each > whole:
         yield Finding((*path, "backendRequest"), "is longer than the timeout of the whole request")
 
 
-def _ms(text: str | None) -> int:
+def ms(text: str | None) -> int:
     units = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
     return sum(int(n) * units[unit] for n, unit in re.findall(r"([0-9]+)(ms|h|m|s)", text or ""))
 
@@ -273,4 +273,4 @@ def _retry(retry: HTTPRouteRetry, path: Path) -> Iterator[Finding]:
         yield Finding((*path, "codes"), "holds the same code twice", code="duplicate")
     if retry.attempts is not None and retry.attempts < 0:
         yield Finding((*path, "attempts"), f"{retry.attempts} is less than 0")
-    yield from _duration(retry.backoff, (*path, "backoff"))
+    yield from duration(retry.backoff, (*path, "backoff"))

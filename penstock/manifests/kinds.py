@@ -50,6 +50,7 @@ from penstock.manifests.policy_kinds import (
 )
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
 from penstock.manifests.service_kinds import SessionAffinityConfig
+from penstock.manifests.traffic_kinds import BackendPolicy, XBackendTrafficPolicy
 
 __all__ = [
     "Authentication",
@@ -315,4 +316,6 @@ AnyKind = (
     | BackendTLSPolicy
     | Ingress
     | IngressClass
+    | BackendPolicy
+    | XBackendTrafficPolicy
 )

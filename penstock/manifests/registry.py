@@ -26,6 +26,7 @@ from penstock.manifests.kinds import (
 )
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ReferenceGrant
+from penstock.manifests.traffic_kinds import BackendPolicy, XBackendTrafficPolicy
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +136,13 @@ SERVED: Mapping[str, ServedKind] = {
         ServedKind(IngressClass, "networking.k8s.io/v1", "ingressclasses", namespaced=False, custom=False),
         ServedKind(Secret, "v1", "secrets", custom=False),
         ServedKind(ConfigMap, "v1", "configmaps", ("cm",), custom=False),
+        ServedKind(BackendPolicy, "penstock.dev/v1alpha1", "backendpolicies", ("bpol",)),
+        ServedKind(
+            XBackendTrafficPolicy,
+            "gateway.networking.x-k8s.io/v1alpha1",
+            "xbackendtrafficpolicies",
+            ("xbtrafficpolicy",),
+        ),
     )
 }
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from penstock.routing.traffic import HashOn
+
 Header = tuple[str, str]
 
 
@@ -102,6 +104,8 @@ class Actions:
     try_timeout: int | None = None
     retry: Retry | None = None
     mirrors: tuple[Mirror, ...] = ()
+    hashes: tuple[HashOn, ...] = ()
+    """What chooses the endpoint, where the backends hash."""
 
 
 NO_ACTIONS = Actions()

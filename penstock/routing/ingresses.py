@@ -20,6 +20,7 @@ from penstock.manifests.ingress_kinds import HTTPIngressPath, Ingress, IngressBa
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress_classes
 from penstock.routing import hosts
+from penstock.routing.actions import Actions
 from penstock.routing.certificates import Vault
 from penstock.routing.matches import precedence
 from penstock.routing.model import (
@@ -33,7 +34,7 @@ from penstock.routing.model import (
     ServerTls,
     StringMatch,
 )
-from penstock.routing.rules import Services
+from penstock.routing.rules import Services, hashes_of
 from penstock.routing.services import EDGE, ServedPort
 from penstock.world import Address, World, parse_address
 
@@ -119,7 +120,9 @@ class _Compiler:
         target = self._target(document, backend)
         if target is not None:
             self._clusters[target.name] = target
-        return Route(name, match, (RouteBackend(target.name if target else None, 1),))
+        hashes = hashes_of([target] if target is not None else [], self._services)
+        backends = (RouteBackend(target.name if target else None, 1),)
+        return Route(name, match, backends, Actions(hashes=hashes))
 
     def _target(self, document: Document, backend: IngressBackend) -> ServedPort | None:
         service = backend.service

@@ -19,7 +19,7 @@ from penstock.plan import Condition, ObjectStatus
 from penstock.routing.actions import Actions
 from penstock.routing.matches import GROUP
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
-from penstock.routing.rules import Ranked, Services, compile_rules, services_of
+from penstock.routing.rules import Ranked, Services, compile_rules, hashes_of
 from penstock.routing.services import ServedPort
 from penstock.world import World
 
@@ -63,9 +63,8 @@ def _attached(
     return found, Condition("Accepted", True, "Accepted")
 
 
-def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
-    """Every Service port with a route, and the status of every HTTPRoute."""
-    services = services_of(world, served)
+def mesh_routes(world: World, served: tuple[ServedPort, ...], services: Services) -> MeshRoutes:
+    """Every Service port with a route or a policy that needs the proxy, and the status of every HTTPRoute."""
     collected: dict[str, dict[str | None, list[Ranked]]] = {}
     owners: dict[str, ServedPort] = {}
     clusters: dict[str, dict[str, ServedPort]] = {}
@@ -106,17 +105,25 @@ def mesh_routes(world: World, served: tuple[ServedPort, ...]) -> MeshRoutes:
     tables = [
         RouteTable(
             owners[name],
-            _in_order(owners[name], by_clients),
+            _in_order(owners[name], by_clients, services),
             _reached(owners[name], by_clients, clusters[name]),
         )
         for name, by_clients in sorted(collected.items())
     ]
     carried = {(address, port) for _, address, port in world.carried}
-    tables += [_plain(s) for s in served if (s.vip, s.port.port) in carried and s.name not in collected]
+    for each in served:
+        if each.vip is None or each.name in collected:
+            continue
+        if services.policies.steers(each):
+            tables.append(RouteTable(each, (_to_itself(each, services),), (each,)))
+        elif (each.vip, each.port.port) in carried:
+            tables.append(RouteTable(each, (_to_itself(each, services),), (each,), plain=True))
     return MeshRoutes(tuple(tables), statuses)
 
 
-def _in_order(served: ServedPort, by_clients: Mapping[str | None, list[Ranked]]) -> tuple[Route, ...]:
+def _in_order(
+    served: ServedPort, by_clients: Mapping[str | None, list[Ranked]], services: Services
+) -> tuple[Route, ...]:
     """Consumer routes first, each namespace by itself; what is left takes the producer's, if any."""
     routes: list[Route] = []
     for clients in sorted(c for c in by_clients if c is not None):
@@ -127,7 +134,7 @@ def _in_order(served: ServedPort, by_clients: Mapping[str | None, list[Ranked]])
     if None in by_clients:
         routes += [route for _, route in sorted(by_clients[None], key=_rank)]
     else:
-        routes.append(_to_itself(served))
+        routes.append(_to_itself(served, services))
     return tuple(routes)
 
 
@@ -142,9 +149,6 @@ def _rank(ranked: Ranked) -> tuple[object, ...]:
     return ranked[0]
 
 
-def _to_itself(served: ServedPort) -> Route:
-    return Route(f"{served.name}/plain", _EVERYTHING, (RouteBackend(served.name, 1),))
-
-
-def _plain(served: ServedPort) -> RouteTable:
-    return RouteTable(served, (_to_itself(served),), (served,), plain=True)
+def _to_itself(served: ServedPort, services: Services) -> Route:
+    actions = Actions(hashes=hashes_of([served], services))
+    return Route(f"{served.name}/plain", _EVERYTHING, (RouteBackend(served.name, 1),), actions)

@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Literal
 
 from penstock.routing.actions import NO_ACTIONS, NO_CHANGES, Actions, HeaderChanges
+from penstock.routing.traffic import Traffic
 from penstock.world import Address
 
 
@@ -253,6 +254,8 @@ class ProxyEndpoint:
     policy_class: str
     server_id: str | None = None
     weight: int = 1
+    priority: int = 0
+    """Those of a higher number get requests only where too few of the lower ones are healthy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +271,7 @@ class ProxyCluster:
     tls: UpstreamTls | None = None
     stream: bool = False
     """Bytes that nobody can judge here: the kernel judges what leaves from `source`, packet by packet."""
+    traffic: Traffic | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from penstock.policy.identities import Member
 from penstock.policy.labels import INGRESS
 from penstock.policy.rights import Destination
 from penstock.routing.edge import EdgeCluster, EdgeMix, EdgeTable
+from penstock.routing.locality import priorities
 from penstock.routing.mesh import RouteTable
 from penstock.routing.model import (
     HostTable,
@@ -27,6 +28,7 @@ from penstock.routing.model import (
     ServiceTable,
 )
 from penstock.routing.services import Backend, ServedPort
+from penstock.routing.traffic import Traffic
 
 
 def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyModel:
@@ -72,18 +74,28 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
     )
 
 
-def _endpoints(facts: Facts, backends: tuple[Backend, ...]) -> tuple[ProxyEndpoint, ...]:
+def _endpoints(
+    facts: Facts, backends: tuple[Backend, ...], traffic: Traffic | None = None
+) -> tuple[ProxyEndpoint, ...]:
     """Without what the proxy itself listens on: no hook would see it speak to itself (no way around it)."""
-    return tuple(_endpoint(facts, b) for b in backends if b.address not in facts.edge.addresses)
+    backends = tuple(b for b in backends if b.address not in facts.edge.addresses)
+    found = tuple(_endpoint(facts, b) for b in backends)
+    if traffic is None or traffic.failover is None:
+        return found
+    mode, near = traffic.failover, facts.localities
+    ranks = priorities(tuple(near.distance(b, mode) for b in backends))
+    return tuple(replace(e, priority=rank) for e, rank in zip(found, ranks, strict=True))
 
 
 def _mesh_cluster(facts: Facts, name: str, served: ServedPort) -> ProxyCluster:
-    endpoints = _endpoints(facts, served.backends)
+    traffic = facts.services.policies.of(served)
+    endpoints = _endpoints(facts, served.backends, traffic)
     policies = facts.edge.backend_tls
     if policies is None or not policies.applies(served):
-        return ProxyCluster(name, served.family, endpoints, served.http2)
+        return ProxyCluster(name, served.family, endpoints, served.http2, traffic=traffic)
     tls = policies.of(served)
-    return ProxyCluster(name, served.family, _plain(endpoints) if tls else (), served.http2, tls=tls)
+    usable = _plain(endpoints) if tls else ()
+    return ProxyCluster(name, served.family, usable, served.http2, tls=tls, traffic=traffic)
 
 
 def _plain(endpoints: tuple[ProxyEndpoint, ...]) -> tuple[ProxyEndpoint, ...]:
@@ -100,10 +112,13 @@ def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
         backends = tuple(b for b in backends if _open_to_edge(facts, b))
     if each.tls is not None:
         backends = tuple(b for b in backends if not _strict(facts, b))
-    endpoints = _endpoints(facts, backends)
+    traffic = None if served.stream else facts.services.policies.of(served)
+    endpoints = _endpoints(facts, backends, traffic)
     if each.tls is not None:
         endpoints = tuple(replace(e, server_id=None) for e in endpoints)
-    return ProxyCluster(each.name, served.family, endpoints, served.http2, source, each.tls, served.stream)
+    return ProxyCluster(
+        each.name, served.family, endpoints, served.http2, source, each.tls, served.stream, traffic
+    )
 
 
 def _strict(facts: Facts, backend: Backend) -> bool:

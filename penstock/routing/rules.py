@@ -23,10 +23,12 @@ from penstock.manifests.route_kinds import (
     ReferenceGrant,
 )
 from penstock.plan import Condition
+from penstock.routing.backend_policies import BackendPolicies
 from penstock.routing.filters import actions, header_changes, mirrors
 from penstock.routing.matches import grpc_match, http_match, permitted, precedence
 from penstock.routing.model import Route, RouteBackend
 from penstock.routing.services import ServedPort
+from penstock.routing.traffic import HashOn
 from penstock.world import World
 
 Ranked = tuple[tuple[object, ...], Route]
@@ -39,6 +41,7 @@ class Services:
 
     ports: Mapping[tuple[str, str], tuple[ServedPort, ...]]
     grants: Mapping[str, tuple[ReferenceGrant, ...]]
+    policies: BackendPolicies
 
     def find(self, namespace: str, name: str, port: int | None, family: int | None) -> list[ServedPort]:
         return [
@@ -59,9 +62,11 @@ def services_of(world: World, served: tuple[ServedPort, ...]) -> Services:
     grants: dict[str, list[ReferenceGrant]] = {}
     for document, grant in world.of_kind(ReferenceGrant):
         grants.setdefault(document.key.namespace, []).append(grant)
+    by_name = {key: tuple(ports) for key, ports in grouped.items()}
     return Services(
-        {key: tuple(ports) for key, ports in grouped.items()},
+        by_name,
         {namespace: tuple(found) for namespace, found in grants.items()},
+        BackendPolicies(world, by_name),
     )
 
 
@@ -107,6 +112,12 @@ def _share(ref: HTTPBackendRef, cluster: str | None) -> RouteBackend:
     )
 
 
+def hashes_of(reached: Sequence[ServedPort], services: Services) -> tuple[HashOn, ...]:
+    """What chooses the endpoints behind these ports; a port that hashes nothing does not look at it."""
+    said = (services.policies.of(port) for port in reached)
+    return tuple(dict.fromkeys(key for traffic in said if traffic is not None for key in traffic.hashes))
+
+
 def compile_rules(
     document: Document,
     route: HTTPRoute | GRPCRoute,
@@ -129,12 +140,16 @@ def compile_rules(
         if edge or (grpc and not target.http2):
             target = replace(target, grpc=grpc and not target.http2, edge=edge)
         made.clusters.append(target)
+        reached.append(target)
         return target.name
 
     rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
+    reached: list[ServedPort] = []
     for index, rule in enumerate(rules):
+        reached.clear()
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
-        does = replace(actions(rule, port), mirrors=mirrors(rule, resolve))
+        hashes = hashes_of(reached, services)
+        does = replace(actions(rule, port), mirrors=mirrors(rule, resolve), hashes=hashes)
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):
             match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)

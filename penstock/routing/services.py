@@ -35,6 +35,8 @@ class Backend:
     member: Member | None
     local: bool = False
     """It is on this node."""
+    zone: str = ""
+    """Where its EndpointSlice says that it is."""
 
     @property
     def end(self) -> tuple[Address, int]:
@@ -180,7 +182,7 @@ def _from_slices(
                 local = member.local if member is not None else endpoint.node_name == node
                 for number in numbers:
                     if number is not None:
-                        yield Backend(address, number, member, local), ready
+                        yield Backend(address, number, member, local, endpoint.zone or ""), ready
 
 
 def service_name(served: ServedPort) -> str:

@@ -93,3 +93,14 @@ def http_route(
         "metadata": {"name": name, "namespace": namespace},
         "spec": {**spec, "rules": list(rules)},
     }
+
+
+def backend_policy(name: str, target: str, port: int | None = 80, **spec: Any) -> dict[str, Any]:
+    """A BackendPolicy for one port of a Service; without a port, for all of it."""
+    ref: dict[str, Any] = {"name": target, **({"port": port} if port else {})}
+    return {
+        "apiVersion": "penstock.dev/v1alpha1",
+        "kind": "BackendPolicy",
+        "metadata": {"name": name},
+        "spec": {"targetRefs": [ref], **spec},
+    }

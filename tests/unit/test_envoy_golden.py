@@ -11,6 +11,7 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
+import traffic_models
 from google.protobuf.json_format import MessageToDict
 from google.protobuf.message import Message
 
@@ -246,7 +247,7 @@ MODELS = {
         ),
         clusters=(ProxyCluster("default/web:80/6", 6, (ProxyEndpoint(FAR, 8080, "v2", WEB),)),),
     ),
-}
+} | traffic_models.MODELS
 
 
 def _shown(resources: Mapping[str, Mapping[str, Message]]) -> str:

@@ -1,0 +1,194 @@
+"""BackendPolicy and XBackendTrafficPolicy: what is refused, what they mean for clusters, and whose counts."""
+
+from __future__ import annotations
+
+import pytest
+import worlds
+
+from penstock.manifests.document import ObjectKey
+from penstock.manifests.loader import load
+from penstock.plan import ObjectStatus, Plan
+from penstock.routing.traffic import Breaker, HashOn, RetryBudget, Traffic
+from penstock.world import Settings
+
+WORKLOADS = worlds.workload("web", "10.244.1.2") + worlds.workload("far", "10.244.2.2", node="node-b")
+
+
+def service(name: str = "web", port: str = "{port: 80, targetPort: 8080}") -> str:
+    return f"""
+apiVersion: v1
+kind: Service
+metadata: {{name: {name}}}
+spec: {{selector: {{app: {name}}}, ports: [{port}]}}
+---"""
+
+
+def backend_policy(spec: str, name: str = "p", kind: str = "BackendPolicy") -> str:
+    version = "penstock.dev" if kind == "BackendPolicy" else "gateway.networking.x-k8s.io"
+    return f"""
+apiVersion: {version}/v1alpha1
+kind: {kind}
+metadata: {{name: {name}}}
+spec: {spec}
+---"""
+
+
+HTTP_PORT = "{name: web, port: 80, targetPort: 8080, appProtocol: http}"
+ROUND = "{targetRefs: [{name: web}], loadBalancer: {type: RoundRobin}}"
+
+
+def status(plan: Plan, name: str = "p", kind: str = "BackendPolicy") -> ObjectStatus:
+    return plan.statuses[ObjectKey(kind, "default", name)]
+
+
+def accepted(plan: Plan, name: str = "p") -> list[tuple[str, str]]:
+    listed = status(plan, name).extra["ancestors"]
+    return [(key.name, conditions[0].reason) for key, conditions in listed]  # type: ignore[attr-defined]
+
+
+def traffic_of(plan: Plan) -> Traffic | None:
+    return next(c.traffic for c in plan.proxy.clusters if c.name == "default/web:80/4")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("{targetRefs: []}", "spec.targetRefs: holds 0 entries"),
+        ("{targetRefs: [{name: a}, {name: a}], connectTimeout: 1s}", "targetRefs[1]: names the same target"),
+        ("{targetRefs: [{name: a, kind: Gateway}]}", 'a target of kind "Gateway"'),
+        ("{targetRefs: [{name: a, port: 1, sectionName: b}]}", "holds both port and sectionName"),
+        ("{targetRefs: [{name: a}], connectTimeout: 0s}", "is no time at all"),
+        ("{targetRefs: [{name: a}], connectTimeout: soon}", "is no duration"),
+        ("{targetRefs: [{name: a}], loadBalancer: {type: RingHash}}", "loadBalancer.hashOn: is missing"),
+        ("{targetRefs: [{name: a}], loadBalancer: {hashOn: [{type: SourceAddress}]}}", "hashes nothing"),
+        ("{targetRefs: [{name: a}], loadBalancer: {type: Maglev, hashOn: [{type: Header}]}}", "is missing"),
+        ("{targetRefs: [{name: a}], loadBalancer: {type: Mglev}}", 'did you mean "Maglev"'),
+        ("{targetRefs: [{name: a}], circuitBreaker: {maxRequests: -1}}", "maxRequests: -1 is not between"),
+        ("{targetRefs: [{name: a}], outlierDetection: {maxEjectionPercent: 101}}", "101 is not between"),
+        ("{targetRefs: [{name: a}], healthCheck: {}}", "needs exactly one of http, grpc and tcp"),
+        ("{targetRefs: [{name: a}], healthCheck: {tcp: {}, timeout: 5s}}", "timeout: is more than 4 s"),
+        ("{targetRefs: [{name: a}], healthCheck: {http: {path: healthz}}}", "is no path"),
+        ("{targetRefs: [{name: a}], healthCheck: {http: {expectedStatuses: []}}}", "is empty"),
+    ],
+)
+def test_what_is_refused(spec: str, said: str) -> None:
+    problems = [str(p) for p in load(backend_policy(spec), "p.yaml").problems if p.severity == "error"]
+    assert any(said in p for p in problems), problems
+
+
+def test_a_budget_is_checked() -> None:
+    spec = '{targetRefs: [{group: "", kind: Service, name: a}], retryConstraint: {budget: {percent: 101}}}'
+    found = load(backend_policy(spec, kind="XBackendTrafficPolicy"), "p.yaml").problems
+    assert "spec.retryConstraint.budget.percent: 101 is not between 0 and 100" in str(found[0])
+
+
+def test_a_port_that_speaks_http_goes_through_the_proxy() -> None:
+    _, plan = worlds.make(WORKLOADS + service(port=HTTP_PORT) + backend_policy(ROUND))
+    assert [t.name for t in plan.proxy.services] == ["default/web:80/4"]
+    assert traffic_of(plan) == Traffic("RoundRobin")
+    assert [e.http for e in plan.kernel.services.values()] == [True]
+    assert accepted(plan) == [("web", "Accepted")]
+
+
+@pytest.mark.parametrize(
+    ("port", "target", "steered"),
+    [
+        ("{port: 80, targetPort: 8080}", "{name: web}", False),
+        ("{port: 80, targetPort: 8080}", "{name: web, port: 80}", True),
+        ("{name: x, port: 80, targetPort: 8080}", "{name: web, sectionName: x}", True),
+        ("{port: 80, targetPort: 8080, appProtocol: mysql}", "{name: web}", False),
+        ("{port: 80, targetPort: 8080, protocol: UDP}", "{name: web, port: 80}", False),
+        ("{port: 80, targetPort: 8080, appProtocol: grpc}", "{name: web}", True),
+    ],
+)
+def test_other_ports_stay_in_the_kernel(port: str, target: str, steered: bool) -> None:
+    spec = f"{{targetRefs: [{target}], loadBalancer: {{type: Random}}}}"
+    _, plan = worlds.make(WORKLOADS + service(port=port) + backend_policy(spec))
+    assert bool(plan.proxy.services) is steered
+
+
+def test_the_older_policy_counts_and_the_other_says_so() -> None:
+    other = "{targetRefs: [{name: web}, {name: gone}], loadBalancer: {type: Random}}"
+    text = WORKLOADS + service(port=HTTP_PORT) + backend_policy(other, "b") + backend_policy(ROUND, "a")
+    _, plan = worlds.make(text)
+    assert traffic_of(plan) == Traffic("RoundRobin")
+    assert accepted(plan, "a") == [("web", "Accepted")]
+    assert accepted(plan, "b") == [("web", "Conflicted"), ("gone", "TargetNotFound")]
+    assert "BackendPolicy default/a means the same target" in status(plan, "b").pending
+
+
+def test_the_policy_of_a_port_takes_the_place_of_the_services() -> None:
+    own = "{targetRefs: [{name: web, sectionName: web}], circuitBreaker: {maxRequests: 5}}"
+    _, plan = worlds.make(
+        WORKLOADS + service(port=HTTP_PORT) + backend_policy(ROUND, "a") + backend_policy(own, "b")
+    )
+    assert traffic_of(plan) == Traffic(breaker=Breaker(requests=5))
+    assert (accepted(plan, "a"), accepted(plan, "b")) == ([("web", "Accepted")], [("web", "Accepted")])
+
+
+def test_hashing_stands_on_the_routes_that_lead_there() -> None:
+    hashed = "{type: RingHash, hashOn: [{type: Cookie, name: pin, ttl: 1m}, {type: SourceAddress}]}"
+    spec = f"{{targetRefs: [{{name: web}}], loadBalancer: {hashed}}}"
+    front = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{group: "", kind: Service, name: far}]
+  rules: [{backendRefs: [{name: web, port: 80}]}]
+---"""
+    _, plan = worlds.make(WORKLOADS + service() + service("far") + front + backend_policy(spec))
+    (table,) = plan.proxy.services
+    assert table.name == "default/far:80/4"
+    keys = (HashOn("Cookie", "pin", 60_000), HashOn("SourceAddress"))
+    assert [r.actions.hashes for r in table.routes] == [keys]
+
+
+def test_a_budget_alone_steers_nothing_and_joins_a_policy() -> None:
+    spec = """{targetRefs: [{group: "", kind: Service, name: web}],
+ retryConstraint: {budget: {percent: 30}, minRetryRate: {count: 4, interval: 2s}}}"""
+    budget = backend_policy(spec, "r", "XBackendTrafficPolicy")
+    _, plan = worlds.make(WORKLOADS + service(port=HTTP_PORT) + budget)
+    assert not plan.proxy.services
+    _, plan = worlds.make(WORKLOADS + service(port=HTTP_PORT) + budget + backend_policy(ROUND))
+    assert traffic_of(plan) == Traffic("RoundRobin", retries=RetryBudget(30, 2))
+
+
+def test_a_grpc_probe_needs_http2_and_probes_need_host_access() -> None:
+    spec = "{targetRefs: [{name: web}], healthCheck: {grpc: {}}}"
+    text = WORKLOADS + service(port=HTTP_PORT) + backend_policy(spec)
+    _, plan = worlds.make(text)
+    found = traffic_of(plan)
+    assert found is not None
+    assert found.probe is not None
+    assert found.probe.kind == "tcp"
+    _, plan = worlds.make(text, settings=Settings(host_access=False))
+    found = traffic_of(plan)
+    assert found is not None
+    assert found.probe is None
+    assert "host access is off" in status(plan).pending
+
+
+NODES = """
+apiVersion: v1
+kind: Node
+metadata: {{name: node-a, labels: {{topology.kubernetes.io/region: r1, topology.kubernetes.io/zone: z1}}}}
+---
+apiVersion: v1
+kind: Node
+metadata: {{name: node-b, labels: {{topology.kubernetes.io/region: r1, topology.kubernetes.io/zone: {zone}}}}}
+---"""
+
+
+@pytest.mark.parametrize(
+    ("mode", "zone", "ranks"),
+    [("Zone", "z1", [0, 0]), ("Node", "z1", [0, 1]), ("Zone", "z2", [0, 1]), ("Node", "z2", [0, 1])],
+)
+def test_near_endpoints_come_first(mode: str, zone: str, ranks: list[int]) -> None:
+    both = worlds.workload("a", "10.244.1.3", labels="app: web")
+    both += worlds.workload("b", "10.244.2.3", node="node-b", labels="app: web")
+    spec = f"{{targetRefs: [{{name: web}}], localityFailover: {{mode: {mode}}}}}"
+    text = both + NODES.format(zone=zone) + service(port=HTTP_PORT) + backend_policy(spec)
+    _, plan = worlds.make(text)
+    (cluster,) = plan.proxy.clusters
+    assert [e.priority for e in cluster.endpoints] == ranks
