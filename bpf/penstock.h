@@ -417,9 +417,9 @@ struct event {
 	__u8 pad[5];
 };
 
-/* Events are for people: a flood may not buy the daemon's time. Per CPU. */
+/* Events are for people: a flood may not buy the daemon's time (12 us each). Per CPU. */
 #define EVENT_WINDOW_NS (100ULL * 1000000ULL)
-#define EVENTS_PER_WINDOW 250
+#define EVENTS_PER_WINDOW 100
 
 struct event_budget {
 	__u64 since;

@@ -56,6 +56,7 @@ TABLES = KernelTables(
             ending=((B, 3),),
             external=True,
             outside=BackendSet(8, ((A, 1),)),
+            beyond=BackendSet(13, ((ip_address("10.2.0.1"), 8080),)),
             alias=BackendSet(9, ((B, 53),)),
             affinity=60,
             maglev=251,
@@ -87,6 +88,7 @@ def test_every_table_comes_back() -> None:
             s.affinity,
             (s.outside.number, len(s.outside.backends)) if s.outside else (0, 0),
             s.alias.number if s.alias else 0,
+            (s.beyond.number, len(s.beyond.backends)) if s.beyond else (0, 0),
         )
         for key, s in TABLES.services.items()
     }
