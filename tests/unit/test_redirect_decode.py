@@ -95,7 +95,7 @@ def test_every_table_comes_back() -> None:
     standing = {decode.standing_key(k): v[0] for k, v in RAW["standing"].items()}
     assert standing[7, A, 1] == standing[8, A, 1] == layout.STANDING_READY
     assert standing[7, B, 3] == layout.STANDING_ENDING
-    assert {struct.unpack("=I", k)[0] for k in RAW["maglev"]} == {7, 8}
+    assert {struct.unpack("=I", k)[0] for k in RAW["maglev"]} == {7, 8, 13}
     assert {decode.listener_key(k): decode.port(v) for k, v in RAW["listeners"].items()} == TABLES.listeners
     backends = {struct.unpack("=II", k): decode.backend(v) for k, v in RAW["backends"].items()}
     assert backends == {
