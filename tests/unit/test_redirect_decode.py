@@ -105,6 +105,7 @@ def test_every_table_comes_back() -> None:
         (7, 1): (B, 2),
         (8, 0): (A, 1),
         (9, 0): (B, 53),
+        (13, 0): (ip_address("10.2.0.1"), 8080),
     }
 
 
