@@ -23,6 +23,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from pathlib import Path
 from socket import SO_ERROR, SOL_SOCKET
 from typing import Any
 
@@ -108,8 +109,16 @@ def _go(place: Site, asked: ControlClient) -> float:
         if time.monotonic() - started > GIVE_UP:
             raise BenchError("the kernel still knows the workload that has gone")
         time.sleep(PACE)
+    took = time.monotonic() - started
+    # The kernel takes its time to end a namespace, and until then the name of the link is taken.
+    gone = place.spec.workload(COMER)
+    with lab.entered(place.spec.node(gone.node).netns):
+        while gone.device in Path("/proc/thread-self/net/dev").read_text():
+            if time.monotonic() - started > GIVE_UP:
+                raise BenchError("the link of the workload that has gone is still there")
+            time.sleep(PACE)
     asked.call("wait", timeout=60, seconds=30)
-    return round((time.monotonic() - started) * 1000, 3)
+    return round(took * 1000, 3)
 
 
 def _come(place: Site, probe: Callable[[Site, float], float]) -> tuple[float, float, float]:
