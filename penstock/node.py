@@ -144,7 +144,12 @@ async def open_node(
     await blocking(host.up, settings.proxy_source_ports)
     datapath = Datapath(_pins(options.run_dir))
     blocks = Blocks(Blocklist(options.state_dir, datapath.pins), datapath)
-    tables = Tables(datapath.pins, settings.proxy_source_ports, host_access=settings.host_access)
+    tables = Tables(
+        datapath.pins,
+        settings.proxy_source_ports,
+        host_access=settings.host_access,
+        proxy_rate=settings.proxy_rate,
+    )
     datapath.attach_cgroup()
     datapath.attach_namespace()
     socket = xds_socket(options.run_dir)

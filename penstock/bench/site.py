@@ -220,11 +220,12 @@ def daemon(
     workloads: bool = True,
     node: str = NODE,
     ca_dir: Path | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[DaemonUnderTest]:
     """A node's daemon with the lab's manifests and `policies` in force; at the end all of it goes.
 
     Without `workloads` it is not told of the lab: what it needs by itself. Daemons that are to trust each
-    other share `ca_dir`.
+    other share `ca_dir`. `options` go to `penstock run`.
     """
     name, run_dir = site.spec.name, _run_dir(site.spec.name, node)
     config, state, log = (site.directory / f"{name}-{node}.{what}" for what in ("d", "state", "log"))
@@ -236,9 +237,9 @@ def daemon(
         (config / "policies.yaml").write_text(
             yaml.safe_dump_all([dict(p) for p in policies], sort_keys=False)
         )
-    options = ["--node", node, *(["--ca-dir", str(ca_dir)] if ca_dir else [])]
+    said = ["--node", node, *(["--ca-dir", str(ca_dir)] if ca_dir else []), *options]
     where = site.spec.node(node).netns
-    with _launched(where, run_dir, config, state, log, options) as running:
+    with _launched(where, run_dir, config, state, log, said) as running:
         running.settle(START)
         yield running
 

@@ -26,6 +26,7 @@ BENCHES = (
     "latency",
     "latency-protocols",
     "latency-rate",
+    "neighbour",
     "memory-sidecars",
     "docker",
 )
@@ -128,6 +129,13 @@ def latency_protocols(**options: Any) -> None:
 def latency_rate(**options: Any) -> None:
     """Latency at given rates (open loop), up to where each arm is saturated."""
     _run(["latency-rate"], **options)
+
+
+@bench.command(name="neighbour")
+@_options
+def neighbour(**options: Any) -> None:
+    """What one workload's flood does to another's latency, with and without limits."""
+    _run(["neighbour"], **options)
 
 
 @bench.command(name="memory-sidecars")

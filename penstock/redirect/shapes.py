@@ -21,7 +21,7 @@ class MapShape:
 
 
 SHAPES: Mapping[str, MapShape] = {
-    "config": MapShape(4, 12, 1),
+    "config": MapShape(4, 16, 1),
     "endpoints": MapShape(16, 20, 16384),
     "ipcache": MapShape(20, 12, 131072),
     "policy": MapShape(16, 8, 262144),
