@@ -30,6 +30,11 @@
 #define IDENTITY_HOST 1
 #define IDENTITY_WORLD 2
 #define IDENTITY_INGRESS 8
+/* The node's own DNS, with the number and labels of Cilium's well-known identity kube-dns. */
+#define IDENTITY_DNS 102
+/* From here on: networks that policies name. */
+#define IDENTITY_PREFIXES (1 << 24)
+#define DNS_PORT 53
 /* Names the policy entries of Gateways (penstock/policy/identities.py). */
 #define INGRESS_SUBJECT (IDENTITY_INGRESS * 256)
 
@@ -54,6 +59,7 @@ enum listener_kind {
 	LISTENER_TLS_TCP = 4,
 	LISTENER_TCP_MTLS = 5,
 	LISTENER_GATEWAY = 6,
+	LISTENER_DNS = 7,
 };
 
 /* penstock.plan.MeshMode */
@@ -153,6 +159,8 @@ struct ipcache_key {
 
 #define IPCACHE_MESH 1
 #define IPCACHE_LOCAL 2
+/* Another node that has a number of its own. */
+#define IPCACHE_NODE 4
 
 struct ipcache_value {
 	__u32 identity;
@@ -178,6 +186,8 @@ struct policy_key {
 #define AUDIT_VIEW 0x80000000
 
 #define POLICY_AUTHENTICATED 1
+/* What it steers is DNS. */
+#define POLICY_DNS 2
 
 struct policy_value {
 	__u8 verdict;
@@ -185,6 +195,22 @@ struct policy_value {
 	__u8 pad[2];
 	/* The entry's number, by which the daemon finds the rules that it came from. */
 	__u32 rule;
+};
+
+/*
+ * An address that a workload (by the ifindex that stands for it) learned from DNS, and the lists of names in policies
+ * (toFQDNs) that the name it asked for is in. Written by the DNS proxy before the workload gets the answer.
+ */
+struct name_key {
+	__u32 ifindex;
+	union addr addr;
+};
+
+#define MAX_NAME_LISTS 15
+
+struct name_value {
+	__u32 count;
+	__u32 lists[MAX_NAME_LISTS];
 };
 
 /* How a port of an identity wants TCP from other nodes, where that is not what its other ports say. */
@@ -350,6 +376,8 @@ struct ct_value {
 	__u8 of_node : 1;
 	/* Its packets are translated: answers get the Service's address back. */
 	__u8 nat : 1;
+	/* A FIN or RST was seen. */
+	__u8 ending : 1;
 	__u8 verdict;
 	__be16 proxy_port;
 };

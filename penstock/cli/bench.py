@@ -28,6 +28,9 @@ BENCHES = (
     "latency-rate",
     "neighbour",
     "memory-sidecars",
+    "rotation",
+    "issue",
+    "handshake",
     "docker",
 )
 
@@ -143,6 +146,27 @@ def neighbour(**options: Any) -> None:
 def memory_sidecars(**options: Any) -> None:
     """Memory of one Envoy and the daemon for 30 workloads, against 30 sidecars."""
     _run(["memory-sidecars"], **options)
+
+
+@bench.command(name="rotation")
+@_options
+def rotation(**options: Any) -> None:
+    """Every certificate and the root replaced under load: requests that fail, connections that end."""
+    _run(["rotation"], **options)
+
+
+@bench.command(name="issue")
+@_options
+def issue(**options: Any) -> None:
+    """How many leaves one CA process issues in a second, and where the time goes."""
+    _run(["issue"], **options)
+
+
+@bench.command(name="handshake")
+@_options
+def handshake(**options: Any) -> None:
+    """New mutual TLS connections a second, and what they add beside plain text."""
+    _run(["handshake"], **options)
 
 
 @bench.command(name="docker")

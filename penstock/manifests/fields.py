@@ -21,7 +21,7 @@ def _not_yet(names: str, **others: str) -> dict[str, str]:
 
 
 _INGRESS_PEERS = "fromRequires fromGroups"
-_EGRESS_PEERS = "toRequires toFQDNs toGroups"
+_EGRESS_PEERS = "toRequires toGroups"
 _NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
 
 _NO_HOST_POLICY = f"{NOT_YET}: what the nodes' own processes send and get is judged at the workloads only"
@@ -36,10 +36,12 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.IngressRule: _not_yet(_INGRESS_PEERS),
     kinds.EgressRule: _not_yet(_EGRESS_PEERS),
     kinds.IngressDenyRule: _not_yet(_INGRESS_PEERS),
-    kinds.EgressDenyRule: _not_yet(_EGRESS_PEERS),
+    kinds.EgressDenyRule: _not_yet(
+        _EGRESS_PEERS, toFQDNs="cannot stand in a deny rule: deny rules know no names"
+    ),
     kinds.PortRule: _not_yet("listener originatingTLS serverNames terminatingTLS"),
     kinds.PortDenyRule: _NO_L7_IN_DENY,
-    kinds.L7Rules: _not_yet("dns l7 l7proto", kafka="was removed from Cilium in 1.20"),
+    kinds.L7Rules: _not_yet("l7 l7proto", kafka="was removed from Cilium in 1.20"),
     kinds.HeaderMatch: _not_yet("secret"),
     route_kinds.HTTPRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_interface, ip_network
 
 from penstock.manifests import icmp, syntax
+from penstock.manifests import name_checks as names
 from penstock.manifests.kinds import (
     CIDRRule,
     CiliumCIDRGroup,
@@ -90,6 +91,7 @@ def _direction_rule(rule: DirectionRule, path: Path, *, clusterwide: bool) -> It
         yield from selector(peer, (*path, f"{peers.way}Nodes", i))
     for i, service in enumerate(peers.services or ()):
         yield from _service(service, (*path, "toServices", i), clusterwide=clusterwide)
+    yield from names.selectors(peers.fqdns or (), (*path, "toFQDNs"))
     if rule.to_ports == [] and isinstance(rule, IngressDenyRule | EgressDenyRule):
         yield Finding((*path, "toPorts"), "is empty: nothing is denied", "leave it out to deny every port")
     yield from _icmps(rule, path)
@@ -104,8 +106,18 @@ def _direction_rule(rule: DirectionRule, path: Path, *, clusterwide: bool) -> It
             yield from _port(port, (*here, "ports", j))
         if not isinstance(ports, PortRule) or ports.rules is None:
             continue
+        if ports.rules.http and ports.rules.dns:
+            yield Finding((*here, "rules", "dns"), "cannot stand beside rules.http", "make two entries of it")
         if ports.rules.http:
             yield from _http(ports, here)
+            if peers.fqdns is not None:
+                yield Finding(
+                    (*here, "rules", "http"),
+                    "cannot stand in a rule with toFQDNs: the proxy serves workloads only",
+                    "leave rules out to open the port",
+                )
+        elif ports.rules.dns:
+            yield from names.dns(ports, here, peers)
         else:
             yield Finding((*here, "rules"), "holds no rule: every request is allowed", severity="warning")
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+from penstock.dns.compile import wanted
+from penstock.dns.model import SOCKET_NAME
 from penstock.facts import Facts
 from penstock.manifests.kinds import Node
 from penstock.plan import (
+    DNS_LISTENER,
     Direction,
     EndpointEntry,
     KernelTables,
@@ -62,7 +65,8 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         listeners={
             ListenerKey(listener.source_class, listener.kind, listener.destination): listener.port
             for listener in listeners
-        },
+        }
+        | _dns(facts),
         netns=netns,
         ports=_ports(facts),
         attach=attach,
@@ -72,6 +76,11 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         served_addresses=facts.frontends.addresses,
         reserved_ports=facts.frontends.reserved_ports,
     )
+
+
+def _dns(facts: Facts) -> dict[ListenerKey, int]:
+    port = facts.world.allocations.listener_ports.get(SOCKET_NAME)
+    return {DNS_LISTENER: port} if port and wanted(facts) else {}
 
 
 def _ports(facts: Facts) -> dict[int, PortEntry]:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import is_
 
+from penstock.dns.patterns import Names
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, NetworkPolicy
 from penstock.manifests.peers import RulePeers, peers_of, rules_of, sections_of
@@ -33,6 +34,7 @@ class PolicyRead:
     refers: bool
     networks: frozenset[Network]
     nodes: bool
+    names: frozenset[Names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,8 @@ class Policies:
     networks: frozenset[Network]
     nodes: bool
     audit: bool
+    names: frozenset[Names] = frozenset()
+    """Every list of names that a rule allows (toFQDNs)."""
 
     def specs(self, *, audit: bool) -> Iterator[PolicySpec]:
         """Those that are enforced, and with `audit` the others too, and what is only to be told."""
@@ -79,6 +83,7 @@ def policies(world: World, before: Policies | None = None) -> Policies:
         networks,
         any(each.nodes for each in read.values()),
         any(r.strict is not r.specs or s.audit for r in read.values() for s in r.specs),
+        frozenset().union(*(each.names for each in read.values())),
     )
 
 
@@ -100,6 +105,7 @@ def _read(document: Document, references: References) -> PolicyRead:
         any(map(_refers, _peers(document))),
         frozenset(n for each in blocks for n in (each.network, *each.excepted)),
         any(listed.nodes for listed in peers),
+        frozenset(listed.names for listed in peers if listed.names),
     )
 
 

@@ -31,9 +31,9 @@ from penstock.policy.labels import HOST
 from penstock.redirect import maglev
 from penstock.world import Address, Network
 
-IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
+IPCACHE_MESH, IPCACHE_LOCAL, IPCACHE_NODE = 1, 2, 4
 SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_EXTERNAL, SERVICE_MAGLEV = 1, 2, 4, 8
-POLICY_AUTHENTICATED = 1
+POLICY_AUTHENTICATED, POLICY_DNS = 1, 2
 STANDING_READY, STANDING_ENDING = 1, 2
 NETNS_HOST = 1
 ENDPOINT_ELSEWHERE = 1
@@ -83,6 +83,7 @@ def ipcache_key(network: Network) -> bytes:
 
 def ipcache_value(entry: IpcacheEntry) -> bytes:
     flags = (IPCACHE_MESH if entry.mesh else 0) | (IPCACHE_LOCAL if entry.local else 0)
+    flags |= IPCACHE_NODE if entry.node else 0
     return struct.pack("=IIBB2x", entry.identity, entry.source_class, flags, entry.mode)
 
 
@@ -101,8 +102,12 @@ def rule_number(entry: PolicyEntry) -> int:
 
 
 def policy_value(entry: PolicyEntry) -> bytes:
-    flags = POLICY_AUTHENTICATED if entry.authenticated else 0
+    flags = (POLICY_AUTHENTICATED if entry.authenticated else 0) | (POLICY_DNS if entry.dns else 0)
     return struct.pack("=BB2xI", entry.verdict, flags, rule_number(entry))
+
+
+def name_key(ifindex: int, address: Address) -> bytes:
+    return struct.pack("=I", ifindex) + address_bytes(address)
 
 
 def port_mode_key(place: PortOf) -> bytes:

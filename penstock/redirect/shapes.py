@@ -26,6 +26,7 @@ SHAPES: Mapping[str, MapShape] = {
     "ipcache": MapShape(20, 12, 131072),
     "policy": MapShape(16, 8, 262144),
     "listeners": MapShape(12, 4, 8192),
+    "names": MapShape(20, 64, 131072),
     "port_modes": MapShape(8, 4, 16384),
     "services": MapShape(20, 36, 65536),
     "backends": MapShape(8, 20, 262144),
