@@ -176,10 +176,18 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	midstream = !ct && p->t.protocol == IPPROTO_TCP && !begins(p);
 	if (known && ct->epoch == c->epoch) {
 		if (ct->verdict == VERDICT_ALLOW) {
+			__u32 to = ct->ifindex[!side];
+			int past = ct->direct, translated = ct->nat;
+
 			ct_touch(ct, now);
 			if (p->tcp_flags & (TCP_FIN | TCP_RST))
 				ct->ending = 1;
-			return forward(skb, p, ct->ifindex[!side], ct->direct, ct->nat, w);
+			/* So that a flood towards a closed port takes no room from those who are served. */
+			if (p->tcp_flags & TCP_RST && ct->initiator != side) {
+				count(ANSWERED_RESET, p->length);
+				bpf_map_delete_elem(&conntrack, &r->key);
+			}
+			return forward(skb, p, to, past, translated, w);
 		}
 		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
@@ -264,6 +272,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 
 	if (!known)
 		tell(p, &j.d, hook);
+	if (midstream)
+		count(CONNECTION_RESUMED, p->length);
 	if (j.audit && !answer)
 		tell_audit(p, &j, hook);
 	__builtin_memset(&r->fresh, 0, sizeof(r->fresh));

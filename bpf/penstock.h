@@ -91,6 +91,9 @@ enum reason {
 	EVENT_LOST = 8,
 	AUDIT_DENIED_EGRESS = 9,
 	AUDIT_DENIED_INGRESS = 10,
+	CONNECTION_RESUMED = 11,
+	ANSWERED_RESET = 12,
+	FORWARDED_NODE = 13,
 	POLICY_DENIED_EGRESS = 32,
 	POLICY_DENIED_INGRESS = 33,
 	SPOOFED_SOURCE = 34,
@@ -253,8 +256,9 @@ struct service_key {
 #define SERVICE_EXTERNAL 4
 #define SERVICE_MAGLEV 8
 
-/* Three sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served
- * to them), and, while a route applies to an external address, the Service's own address for workloads. */
+/* Sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served to them),
+ * and, while a route applies to an external address, the Service's own address for workloads. `beyond` are those of other
+ * nodes, which clients from outside are sent on to as they are while there is none here (0: they are not). */
 struct service_value {
 	__u32 id;
 	__u32 backends;
@@ -264,6 +268,8 @@ struct service_value {
 	__u32 outside;
 	__u32 outside_backends;
 	__u32 alias;
+	__u32 beyond;
+	__u32 beyond_backends;
 };
 
 struct backend_key {
@@ -446,9 +452,9 @@ struct event {
 	__u8 pad[5];
 };
 
-/* Events are for people: a flood may not buy the daemon's time. Per CPU. */
+/* Events are for people: a flood may not buy the daemon's time (12 us each). Per CPU. */
 #define EVENT_WINDOW_NS (100ULL * 1000000ULL)
-#define EVENTS_PER_WINDOW 250
+#define EVENTS_PER_WINDOW 100
 
 struct event_budget {
 	__u64 since;

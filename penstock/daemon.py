@@ -305,6 +305,7 @@ class Daemon:
             documents,
             attachments={w.name: found.attachment for w, found in self._surroundings.found.items()},
             other_ports=self._surroundings.other_ports,
+            coming=self._surroundings.coming,
             node_addresses=addresses,
             node_cookie=self._node.cookie,
             allocations=self._world.allocations,

@@ -42,6 +42,7 @@ from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
 from penstock.redirect.leads import Leads
 from penstock.redirect.libbpf import RingBuffer, open_pin
+from penstock.redirect.pressure import Pressure
 from penstock.redirect.tables import Tables
 from penstock.workload_api.answers import Held
 from penstock.workload_api.server import WorkloadAPI
@@ -110,6 +111,7 @@ class Node:
     datapath: Datapath
     blocks: Blocks
     tables: Tables
+    pressure: Pressure
     server: XdsServer
     clients: XdsServer
     held: Held
@@ -131,6 +133,7 @@ class Node:
         await self.workload_api.stop()
         self.events.close()
         self.tables.close()
+        self.pressure.close()
         self.blocks.close()
         self.datapath.close()
         await blocking(self.host.close)
@@ -226,6 +229,7 @@ async def open_node(
         datapath=datapath,
         blocks=blocks,
         tables=tables,
+        pressure=Pressure(datapath.pins),
         server=server,
         clients=clients,
         held=held,

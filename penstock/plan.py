@@ -150,6 +150,8 @@ class ServiceEntry:
     external: bool = False
     outside: BackendSet | None = None
     alias: BackendSet | None = None
+    beyond: BackendSet | None = None
+    """Those of other mesh nodes: clients from outside are sent on to theirs where `outside` has none."""
     affinity: int = 0
     maglev: int = 0
     gateway: bool = False
@@ -158,7 +160,7 @@ class ServiceEntry:
     @property
     def sets(self) -> tuple[BackendSet, ...]:
         own = BackendSet(self.service_id, self.backends, self.ending)
-        return (own, *(s for s in (self.outside, self.alias) if s is not None))
+        return (own, *(s for s in (self.outside, self.alias, self.beyond) if s is not None))
 
 
 class ListenerKey(NamedTuple):

@@ -156,8 +156,14 @@ class Report:
             },
             "limits": {
                 "listener_ports": [len(self._plan.proxy.listeners), high - low + 1],
-                **{f"map {name}": list(sizes) for name, sizes in self._node.tables.sizes().items()},
+                **{
+                    f"map {name}": list(sizes)
+                    for some in (self._node.tables, self._node.pressure)
+                    for name, sizes in some.sizes().items()
+                },
             },
+            "overflow": dict(self._node.tables.overflow),
+            "pressure": self._node.pressure.warnings(),
             "counters": self._counters(),
             "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),

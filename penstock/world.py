@@ -170,6 +170,8 @@ class World:
     attachments: Mapping[WorkloadName, Attachment] = field(default_factory=dict)
     other_ports: tuple[Link, ...] = ()
     """Ports of this node's bridges that are no workload's: other containers, or a device of the node."""
+    coming: Mapping[int, WorkloadName] = field(default_factory=dict)
+    """Links by index that lead to a workload which has no address yet: nobody speaks there."""
     node_addresses: tuple[Address, ...] = ()
     node_cookie: int = 0
     """The node's own network namespace, for the connect hooks; 0 if unknown."""

@@ -88,8 +88,12 @@ class Way:
             return [outcome]
         name = f"Service {service.name.rpartition('/')[0]} ({address})"
         if not home and service.outside is not None:
+            near = service.outside.backends
+            if not near and service.beyond is not None:
+                self._step("service", f"{name}: sent on, as it is, to a node that has an endpoint")
+                return self._each(ends.source, identity, list(service.beyond.backends))
             self._step("service", f"{name} is served to clients from outside, by endpoints of the node asked")
-            return self._each(ends.source, identity, list(service.outside.backends))
+            return self._each(ends.source, identity, list(near))
         if not home:
             self._step("service", f"{name} is served to workloads of the mesh and to nodes only", ok=False)
             return [Outcome(False, "UNTRANSLATED_SERVICE")]

@@ -58,11 +58,15 @@ class LiveKernel:
             value.http,
             gateway=planned is not None and planned.gateway,
             external=value.external,
-            outside=BackendSet(value.outside[0], self._backends(value.outside)) if value.outside[0] else None,
-            alias=BackendSet(value.alias, self._backends((value.alias, 1))) if value.alias else None,
+            outside=self._set(value.outside),
+            alias=self._set((value.alias, 1)),
+            beyond=self._set(value.beyond),
             affinity=value.affinity,
             maglev=planned.maglev if planned is not None else int(bool(value.flags & layout.SERVICE_MAGLEV)),
         )
+
+    def _set(self, told: tuple[int, int]) -> BackendSet | None:
+        return BackendSet(told[0], self._backends(told)) if told[0] else None
 
     def _backends(self, told: tuple[int, int]) -> tuple[tuple[Address, int], ...]:
         number, count = told

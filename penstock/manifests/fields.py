@@ -24,13 +24,15 @@ _INGRESS_PEERS = "fromRequires fromGroups"
 _EGRESS_PEERS = "toRequires toGroups"
 _NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
 
+_NO_HOST_POLICY = f"{NOT_YET}: what the nodes' own processes send and get is judged at the workloads only"
+
 UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.ServiceSpec: _not_yet(
         "externalName healthCheckNodePort loadBalancerClass "
         "loadBalancerSourceRanges topologyKeys trafficDistribution"
     ),
     kinds.NodeSpec: _not_yet("configSource externalID"),
-    kinds.PolicyRule: _not_yet("log nodeSelector"),
+    kinds.PolicyRule: _not_yet("log", nodeSelector=_NO_HOST_POLICY),
     kinds.IngressRule: _not_yet(_INGRESS_PEERS),
     kinds.EgressRule: _not_yet(_EGRESS_PEERS),
     kinds.IngressDenyRule: _not_yet(_INGRESS_PEERS),
@@ -40,7 +42,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.PortRule: _not_yet("listener originatingTLS serverNames terminatingTLS"),
     kinds.PortDenyRule: _NO_L7_IN_DENY,
     kinds.L7Rules: _not_yet("l7 l7proto", kafka="was removed from Cilium in 1.20"),
-    kinds.HeaderMatch: _not_yet("mismatch secret"),
+    kinds.HeaderMatch: _not_yet("secret"),
     route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
     route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
     route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth"),
@@ -54,6 +56,8 @@ UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] =
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
     (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth"),
     (kinds.Authentication, "mode"): ("test-always-fail",),
+    # A policy changes no request here: that is what an HTTPRoute's RequestHeaderModifier does.
+    (kinds.HeaderMatch, "mismatch"): ("ADD", "DELETE", "REPLACE"),
     (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
 }
 """(type, wire name of a field with fixed values) → values that the API knows and this version does not."""

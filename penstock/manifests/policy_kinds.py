@@ -43,10 +43,11 @@ Entity = Literal[
 
 
 class HeaderMatch(Kind, frozen=True):
-    """A header that a request must have, with exactly this value."""
+    """A header that a request must have, with exactly this value; `mismatch` LOG: else it is only told."""
 
     name: str
     value: str = ""
+    mismatch: Literal["LOG"] | None = None
 
 
 class PortHTTP(Kind, frozen=True):

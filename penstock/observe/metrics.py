@@ -92,6 +92,9 @@ def of_status(status: Mapping[str, Any]) -> Iterator[Metric]:
     limits = status["limits"]
     yield gauges("table_entries", "Entries in use", "table", {k: used for k, (used, _) in limits.items()})
     yield gauges("table_limit", "Entries there may be", "table", {k: most for k, (_, most) in limits.items()})
+    full = "Entries that were wanted of a table that holds fewer: what needs them is not in force"
+    yield gauges("table_refused", full, "table", status["overflow"])
+    yield gauge("tables_full", "Tables that forget who is idle, and are full", len(status["pressure"]))
     last = max(status["last_apply_ms"].values(), default=0.0) / 1000
     yield gauge("last_apply_seconds", "Time that the last change took", last)
 

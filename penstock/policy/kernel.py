@@ -31,7 +31,8 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
     endpoints: dict[Address, EndpointEntry] = {}
     netns: dict[int, int] = {}
     namespaces: dict[int, str] = {}
-    attach: dict[int, tuple[str, str]] = {}
+    # What is attached early need not be waited for when the addresses come; until then it lets nothing pass.
+    attach: dict[int, tuple[str, str]] = dict(facts.world.coming)
     for member in facts.members.local():
         at = member.attachment
         assert at is not None

@@ -190,12 +190,13 @@ def _ports(ports: list[PortProtocol], *, http: bool, dns: bool = False) -> tuple
     return tuple(found)
 
 
-def _request(http: PortHTTP) -> RequestMatch:
+def _request(http: PortHTTP, *, strict: bool) -> RequestMatch:
     headers: list[tuple[str, str | None]] = []
     for header in http.headers:
         name, colon, value = header.partition(":")
         headers.append((name.strip().lower(), value.strip() if colon else None))
-    headers += [(match.name.lower(), match.value) for match in http.header_matches]
+    asked = (match for match in http.header_matches if strict or match.mismatch is None)
+    headers += [(match.name.lower(), match.value) for match in asked]
     return RequestMatch(http.method or None, http.path or None, http.host or None, tuple(headers))
 
 
@@ -208,7 +209,7 @@ def _types(icmps: Sequence[ICMPRule]) -> Iterator[Port]:
 
 
 def _port_rules(
-    to_ports: Sequence[PortRule | PortDenyRule] | None,
+    to_ports: Sequence[PortRule | PortDenyRule] | None, *, strict: bool
 ) -> Iterator[tuple[int | None, tuple[Port, ...] | None, tuple[RequestMatch, ...] | None, Names | None]]:
     if to_ports is None:
         yield None, None, None, None
@@ -216,7 +217,7 @@ def _port_rules(
     for index, item in enumerate(to_ports):
         http = dns = None
         if isinstance(item, PortRule) and item.rules is not None:
-            http = tuple(_request(h) for h in item.rules.http) or None
+            http = tuple(_request(h, strict=strict) for h in item.rules.http) or None
             dns = names_of(item.rules.dns) or None
         yield index, _ports(item.ports, http=http is not None, dns=dns is not None), http, dns
 
@@ -226,6 +227,8 @@ def _section(
     path: tuple[str | int, ...],
     section: Sequence[DirectionRule] | None,
     references: References,
+    *,
+    strict: bool,
 ) -> Iterator[Rule]:
     for index, item in enumerate(section or ()):
         listed = peers_of(item)
@@ -235,7 +238,7 @@ def _section(
         authentication = item.authentication if isinstance(item, IngressRule | EgressRule) else None
         peers = _peers(listed, document.key.namespace, references)
         messages = None if item.icmps is None else tuple(_types(item.icmps))
-        for port_index, ports, http, dns in _port_rules(item.to_ports):
+        for port_index, ports, http, dns in _port_rules(item.to_ports, strict=strict):
             where = (*path, index) if port_index is None else (*path, index, "toPorts", port_index)
             yield Rule(
                 Direction.INGRESS if listed.way == "from" else Direction.EGRESS,
@@ -251,12 +254,12 @@ def _section(
 
 
 def _spec(
-    document: Document, path: tuple[str | int, ...], spec: PolicyRule, references: References
+    document: Document, path: tuple[str | int, ...], spec: PolicyRule, references: References, *, strict: bool
 ) -> PolicySpec:
     rules = tuple(
         rule
         for name, section in sections_of(spec)
-        for rule in _section(document, (*path, name), section, references)
+        for rule in _section(document, (*path, name), section, references, strict=strict)
     )
     closes = set()
     for direction, said, sections in (
@@ -269,6 +272,9 @@ def _spec(
     return PolicySpec(selects, rules, frozenset(closes))
 
 
-def policy_specs(document: Document, policy: CiliumPolicy, references: References) -> tuple[PolicySpec, ...]:
-    """The specs of one document, in order."""
-    return tuple(_spec(document, path, spec, references) for path, spec in rules_of(policy))
+def policy_specs(
+    document: Document, policy: CiliumPolicy, references: References, *, strict: bool = False
+) -> tuple[PolicySpec, ...]:
+    """The specs of one document, in order. With `strict` also what a rule only wants told (mismatch: LOG)
+    must be met."""
+    return tuple(_spec(document, path, spec, references, strict=strict) for path, spec in rules_of(policy))

@@ -123,6 +123,7 @@ class ServiceValue:
     affinity: int
     outside: tuple[int, int]
     alias: int
+    beyond: tuple[int, int]
 
     @property
     def http(self) -> bool:
@@ -134,8 +135,11 @@ class ServiceValue:
 
 
 def service_value(raw: bytes) -> ServiceValue:
-    number, count, flags, affinity, outside, outside_count, alias = struct.unpack_from("=IIIIIII", raw)
-    return ServiceValue((number, count), flags, affinity, (outside, outside_count), alias)
+    number, count, flags, affinity, *sets = struct.unpack_from("=IIIIIIIII", raw)
+    outside, outside_count, alias, beyond, beyond_count = sets
+    return ServiceValue(
+        (number, count), flags, affinity, (outside, outside_count), alias, (beyond, beyond_count)
+    )
 
 
 def standing_key(raw: bytes) -> tuple[int, Address, int]:

@@ -43,34 +43,6 @@ POLICY_FIXED_BITS = 32 + 32 + 8
 MAPPED = b"\0" * 10 + b"\xff\xff"
 
 
-@dataclass(frozen=True, slots=True)
-class MapShape:
-    """Sizes in bytes; `entries` is where the kernel would refuse more."""
-
-    key: int
-    value: int
-    entries: int
-
-
-SHAPES: Mapping[str, MapShape] = {
-    "config": MapShape(4, 16, 1),
-    "endpoints": MapShape(16, 20, 16384),
-    "ipcache": MapShape(20, 12, 131072),
-    "policy": MapShape(16, 8, 262144),
-    "listeners": MapShape(12, 4, 8192),
-    "names": MapShape(20, 64, 131072),
-    "port_modes": MapShape(8, 4, 16384),
-    "services": MapShape(20, 28, 65536),
-    "backends": MapShape(8, 20, 262144),
-    "ports": MapShape(4, 28, 16384),
-    "maglev": MapShape(4, 4 + 2 * maglev.SLOTS, 4096),
-    "standing": MapShape(24, 4, 262144),
-    "blocklist": MapShape(20, 32, 65536),
-    "netns": MapShape(8, 8, 16384),
-    "conntrack": MapShape(40, 24, 262144),
-    "counters": MapShape(4, 16, 64),
-}
-
 Table = dict[bytes, bytes]
 Encoder = Callable[[Any], bytes]
 EVENT = struct.Struct("=Q16s16s2s2sBBBBIIII2sB5x")
@@ -157,9 +129,9 @@ def service_key(key: ServiceKey) -> bytes:
 def service_value(entry: ServiceEntry) -> bytes:
     flags = (SERVICE_HTTP if entry.http else 0) | (SERVICE_GATEWAY if entry.gateway else 0)
     flags |= (SERVICE_EXTERNAL if entry.external else 0) | (SERVICE_MAGLEV if entry.maglev else 0)
-    outside, alias = entry.outside, entry.alias
+    outside, alias, beyond = entry.outside, entry.alias, entry.beyond
     return struct.pack(
-        "=IIIIIII",
+        "=IIIIIIIII",
         entry.service_id,
         len(entry.backends),
         flags,
@@ -167,6 +139,8 @@ def service_value(entry: ServiceEntry) -> bytes:
         outside.number if outside else 0,
         len(outside.backends) if outside else 0,
         alias.number if alias else 0,
+        beyond.number if beyond else 0,
+        len(beyond.backends) if beyond else 0,
     )
 
 

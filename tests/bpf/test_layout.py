@@ -31,8 +31,9 @@ from penstock.plan import (
 )
 from penstock.policy import labels, prefixes
 from penstock.redirect import host, layout, maglev
-from penstock.redirect.layout import SHAPES, KernelEvent
+from penstock.redirect.layout import KernelEvent
 from penstock.redirect.libbpf import open_pin
+from penstock.redirect.shapes import FORGETFUL, SHAPES
 from penstock.routing.model import ListenerKind
 
 STRUCTS = {
@@ -60,10 +61,10 @@ def header() -> btf.Btf:
     return btf.read(built_object("layout"))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", {**SHAPES, **FORGETFUL})
 def test_sizes_of_maps(name: str, header: btf.Btf, loaded: Kernel) -> None:
-    shape = SHAPES[name]
-    key, value = STRUCTS[name]
+    shape = {**SHAPES, **FORGETFUL}[name]
+    key, value = STRUCTS.get(name, ("", ""))
     if value:
         assert header.structs[value].size == shape.value
     if key:

@@ -135,8 +135,8 @@ def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None
         ("toPorts: [{rules: {l7: []}}]", "toPorts[0].rules.l7"),
         (
             "toPorts: [{ports: [{port: 80}], rules: {http: [{headerMatches: "
-            "[{name: a, value: b, mismatch: LOG}]}]}}]",
-            "toPorts[0].rules.http[0].headerMatches[0].mismatch",
+            "[{name: a, secret: {name: b}}]}]}}]",
+            "toPorts[0].rules.http[0].headerMatches[0].secret",
         ),
     ],
 )
