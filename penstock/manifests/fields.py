@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.manifests import gateway_kinds, ingress_kinds, kinds, route_kinds, traffic_kinds
+from penstock.manifests import gateway_kinds, ingress_kinds, kinds, route_kinds, shared_kinds
 
 NOT_YET = "is not supported by this version of Penstock"
 
@@ -40,11 +40,9 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.L7Rules: _not_yet("dns l7 l7proto", kafka="was removed from Cilium in 1.20"),
     kinds.HeaderMatch: _not_yet("mismatch secret"),
     route_kinds.HTTPRouteSpec: _not_yet("useDefaultGateways"),
-    route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
     route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
-    route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
-    route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth"),
-    traffic_kinds.XBackendTrafficPolicySpec: _not_yet("sessionPersistence"),
+    route_kinds.HTTPRouteFilter: _not_yet("extensionRef"),
+    shared_kinds.SessionPersistence: _not_yet("idleTimeout"),
     kinds.PeerAuthenticationSpec: _not_yet("portLevelMtls"),
     gateway_kinds.GatewaySpec: _not_yet("defaultScope"),
     ingress_kinds.IngressBackend: {"resource": f"as a backend {NOT_YET}: only Services can be backends"},
@@ -54,7 +52,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
 UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] = {
     (kinds.ServiceSpec, "type"): ("ExternalName",),
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
-    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth"),
+    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef",),
     (kinds.Authentication, "mode"): ("test-always-fail",),
     (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
 }
