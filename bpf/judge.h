@@ -29,6 +29,17 @@ static __always_inline void steer(struct decision *d, __u32 source_class, __u32 
 /* Keeps the compiler from folding tests of map pointers into arithmetic that the verifier refuses. */
 #define known_as_number(x) asm volatile("" : "+r"(x))
 
+/* What a port of an identity asks of TCP between nodes; `mode` is what its other ports ask. */
+__noinline int port_mode(__u32 identity, __be16 port, __u32 mode, int here)
+{
+	struct port_mode_key key = { .identity = identity, .port = port };
+	struct port_mode_value *own = bpf_map_lookup_elem(&port_modes, &key);
+
+	if (!own)
+		return mode;
+	return here ? own->here : own->toward;
+}
+
 /* `foreign`: somebody else speaks with the node's own address (masquerade, docker-proxy), and is the world. */
 __noinline int judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
 		     int foreign)
@@ -125,6 +136,9 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		if (dst_audit & (1 << INGRESS))
 			audit(j, t, dst_subject, INGRESS, policy_port);
 	}
+
+	if (t->protocol == IPPROTO_TCP && src_is_local != dst_is_local && dst_subject != INGRESS_SUBJECT)
+		dst_mode = port_mode(j->d.dst_identity, t->dport, dst_mode, dst_is_local);
 
 	/* Within the node the kernel knows who speaks; between nodes only certificates prove it. */
 	if (flags & POLICY_AUTHENTICATED && j->d.src_identity != IDENTITY_HOST && j->d.dst_identity != IDENTITY_HOST &&

@@ -8,6 +8,7 @@
 #define MAX_ENDPOINTS 16384
 #define MAX_IPCACHE 131072
 #define MAX_POLICY 262144
+#define MAX_PORT_MODES 16384
 #define MAX_LISTENERS 8192
 #define MAX_SERVICES 65536
 #define MAX_BACKENDS 262144
@@ -28,6 +29,8 @@ PINNED_MAP(config, BPF_MAP_TYPE_ARRAY, __u32, struct config, 1, 0);
 PINNED_MAP(endpoints, BPF_MAP_TYPE_HASH, union addr, struct endpoint, MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
 PINNED_MAP(ipcache, BPF_MAP_TYPE_LPM_TRIE, struct ipcache_key, struct ipcache_value, MAX_IPCACHE, BPF_F_NO_PREALLOC);
 PINNED_MAP(policy, BPF_MAP_TYPE_LPM_TRIE, struct policy_key, struct policy_value, MAX_POLICY, BPF_F_NO_PREALLOC);
+PINNED_MAP(port_modes, BPF_MAP_TYPE_HASH, struct port_mode_key, struct port_mode_value, MAX_PORT_MODES,
+	   BPF_F_NO_PREALLOC);
 PINNED_MAP(listeners, BPF_MAP_TYPE_HASH, struct listener_key, struct listener_value, MAX_LISTENERS, BPF_F_NO_PREALLOC);
 PINNED_MAP(services, BPF_MAP_TYPE_HASH, struct service_key, struct service_value, MAX_SERVICES, BPF_F_NO_PREALLOC);
 PINNED_MAP(backends, BPF_MAP_TYPE_HASH, struct backend_key, struct backend_value, MAX_BACKENDS, BPF_F_NO_PREALLOC);

@@ -183,6 +183,20 @@ struct policy_value {
 	__u32 rule;
 };
 
+/* How a port of an identity wants TCP from other nodes, where that is not what its other ports say. */
+struct port_mode_key {
+	__u32 identity;
+	__be16 port;
+	__u8 pad[2];
+};
+
+/* enum mesh_mode: what the receiver's node asks for, and how its senders must speak. */
+struct port_mode_value {
+	__u8 here;
+	__u8 toward;
+	__u8 pad[2];
+};
+
 struct listener_key {
 	__u32 source_class;
 	__u32 kind;

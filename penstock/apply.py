@@ -120,6 +120,8 @@ class Applier:
         self._secrets: dict[str, tuple[SVID, Resource]] = {}
         self._bundle_resource: Resource | None = None
         self._place: object = None
+        self.links: Mapping[int, str] = {}
+        """The node's links that are up, by index, without its loopback device."""
         self._carried: frozenset[Carried] = frozenset()
         self._looked = False
 
@@ -253,19 +255,17 @@ class Applier:
             wanted.addresses,
             wanted.served_addresses,
             wanted.reserved_ports,
+            self.links,
         )
         if place == self._place:
             return []
-        netdevs, problems = await self._blocking(self._host.settle, tuple(wanted.attach), wanted.routes)
+        workloads = frozenset(wanted.attach)
+        netdevs, problems = await self._blocking(self._host.settle, workloads, self.links, wanted.routes)
         problems += await self._blocking(self._host.addresses, wanted.addresses)
         problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
         self._datapath.attach(wanted.attach, netdevs, wanted.ports)
         self._place = place if not problems else None
         return list(problems)
-
-    def forget_host(self) -> None:
-        """Interfaces or addresses of the host have changed: look again."""
-        self._place = None
 
     def _steered(
         self,

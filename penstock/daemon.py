@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from prometheus_client.metrics_core import Metric
 
@@ -44,16 +44,26 @@ from penstock.plan import Plan
 from penstock.planner import Planner
 from penstock.redirect.layout import decode_event
 from penstock.report import Report, directory
-from penstock.sources.docker import DockerSource, combined
+from penstock.sources.combine import combined
 from penstock.sources.files import FileSource
 from penstock.sources.netns import NamespaceEvents, Surroundings, Wanted, attachments
 from penstock.world import Address, World
 from penstock.xds.snapshot import Resource, Snapshot, resource
 
+if TYPE_CHECKING:
+    from penstock.sources.docker import DockerSource
+
 log = logging.getLogger(__name__)
 
 # A namespace may be told of before its addresses are there; nobody outside it sees them come.
 UNSETTLED_RETRY = (0.02, 2.0)
+
+
+def _docker_source(socket: str) -> DockerSource:
+    # Not before it is needed: its HTTP client takes a seventh of the time in which a daemon starts.
+    from penstock.sources.docker import DockerSource
+
+    return DockerSource(socket)
 
 
 class Daemon:
@@ -75,7 +85,7 @@ class Daemon:
         self._store = Store()
         self._planner = Planner()
         self._proxyless: Proxyless[Resource] = Proxyless(resource)
-        self._docker = DockerSource(options.docker) if options.docker else None
+        self._docker = _docker_source(options.docker) if options.docker else None
         self._hosts_files = HostsFiles(hosts_record(options.run_dir))
         self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
@@ -84,6 +94,7 @@ class Daemon:
         self._sought: list[Wanted] = []
         self._dirty = asyncio.Event()
         self._look_at_namespaces = True
+        self._only_looking = False
         self._frozen = False
         self._revision = 0
         self._applied_revision = -1
@@ -175,7 +186,9 @@ class Daemon:
 
     # --- what may happen -------------------------------------------------------------------------------
 
-    def _wake(self) -> None:
+    def _wake(self, *, only_look: bool = False) -> None:
+        """Set the loop going. `only_look`: nothing is different unless the namespaces are."""
+        self._only_looking = only_look and (self._only_looking or not self._dirty.is_set())
         self._revision += 1
         self._dirty.set()
 
@@ -204,7 +217,7 @@ class Daemon:
         async for _ in self._namespaces.changes():
             self._look_at_namespaces = True
             self._unsettled_pause = UNSETTLED_RETRY[0]
-            self._wake()
+            self._wake(only_look=True)
 
     async def _follow_containers(self) -> None:
         if self._docker is None:
@@ -223,7 +236,7 @@ class Daemon:
     def _wake_in(self, seconds: float, *, namespaces: bool) -> None:
         def fire() -> None:
             self._look_at_namespaces = self._look_at_namespaces or namespaces
-            self._wake()
+            self._wake(only_look=namespaces)
 
         if self._timer is not None:
             self._timer.cancel()
@@ -257,16 +270,26 @@ class Daemon:
             # To go on without its containers would take them out of force.
             self._report.failed(f"the Docker Engine at {self.options.docker} has not answered yet")
             return
-        documents = self._documents
+        documents, only_looking = self._documents, self._only_looking
+        self._only_looking = False
         wanted = self._wanted(documents)
         addresses: tuple[Address, ...] = self._world.node_addresses
+        before = self._surroundings, addresses, self._sought
         if self._look_at_namespaces or wanted != self._sought:
             self._look_at_namespaces = False
             self._sought = wanted
-            self._node.applier.forget_host()
             self._namespaces.watch(w.netns for w in wanted)
             self._surroundings = await self._blocking(attachments, wanted, self._surroundings.found)
             addresses = await self._blocking(self._node.host.node_addresses)
+            self._node.applier.links = self._surroundings.up
+        if (
+            only_looking
+            and before == (self._surroundings, addresses, wanted)
+            and self._report.settled
+            and not self._world.carried
+        ):
+            self._plan_ahead(wanted)
+            return
         world = World(
             self.options.node,
             documents,
@@ -309,7 +332,9 @@ class Daemon:
                 "waiting_for": applied.waiting_for,
             },
         )
-        self._plan_ahead(wanted, applied)
+        self._plan_ahead(wanted)
+        if applied.waiting_for and (self._waiter is None or self._waiter.done()):
+            self._waiter = asyncio.create_task(self._when_envoy_answers())
         if not self._frozen:
             # What is there after the first change stays for good: collections need not look at it again,
             # which cost tens of milliseconds each.
@@ -337,7 +362,7 @@ class Daemon:
     def _for_grpc(self, facts: Facts) -> Snapshot:
         return Snapshot.of_resources(self._proxyless.build(facts.served, facts.mesh.tables))
 
-    def _plan_ahead(self, wanted: list[Wanted], applied: Applied) -> None:
+    def _plan_ahead(self, wanted: list[Wanted]) -> None:
         """What will set the loop going without an event: certificates, and namespaces not yet whole."""
         found = self._surroundings.found
         absent = [w for w in wanted if Path(w.netns).exists() and not (w in found and found[w].settled)]
@@ -348,8 +373,6 @@ class Daemon:
             renewal = self._node.issuer.next_renewal()
             if renewal is not None:
                 self._wake_in(max(renewal - time.time(), 1.0), namespaces=False)
-        if applied.waiting_for and (self._waiter is None or self._waiter.done()):
-            self._waiter = asyncio.create_task(self._when_envoy_answers())
 
     async def _when_envoy_answers(self) -> None:
         published = self._node.server.published

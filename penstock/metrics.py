@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-
-from aiohttp import web
+from typing import TYPE_CHECKING
 
 from penstock.errors import HostError, UsageError
 from penstock.observe.metrics import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from aiohttp import web
 
 
 @asynccontextmanager
@@ -20,6 +22,8 @@ async def served(where: str, text: Callable[[], bytes]) -> AsyncIterator[None]:
     host, _, port = where.rpartition(":")
     if not port.isdigit():
         raise UsageError(f"{where!r} is not ADDRESS:PORT")
+    # Not before it is needed: see penstock/daemon.py on the Docker Engine's client.
+    from aiohttp import web
 
     async def answer(_: web.Request) -> web.Response:
         return web.Response(body=text(), headers={"Content-Type": CONTENT_TYPE})

@@ -33,6 +33,17 @@ class MeshMode(IntEnum):
     STRICT = 2
 
 
+class PortMode(NamedTuple):
+    """How one TCP port wants to be spoken to: what its own node asks for, and how senders must speak."""
+
+    here: MeshMode
+    toward: MeshMode
+
+
+PortOf = tuple[int, int]
+"""(identity, port)"""
+
+
 @dataclass(frozen=True, slots=True)
 class EndpointEntry:
     """A local workload's address. `subject` names its set of policy entries.
@@ -154,6 +165,8 @@ class KernelTables:
     ipcache: Mapping[Network, IpcacheEntry] = field(default_factory=dict)
     policy: Mapping[PolicyKey, PolicyEntry] = field(default_factory=dict)
     services: Mapping[ServiceKey, ServiceEntry] = field(default_factory=dict)
+    port_modes: Mapping[PortOf, PortMode] = field(default_factory=dict)
+    """Where a port's mode is not that of its workload."""
     listeners: Mapping[ListenerKey, int] = field(default_factory=dict)
     """Port of the listener that stands for (source class, kind, destination)."""
     netns: Mapping[int, int] = field(default_factory=dict)

@@ -7,7 +7,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from penstock import __version__, status
+from penstock import __version__, generated, status
 from penstock.errors import PenstockError, UsageError
 from penstock.gateway_status import built_in
 from penstock.manifests.document import Document, ObjectKey
@@ -210,6 +210,12 @@ class Report:
             for key, document in shown.items()
             if object_name in (None, key.name)
         ]
+        if served.name == "Service":
+            views += [
+                made
+                for key, made in generated.services(self._world, self._plan)
+                if (all_namespaces or key.namespace == namespace) and object_name in (None, key.name)
+            ]
         if object_name is None:
             return {"items": views}
         if not views:

@@ -11,6 +11,8 @@ KEEP(ipcache_key);
 KEEP(ipcache_value);
 KEEP(policy_key);
 KEEP(policy_value);
+KEEP(port_mode_key);
+KEEP(port_mode_value);
 KEEP(listener_key);
 KEEP(listener_value);
 KEEP(service_key);

@@ -236,12 +236,34 @@ def daemon(
         (config / "policies.yaml").write_text(
             yaml.safe_dump_all([dict(p) for p in policies], sort_keys=False)
         )
+    options = ["--node", node, *(["--ca-dir", str(ca_dir)] if ca_dir else [])]
+    where = site.spec.node(node).netns
+    with _launched(where, run_dir, config, state, log, options) as running:
+        running.settle(START)
+        yield running
+
+
+@contextmanager
+def launched(
+    where: Path, run_dir: Path, directory: Path, manifests: Sequence[Mapping[str, Any]], *options: str
+) -> Iterator[DaemonUnderTest]:
+    """A daemon of the network namespace `where`, with its files in `directory`; at the end all of it goes."""
+    config = directory / "config"
+    config.mkdir(parents=True)
+    (config / "manifests.yaml").write_text(yaml.safe_dump_all([dict(m) for m in manifests], sort_keys=False))
+    with _launched(where, run_dir, config, directory / "state", directory / "log", options) as running:
+        yield running
+
+
+@contextmanager
+def _launched(
+    where: Path, run_dir: Path, config: Path, state: Path, log: Path, options: Sequence[str]
+) -> Iterator[DaemonUnderTest]:
     run_dir.mkdir(exist_ok=True)
-    argv = [*_PENSTOCK, "run", "--config", config, "--run-dir", run_dir, "--state-dir", state, "--node", node]
-    argv += ["--ca-dir", ca_dir] if ca_dir else []
+    argv = [*_PENSTOCK, "run", "--config", config, "--run-dir", run_dir, "--state-dir", state, *options]
     with log.open("ab") as output:
         process = lab.run_in(
-            site.spec.node(node).netns,
+            where,
             [*map(str, argv)],
             stdin=subprocess.DEVNULL,
             stdout=output,
@@ -250,17 +272,19 @@ def daemon(
     running = DaemonUnderTest(run_dir, process, config, log)
     try:
         _wait_answering(process, running.run_dir, running.log)
-        running.settle(START)
         yield running
     finally:
         running.stop()
-        _down(name, node)
+        _down_at(where, run_dir)
 
 
 def _down(name: str, node: str) -> None:
+    _down_at(netns.path_of(f"{name}-{node}"), _run_dir(name, node))
+
+
+def _down_at(where: Path, run_dir: Path) -> None:
     """`penstock down`, in the namespace of the daemon's node."""
-    argv = [*_PENSTOCK, "down", "--run-dir", str(_run_dir(name, node))]
-    lab.run_in(netns.path_of(f"{name}-{node}"), argv).wait()
+    lab.run_in(where, [*_PENSTOCK, "down", "--run-dir", str(run_dir)]).wait()
 
 
 def _wait_answering(process: subprocess.Popen[Any], run_dir: Path, log: Path) -> None:

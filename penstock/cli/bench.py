@@ -26,6 +26,7 @@ BENCHES = (
     "latency-protocols",
     "latency-rate",
     "memory-sidecars",
+    "docker",
 )
 
 
@@ -126,6 +127,13 @@ def latency_rate(**options: Any) -> None:
 def memory_sidecars(**options: Any) -> None:
     """Memory of one Envoy and the daemon for 30 workloads, against 30 sidecars."""
     _run(["memory-sidecars"], **options)
+
+
+@bench.command(name="docker")
+@_options
+def docker(**options: Any) -> None:
+    """Docker: compose up to the first request, a hundred containers, how soon they are followed."""
+    _run(["docker"], **options)
 
 
 @bench.command(name="all")

@@ -31,6 +31,9 @@ _IP_LOCAL_PORT_RANGE = 51
 
 _SOL_SOCKET, _SO_MARK = 1, 36
 
+_OWN_TLS_PORTS = (32768, 60999)
+"""Source ports towards backends with a TLS of their own: what leaves from the others is mesh TLS."""
+
 _CONNECT_TIMEOUT = 5.0
 
 _UNLIMITED = 0xFFFFFFFF
@@ -75,6 +78,13 @@ def _bind(
     return address_pb2.BindConfig(
         socket_options=options, source_address=address, freebind=wrappers_pb2.BoolValue(value=True)
     )
+
+
+def _ports(
+    source_ports: tuple[int, int], source: Address | None, backend_tls: UpstreamTls | None
+) -> tuple[int, int]:
+    """With the client's address all come from one range: another could be in use by the client itself."""
+    return source_ports if source is None or backend_tls is None else _OWN_TLS_PORTS
 
 
 def _raw_buffer() -> base_pb2.TransportSocket:
@@ -164,7 +174,7 @@ def service(
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
         circuit_breakers=unlimited(),
-        upstream_bind_config=_bind(source_ports, source),
+        upstream_bind_config=_bind(_ports(source_ports, source, backend_tls), source),
         transport_socket=plain if backend_tls is not None else None,
         transport_socket_matches=_transport_matches(servers, plain),
         typed_extension_protocol_options={HTTP_OPTIONS: pack(_http_options(protocol))},
@@ -172,6 +182,24 @@ def service(
     if said is not None:
         traffic.apply(made, said, http2=protocol is Protocol.HTTP2)
     return made
+
+
+def helper(name: str, protocol: Protocol) -> cluster_pb2.Cluster:
+    """What the proxy itself asks, from the node's own address. No mark says that anybody judged it, so the
+    kernel does."""
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    if protocol is Protocol.HTTP2:
+        options.explicit_http_config.http2_protocol_options.SetInParent()
+    else:
+        options.explicit_http_config.http_protocol_options.SetInParent()
+    return _Cluster(
+        name=name,
+        type=_Cluster.DiscoveryType.EDS,
+        eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
+        connect_timeout=seconds(1),
+        circuit_breakers=unlimited(),
+        typed_extension_protocol_options={HTTP_OPTIONS: pack(options)},
+    )
 
 
 def stream(
@@ -192,7 +220,7 @@ def stream(
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
         circuit_breakers=unlimited(),
-        upstream_bind_config=_bind(source_ports, source, judged=False),
+        upstream_bind_config=_bind(_ports(source_ports, source, backend_tls), source, judged=False),
         transport_socket=plain if backend_tls is not None else None,
         transport_socket_matches=_transport_matches(servers, plain),
     )

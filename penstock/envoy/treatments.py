@@ -69,9 +69,7 @@ def places() -> list[hcm_pb2.HttpFilter]:
     return [hcm_pb2.HttpFilter(name=name, disabled=True, typed_config=empty) for name in ORDER]
 
 
-def configure(
-    target: components.Route | components.VirtualHost, treatment: Treatment | None
-) -> None:
+def configure(target: components.Route | components.VirtualHost, treatment: Treatment | None) -> None:
     """Fills the places for the requests of `target`."""
     if treatment is None:
         return
@@ -123,9 +121,7 @@ def _closed() -> tuple[str, Message]:
 
 
 def _limit(limit: RateLimit) -> local_rate_limit_pb2.LocalRateLimit:
-    made = local_rate_limit_pb2.LocalRateLimit(
-        stat_prefix="limit", rate_limited_as_resource_exhausted=True
-    )
+    made = local_rate_limit_pb2.LocalRateLimit(stat_prefix="limit", rate_limited_as_resource_exhausted=True)
     made.filter_enabled.default_value.CopyFrom(_HUNDRED)
     made.filter_enforced.default_value.CopyFrom(_HUNDRED)
     bucket = made.token_bucket

@@ -218,6 +218,9 @@ class Way:
         return self._side(hop, hop.target, Direction.INGRESS, identity, hop.target_node)
 
     def _mode(self, hop: Hop) -> MeshMode:
+        own = self._facts.modes.ports(hop.target).get(hop.port) if hop.target is not None else None
+        if own is not None:
+            return own
         here = self._kernel.endpoint(hop.address)
         if here is not None:
             return here.mode
@@ -226,7 +229,8 @@ class Way:
     def _strict(self, hop: Hop) -> bool:
         if hop.target is None or not self._sides.meshed(hop.target):
             return False
-        return self._proof or MeshMode.STRICT in (self._mode(hop), self._facts.toward.of(hop.target))
+        toward = self._facts.toward.of(hop.target, hop.port)
+        return self._proof or MeshMode.STRICT in (self._mode(hop), toward)
 
     def _arrive(self, hop: Hop, *, tls: bool, judged: bool = False) -> Outcome:
         """What the receiver's node says to what comes from outside it; `judged` if a proxy let it go."""
@@ -252,7 +256,7 @@ class Way:
         mode = self._mode(hop)
         if self._protocol == "TCP":
             strict = mode is MeshMode.STRICT and identity != HOST
-            text = f"plain TCP, and {name_of(hop.target)} is {mode.name}"
+            text = f"plain TCP, and port {hop.port} of {name_of(hop.target)} is {mode.name}"
             self._step("mesh", text, ok=not strict, node=hop.target_node, at=hop.label)
             if strict:
                 return Outcome(False, "PLAINTEXT_TO_STRICT", hop.label)

@@ -198,6 +198,13 @@ class Engine:
         kind = answer.headers.get("Content-Type", "")
         return json.loads(raw) if kind.startswith("application/json") and raw else raw
 
+    def stream(self, path: str) -> http.client.HTTPResponse:
+        """An answer of the API that does not end, line by line; it ends with the engine."""
+        connection = _UnixConnection(self.socket)
+        connection.timeout = None
+        connection.request("GET", path)
+        return connection.getresponse()
+
     @property
     def environment(self) -> dict[str, str]:
         return {**os.environ, "DOCKER_HOST": f"unix://{self.socket}", "DOCKER_BUILDKIT": "0",

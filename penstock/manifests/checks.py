@@ -136,6 +136,16 @@ def _endpoint_slice(endpoints: EndpointSlice) -> Iterator[Finding]:
 def _peer_authentication(policy: PeerAuthentication) -> Iterator[Finding]:
     if policy.spec.selector is not None:
         yield from _labels(("spec", "selector", "matchLabels"), policy.spec.selector.match_labels)
+    ports = policy.spec.port_level_mtls
+    if ports and not (policy.spec.selector and policy.spec.selector.match_labels):
+        why = "is for the workloads that a selector selects, and there is none"
+        yield Finding(("spec", "portLevelMtls"), why, "add spec.selector.matchLabels")
+    for port in ports:
+        path = ("spec", "portLevelMtls", port)
+        if port.isdecimal():
+            yield from _wrong(path, syntax.port_number(int(port)))
+        else:
+            yield Finding(path, "is not a port number of the workload")
 
 
 def _reference_grant(grant: ReferenceGrant) -> Iterator[Finding]:

@@ -43,7 +43,6 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.HTTPRouteFilter: _not_yet("extensionRef"),
     shared_kinds.SessionPersistence: _not_yet("idleTimeout"),
-    kinds.PeerAuthenticationSpec: _not_yet("portLevelMtls"),
     gateway_kinds.GatewaySpec: _not_yet("defaultScope"),
     ingress_kinds.IngressBackend: {"resource": f"as a backend {NOT_YET}: only Services can be backends"},
 }

@@ -97,7 +97,7 @@ class GatewayAddress(Kind, frozen=True):
 
 
 class GatewayInfrastructure(Kind, frozen=True):
-    """Labels and annotations go to what an implementation makes of a Gateway: here that is its own status."""
+    """Labels and annotations of the Service that stands for a Gateway (generated.py)."""
 
     labels: Labels = {}
     annotations: Labels = {}

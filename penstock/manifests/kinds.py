@@ -281,6 +281,7 @@ class WorkloadSelector(Kind, frozen=True):
 class PeerAuthenticationSpec(Kind, frozen=True):
     selector: WorkloadSelector | None = None
     mtls: MutualTLS | None = None
+    port_level_mtls: dict[str, MutualTLS] = {}
 
 
 class PeerAuthentication(Kind, frozen=True):

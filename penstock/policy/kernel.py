@@ -17,6 +17,7 @@ from penstock.plan import (
 )
 from penstock.policy.identities import Member
 from penstock.policy.labels import HOST
+from penstock.policy.mesh_tls import port_modes
 from penstock.policy.rules import PROTOCOLS
 from penstock.routing.model import ProxyListener
 from penstock.world import Address, Network, parse_address
@@ -56,6 +57,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         datagram_sources=tuple(a for m in facts.members.ingress[:1] for a in m.addresses),
         policy=policy,
         services=_services(facts),
+        port_modes=port_modes(facts.members.all, facts.modes, facts.toward),
         listeners={
             ListenerKey(listener.source_class, listener.kind, listener.destination): listener.port
             for listener in listeners

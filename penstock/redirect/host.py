@@ -30,6 +30,8 @@ log = logging.getLogger(__name__)
 TABLE = 2004
 MARK, MARK_MASK = 0x200, 0xF00
 PRIORITY = 9
+LOOPBACK = 1
+"""The index of `lo` in every network namespace (include/net/flow.h)."""
 RT_SCOPE_HOST = 254
 RTN_LOCAL = 2
 _FAMILIES = {socket.AF_INET: "0.0.0.0/0", socket.AF_INET6: "::/0"}
@@ -67,6 +69,7 @@ class HostSettings:
         self._done = _Done()
         with suppress(FileNotFoundError, msgspec.MsgspecError):
             self._done = msgspec.json.decode(record.read_bytes(), type=_Done)
+        self._relaxed: frozenset[int] = frozenset()
         self.ip = IPRoute()
 
     def close(self) -> None:
@@ -83,11 +86,10 @@ class HostSettings:
         if low > source_ports[0] or high < source_ports[1]:
             # Outside the namespace's range the kernel ignores IP_LOCAL_PORT_RANGE without a word.
             self._set(RANGE, f"{min(low, source_ports[0])} {max(high, source_ports[1])}")
-        lo = self.ip.link_lookup(ifname="lo")[0]
-        self.ip.link("set", index=lo, state="up")
+        self.ip.link("set", index=LOOPBACK, state="up")
         for family, everything in _FAMILIES.items():
             self._once("rule", family=family, table=TABLE, fwmark=MARK, fwmask=MARK_MASK, priority=PRIORITY)
-            self._once("route", **_local_route(family, everything), oif=lo)
+            self._once("route", **_local_route(family, everything), oif=LOOPBACK)
         try:
             nftables.put_up()
         except HostError as e:
@@ -95,19 +97,19 @@ class HostSettings:
         self._save()
 
     def settle(
-        self, workloads: Collection[int], routes: Mapping[Network, Address]
+        self, workloads: Collection[int], links: Mapping[int, str], routes: Mapping[Network, Address]
     ) -> tuple[tuple[int, ...], list[str]]:
-        """Make way for these workloads and routes; the node's own devices, and what went wrong."""
-        netdevs = []
-        for link in rtnetlink.links().values():
-            name = link.name
-            if link.index in workloads:
+        """Make way for these workloads and routes; the node's own devices, and what went wrong.
+
+        `links` are those that are up, by index.
+        """
+        for index in workloads:
+            if index in links and index not in self._relaxed:
                 # The proxy borrows a client's address: answers to it come in from the backend's veth.
                 with suppress(FileNotFoundError):
-                    Path(f"/proc/sys/net/ipv4/conf/{name}/rp_filter").write_text("0")
-            elif name != "lo" and link.up:
-                netdevs.append(link.index)
-        return tuple(netdevs), self.routes(routes)
+                    Path(f"/proc/sys/net/ipv4/conf/{links[index]}/rp_filter").write_text("0")
+        self._relaxed = frozenset(workloads) & links.keys()
+        return tuple(index for index in links if index not in workloads), self.routes(routes)
 
     def node_addresses(self) -> tuple[Address, ...]:
         """Global addresses of the node's own interfaces, without those that Gateways were given."""
@@ -145,11 +147,10 @@ class HostSettings:
 
     def _address(self, what: str, text: str) -> None:
         version = ip_address(text).version
-        lo = self.ip.link_lookup(ifname="lo")[0]
         try:
             self.ip.addr(
                 what,
-                index=lo,
+                index=LOOPBACK,
                 address=text,
                 prefixlen=32 if version == 4 else 128,
                 family=_family(version),
@@ -188,10 +189,9 @@ class HostSettings:
         problems = []
         wanted = [str(a) for a in addresses]
         before = list(self._done.answered)
-        lo = self.ip.link_lookup(ifname="lo")[0]
         for text in [a for a in wanted if a not in before]:
             try:
-                self.ip.route("replace", **_own(text), oif=lo)
+                self.ip.route("replace", **_own(text), oif=LOOPBACK)
             except NetlinkError as e:
                 problems.append(f"local route for {text}: {e}")
                 continue

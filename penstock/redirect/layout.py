@@ -22,6 +22,8 @@ from penstock.plan import (
     PolicyEntry,
     PolicyKey,
     PortEntry,
+    PortMode,
+    PortOf,
     ServiceEntry,
     ServiceKey,
 )
@@ -56,6 +58,7 @@ SHAPES: Mapping[str, MapShape] = {
     "ipcache": MapShape(20, 12, 131072),
     "policy": MapShape(16, 8, 262144),
     "listeners": MapShape(12, 4, 8192),
+    "port_modes": MapShape(8, 4, 16384),
     "services": MapShape(20, 28, 65536),
     "backends": MapShape(8, 20, 262144),
     "ports": MapShape(4, 28, 16384),
@@ -127,6 +130,14 @@ def rule_number(entry: PolicyEntry) -> int:
 def policy_value(entry: PolicyEntry) -> bytes:
     flags = POLICY_AUTHENTICATED if entry.authenticated else 0
     return struct.pack("=BB2xI", entry.verdict, flags, rule_number(entry))
+
+
+def port_mode_key(place: PortOf) -> bytes:
+    return struct.pack("=I", place[0]) + _port(place[1]) + b"\0\0"
+
+
+def port_mode_value(modes: PortMode) -> bytes:
+    return struct.pack("=BB2x", *modes)
 
 
 def listener_key(key: ListenerKey) -> bytes:
@@ -221,6 +232,7 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "ipcache": (lambda t: t.ipcache, ipcache_key, ipcache_value),
     "policy": (lambda t: t.policy, policy_key, policy_value),
     "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
+    "port_modes": (lambda t: t.port_modes, port_mode_key, port_mode_value),
     "services": (lambda t: t.services, service_key, service_value),
     "backends": (_with_sources, backend_key, _backend_value),
     "ports": (lambda t: t.ports, struct.Struct("=I").pack, port),

@@ -1,4 +1,4 @@
-"""Resetting the proxy's connections from outside (SOCK_DESTROY, sock_diag(7), through `ss -K`).
+"""Resetting the proxy's connections from outside (SOCK_DESTROY, sock_diag(7)).
 
 Neither a new certificate nor its removal closes a connection that is open, and Envoy keys its upstream
 pools by the client's address: what an address had open must end before it is another's. And a connection
@@ -8,28 +8,37 @@ listener is gone there is no socket left to answer them with a reset.
 
 from __future__ import annotations
 
-import subprocess
-from collections.abc import Collection, Iterator, Sequence
-from ipaddress import ip_address
+import socket
+import struct
+from collections.abc import Callable, Collection, Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 
 from penstock.errors import HostError
+from penstock.policy.rules import TCP
+from penstock.redirect import sockdiag
 from penstock.world import Address, Proxied
 
-# Downstream and upstream marks of Envoy's sockets (bpf/penstock.h): nobody else's connections are touched.
-_DOWNSTREAM, _UPSTREAM, _EDGE = "0xa00/0xf00", "0xb00/0xf00", "0x900/0xf00"
-_AT_ONCE = 100
-"""Connections that one filter names."""
+# Marks of Envoy's sockets (bpf/penstock.h; towards backends 0xb00): nobody else's connections are touched.
+_DOWNSTREAM, _EDGE = 0xA00, 0x900
+_MASK = 0xF00
+_ANY = 0x800
+"""What those marks have in common under _ANY_MASK, and no other has."""
+_ANY_MASK = 0xC00
+# What is over but for the kernel's memory of it carries nothing any more.
+_CONNECTED = sockdiag.EVERY_STATE & ~(sockdiag.CLOSE | sockdiag.LISTEN | sockdiag.TIME_WAIT)
+_OPEN = _CONNECTED & ~sockdiag.SYN_RECEIVED
+_PLACE = struct.Struct("!HH16s16s")
+
+End = tuple[Address, int]
 
 
 def reset_proxied(addresses: Collection[Address]) -> None:
     """Reset every connection of the proxy from or to one of `addresses`, in this network namespace.
 
-    Raises HostError if `ss` cannot do it.
+    Raises HostError if the kernel cannot do it.
     """
-    for address in addresses:
-        shown = _shown(address)
-        for mark in (_DOWNSTREAM, _UPSTREAM, _EDGE):
-            _ss("-K", f"( src {shown} or dst {shown} ) and fwmark = {mark}")
+    wanted = frozenset(addresses)
+    _reset(lambda local, peer: local[0] in wanted or peer[0] in wanted)
 
 
 def proxied() -> list[Proxied]:
@@ -42,36 +51,42 @@ def unsteered() -> list[Proxied]:
     return list(_taken(_EDGE))
 
 
-def _taken(mark: str) -> Iterator[Proxied]:
-    for line in _ss("state", "connected", f"fwmark = {mark}").splitlines():
-        *_, local, peer = line.split()[:5]
-        address, port = _end(local)
-        client, client_port = _end(peer)
-        yield Proxied(client, client_port, address, port, steered=mark != _EDGE)
-
-
 def reset(connections: Sequence[Proxied]) -> None:
     """Reset exactly these: both the client and the proxy are told. Raises HostError."""
-    for first in range(0, len(connections), _AT_ONCE):
-        ends = [
-            f"( src {_shown(c.address)}:{c.port} and dst {_shown(c.client)}:{c.client_port} )"
-            for c in connections[first : first + _AT_ONCE]
-        ]
-        for mark in (_DOWNSTREAM, _EDGE):
-            _ss("-K", f"( {' or '.join(ends)} ) and fwmark = {mark}")
+    wanted = {((c.address, c.port), (c.client, c.client_port)) for c in connections}
+    _reset(lambda local, peer: (local, peer) in wanted)
 
 
-def _ss(*arguments: str) -> str:
-    done = subprocess.run(["ss", "-t", "-n", "-H", *arguments], capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise HostError(f"connections of the proxy could not be looked at or reset: {done.stderr.strip()}")
-    return done.stdout
+def _taken(mark: int) -> Iterator[Proxied]:
+    try:
+        with sockdiag.diag() as netlink:
+            for family in sockdiag.FAMILIES:
+                for place in sockdiag.sockets(netlink, family, TCP, _CONNECTED, (mark, _MASK)):
+                    local, peer = _ends(family, place)
+                    yield Proxied(*peer, *local, steered=mark != _EDGE)
+    except OSError as e:
+        raise HostError(f"connections of the proxy could not be looked at: {e}") from e
 
 
-def _shown(address: Address) -> str:
-    return f"[{address}]" if address.version == 6 else str(address)
+def _reset(meant: Callable[[End, End], bool]) -> None:
+    try:
+        with sockdiag.diag() as netlink:
+            for family in sockdiag.FAMILIES:
+                for place in sockdiag.sockets(netlink, family, TCP, _OPEN, (_ANY, _ANY_MASK)):
+                    if meant(*_ends(family, place)):
+                        sockdiag.destroy(netlink, family, TCP, _OPEN, place)
+    except OSError as e:
+        raise HostError(f"connections of the proxy could not be reset: {e}") from e
 
 
-def _end(text: str) -> tuple[Address, int]:
-    address, _, port = text.rpartition(":")
-    return ip_address(address.strip("[]").partition("%")[0]), int(port)
+def _ends(family: int, place: sockdiag.Place) -> tuple[End, End]:
+    """The socket's own end, and its peer's."""
+    sport, dport, source, destination = _PLACE.unpack_from(place)
+    return (_address(family, source), sport), (_address(family, destination), dport)
+
+
+def _address(family: int, raw: bytes) -> Address:
+    if family == socket.AF_INET:
+        return IPv4Address(raw[:4])
+    address = IPv6Address(raw)
+    return address.ipv4_mapped or address

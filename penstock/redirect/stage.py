@@ -26,6 +26,7 @@ from penstock.plan import (
     MeshMode,
     PolicyEntry,
     PolicyKey,
+    PortMode,
     ServiceKey,
     Verdict,
 )
@@ -165,7 +166,8 @@ def _steering(
     if verdict is Verdict.DENY:
         return Steering.FORBIDDEN
     between = (source is None) is not (target is None)
-    if proof and between and not _provable(source_ports, connection, from_, to, target):
+    asked = _asked(tables, connection, target, to)
+    if proof and between and not _provable(source_ports, connection, from_, to, target, asked):
         return Steering.FORBIDDEN
     if verdict is Verdict.REDIRECT or watched:
         return Steering.TO_PROXY
@@ -174,10 +176,10 @@ def _steering(
             return Steering.FORBIDDEN
         first, last = source_ports
         between_nodes = from_ is not None and from_.mesh and first <= connection.client_port <= last
-        if between_nodes and target.mode is not MeshMode.OFF:
+        if between_nodes and asked.here is not MeshMode.OFF:
             return Steering.TO_PROXY
-        return Steering.FORBIDDEN if target.mode is MeshMode.STRICT else Steering.PAST_PROXY
-    tls = to is not None and to.mesh and (to.mode is MeshMode.STRICT or proof)
+        return Steering.FORBIDDEN if asked.here is MeshMode.STRICT else Steering.PAST_PROXY
+    tls = to is not None and to.mesh and (asked.toward is MeshMode.STRICT or proof)
     return Steering.TO_PROXY if tls else Steering.PAST_PROXY
 
 
@@ -194,24 +196,34 @@ def past_admission(tables: KernelTables, connections: Iterable[Proxied]) -> list
     ]
 
 
+def _asked(
+    tables: KernelTables, connection: Proxied, target: EndpointEntry | None, to: IpcacheEntry | None
+) -> PortMode:
+    """How the port that was dialled wants to be spoken to."""
+    identity = target.identity if target else to.identity if to else WORLD
+    others = PortMode(target.mode if target else MeshMode.OFF, to.mode if to else MeshMode.OFF)
+    return tables.port_modes.get((identity, connection.port), others)
+
+
 def _provable(
     source_ports: tuple[int, int],
     connection: Proxied,
     from_: IpcacheEntry | None,
     to: IpcacheEntry | None,
     target: EndpointEntry | None,
+    asked: PortMode,
 ) -> bool:
     """Whether mesh TLS proves who sends, or it is this node itself."""
     if HOST in (from_.identity if from_ else WORLD, to.identity if to else WORLD):
         return True
     if target is None:
-        return to is not None and to.mesh and to.mode is not MeshMode.OFF
+        return to is not None and to.mesh and asked.toward is not MeshMode.OFF
     first, last = source_ports
     return (
         from_ is not None
         and from_.mesh
         and first <= connection.client_port <= last
-        and target.mode is not MeshMode.OFF
+        and asked.here is not MeshMode.OFF
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from penstock.differing import differing
 from penstock.plan import IpcacheEntry, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
+from penstock.policy.rules import UDP
 from penstock.redirect import decode, layout
 from penstock.redirect.layout import SHAPES, Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
@@ -23,6 +24,7 @@ from penstock.world import Network
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services", "ports")
 PUT = (
     "policy",
+    "port_modes",
     "ipcache",
     "standing",
     "backends",
@@ -34,7 +36,7 @@ PUT = (
     "netns",
 )
 # An address is nobody in particular before what was said of its identity goes.
-DELETE_LAST = ("ipcache", "policy", "backends", "maglev")
+DELETE_LAST = ("ipcache", "port_modes", "policy", "backends", "maglev")
 
 
 class TableOverflowError(BpfError):
@@ -60,7 +62,7 @@ class Tables:
         self._written: dict[str, Table] = {}
         self._now: dict[str, Table] = {name: self._maps[name].items() for name in PUT}
         self.lost_backends = False
-        """Whether the last `apply` took a backend from a Service."""
+        """Whether the last `apply` took a backend from a Service, where there are Services of datagrams."""
         stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
         self._epoch = int(struct.unpack_from("=I", stood)[0])
 
@@ -75,10 +77,11 @@ class Tables:
                 )
         self._said = None
         written, self._written = self._written, {}
+        datagrams = any(raw[18] == UDP for table in (self._now, tables) for raw in table["services"])
         changed = sum(self._delete(name, tables[name], written.get(name)) for name in DELETE_FIRST)
         changed += sum(self._put(name, tables[name], written.get(name)) for name in PUT)
         lost = self._delete("standing", tables["standing"], written.get("standing"))
-        self.lost_backends = lost > 0
+        self.lost_backends = lost > 0 and datagrams
         changed += lost
         changed += sum(self._delete(name, tables[name], written.get(name)) for name in DELETE_LAST)
         if changed or not self._epoch:

@@ -5,32 +5,22 @@ tells it that its peer is gone. So it is ended from outside (SOCK_DESTROY): the 
 ECONNABORTED, connects anew, and gets a backend that is there. TCP is left to its two ends. Flows that are
 translated packet by packet need none of this: the kernel looks for itself (bpf/nat_forward.h).
 
-Source: sock_diag(7), include/uapi/linux/inet_diag.h.
+Source: sock_diag(7).
 """
 
 from __future__ import annotations
 
-import errno
-import socket
 import struct
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 from penstock.plan import KernelTables, ServiceKey
 from penstock.policy.rules import UDP
-from penstock.redirect import decode, layout
+from penstock.redirect import decode, layout, sockdiag
 from penstock.redirect.libbpf import BpfMap
 from penstock.redirect.netns import entered
 
-NETLINK_SOCK_DIAG = 4
-SOCK_DIAG_BY_FAMILY, SOCK_DESTROY = 20, 21
-NLM_F_REQUEST, NLM_F_ACK, NLM_F_DUMP = 1, 4, 0x300
-NLMSG_ERROR, NLMSG_DONE = 2, 3
-_CONNECTED = 1 << 1
-"""TCP_ESTABLISHED, which connected UDP sockets have too."""
-_HEADER = struct.Struct("=IHHII")
-_REQUEST = struct.Struct("=BBBBI48s")
 _KEY, _VALUE = struct.Struct("=Q16s2s6x"), 20
 
 
@@ -73,52 +63,11 @@ def end_datagrams(cookies: Collection[int], namespaces: Collection[str]) -> int:
 
 def _end_here(cookies: Collection[int]) -> int:
     ended = 0
-    with _diag() as netlink:
-        for family in (socket.AF_INET, socket.AF_INET6):
-            for told, place in list(_connected(netlink, family)):
-                if told in cookies and _destroy(netlink, family, place):
+    with sockdiag.diag() as netlink:
+        for family in sockdiag.FAMILIES:
+            # Connected UDP sockets have the state of established TCP ones.
+            for place in sockdiag.sockets(netlink, family, UDP, sockdiag.ESTABLISHED):
+                told = int(struct.unpack_from("=Q", place, 40)[0])
+                if told in cookies and sockdiag.destroy(netlink, family, UDP, sockdiag.ESTABLISHED, place):
                     ended += 1
     return ended
-
-
-@contextmanager
-def _diag() -> Iterator[socket.socket]:
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_SOCK_DIAG) as netlink:
-        netlink.settimeout(5.0)
-        yield netlink
-
-
-def _ask(netlink: socket.socket, kind: int, flags: int, family: int, place: bytes) -> None:
-    body = _REQUEST.pack(family, UDP, 0, 0, _CONNECTED, place)
-    netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, NLM_F_REQUEST | flags, 1, 0) + body)
-
-
-def _messages(netlink: socket.socket) -> Iterator[tuple[int, bytes]]:
-    data = netlink.recv(1 << 17)
-    while len(data) >= _HEADER.size:
-        length, kind, _, _, _ = _HEADER.unpack_from(data)
-        yield kind, data[_HEADER.size : length]
-        data = data[(length + 3) & ~3 :]
-
-
-def _connected(netlink: socket.socket, family: int) -> Iterator[tuple[int, bytes]]:
-    """(cookie, struct inet_diag_sockid) of every connected UDP socket."""
-    _ask(netlink, SOCK_DIAG_BY_FAMILY, NLM_F_DUMP, family, bytes(48))
-    while True:
-        for kind, body in _messages(netlink):
-            if kind in (NLMSG_DONE, NLMSG_ERROR):
-                return
-            place = body[4:52]
-            yield int(struct.unpack_from("=Q", place, 40)[0]), place
-
-
-def _destroy(netlink: socket.socket, family: int, place: bytes) -> bool:
-    """Whether it was there. Raises OSError if the kernel cannot do it."""
-    _ask(netlink, SOCK_DESTROY, NLM_F_ACK, family, place)
-    for kind, body in _messages(netlink):
-        if kind == NLMSG_ERROR:
-            code = -int(struct.unpack_from("=i", body)[0])
-            if code not in (0, errno.ENOENT):
-                raise OSError(code, "SOCK_DESTROY")
-            return code == 0
-    return False

@@ -144,7 +144,8 @@ class Tables:
                 clusters.update({c.name: c for c in made.clusters})
             for host in sorted(wanted):
                 if hosts.owner(host, names) == entry.hostname:
-                    found.append(_host(host, by_name))
+                    about = self._services.http.of(entry.gateway.key, entry.listener.name)
+                    found.append(replace(_host(host, by_name), treatment=about))
         for other in beside:
             if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
                 found.append(HostRoutes(other.hostname, misdirected=True))

@@ -26,7 +26,7 @@ from penstock.manifests.http_policy_kinds import (
 from penstock.manifests.http_policy_kinds import JwtProvider as ProviderSpec
 from penstock.manifests.kinds import Service
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute
-from penstock.manifests.shared_kinds import HTTPExternalAuth, ServiceBackend, SessionPersistence
+from penstock.manifests.shared_kinds import GRPCAuthConfig, HTTPExternalAuth, ServiceBackend
 from penstock.plan import Condition, ObjectStatus
 from penstock.routing.backend_policies import HTTP_PROTOCOLS
 from penstock.routing.filters import milliseconds
@@ -38,15 +38,15 @@ from penstock.routing.treatment import (
     Jwt,
     JwtProvider,
     RateLimit,
-    Session,
     Treatment,
 )
 from penstock.world import World
 
+TARGETS = (HTTPRoute, GRPCRoute, Gateway, ConfigMap, Secret)
+"""What else a policy may name, besides Services."""
+
 HELPER = "helper"
 """The way to Services that the proxy itself asks."""
-
-SESSION = "penstock-session"
 
 Target = tuple[ObjectKey, int | str | None]
 """An object, and the name of one of its sections or the number of its port (None: all of it)."""
@@ -66,24 +66,20 @@ class _Policy:
     ancestors: dict[ObjectKey, Condition] = field(default_factory=dict)
 
 
-def session(rules: SessionPersistence | None) -> Session | None:
-    if rules is None:
-        return None
-    permanent = rules.cookie_config.lifetime_type == "Permanent"
-    ttl = (milliseconds(rules.absolute_timeout) or 0) if permanent else 0
-    return Session(rules.type, rules.session_name or SESSION, ttl)
-
-
 class HttpPolicies:
     """Those of one World."""
 
-    def __init__(self, world: World, resolve: Resolve) -> None:
-        self._world, self._resolve = world, resolve
+    def __init__(self, world: World) -> None:
+        self._world = world
         self.helpers: dict[str, ServedPort] = {}
         self._by_target: dict[Target, _Policy] = {}
         self._policies: list[_Policy] = []
+
+    def read(self, resolve: Resolve) -> None:
+        """Before anybody asks: `resolve` knows the Services."""
+        self._resolve = resolve
         found = sorted(
-            world.of_kind(HTTPPolicy), key=lambda p: (p[0].since, p[0].key.namespace, p[0].key.name)
+            self._world.of_kind(HTTPPolicy), key=lambda p: (p[0].since, p[0].key.namespace, p[0].key.name)
         )
         for document, policy in found:
             each = _Policy(document, *self._treatment(document, policy))
@@ -104,7 +100,7 @@ class HttpPolicies:
         else:
             each.ancestors.setdefault(key, _ACCEPTED)
 
-    def _section(self, key: ObjectKey, ref: HTTPPolicyTarget) -> int | str | None | Condition:
+    def _section(self, key: ObjectKey, ref: HTTPPolicyTarget) -> int | str | Condition | None:
         document = self._world.documents.get(key)
         if document is None:
             return Condition("Accepted", False, "TargetNotFound", f"there is no {key}")
@@ -144,7 +140,7 @@ class HttpPolicies:
             return True
         return (key, None) in self._by_target and served.port.app_protocol in HTTP_PROTOCOLS
 
-    # --- what a policy says ----------------------------------------------------------------------------------
+    # --- what a policy says ------------------------------------------------------------------------------
 
     def _treatment(self, document: Document, policy: HTTPPolicy) -> tuple[Treatment, Condition]:
         spec = policy.spec
@@ -194,9 +190,7 @@ class HttpPolicies:
                 f"{auth.backend_ref.name}.{namespace}",
                 grpc,
                 auth.http.path if auth.http else "",
-                tuple(auth.grpc.allowed_headers if auth.grpc else auth.http.allowed_headers)
-                if auth.grpc or auth.http
-                else (),
+                tuple((auth.grpc or auth.http or GRPCAuthConfig()).allowed_headers),
                 tuple(auth.http.allowed_response_headers) if auth.http else (),
                 auth.forward_body.max_size if auth.forward_body else 0,
             ),
@@ -271,9 +265,7 @@ def _fault(policy: HTTPPolicy) -> Fault | None:
         return None
     made = Fault()
     if fault.delay is not None:
-        made = replace(
-            made, delay=milliseconds(fault.delay.duration) or 0, delay_percent=fault.delay.percent
-        )
+        made = replace(made, delay=milliseconds(fault.delay.duration) or 0, delay_percent=fault.delay.percent)
     if fault.abort is not None:
         made = replace(
             made,

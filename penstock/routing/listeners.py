@@ -60,7 +60,7 @@ def _wanted(
     local = members.local()
     # What a workload's mode is follows from its identity.
     remote = {*members.meshed(), *(m.identity for m in members.ingress if m.mesh)}
-    speaking = {identity for identity, m in members.meshed().items() if modes.of(m) is not MeshMode.OFF}
+    speaking = {identity for identity, m in members.meshed().items() if modes.somewhere(m) - {MeshMode.OFF}}
     for member in local:
         if routed:
             wanted.add((ListenerKind.HTTP_SERVICE, member.identity, 0))
@@ -69,7 +69,7 @@ def _wanted(
             wanted.add((ListenerKind.HTTP_WORKLOAD, member.identity, 0))
         peers = _redirected_peers(entries[(member.subject, Direction.INGRESS)], members)
         wanted |= {(ListenerKind.HTTP_WORKLOAD, peer, 0) for peer in peers}
-        if modes.of(member) is not MeshMode.OFF:
+        if modes.somewhere(member) - {MeshMode.OFF}:
             wanted |= {(ListenerKind.TLS_TCP, peer, 0) for peer in remote}
             wanted |= {(ListenerKind.TLS_HTTP, peer, 0) for peer in peers & remote}
         proven = _proven_peers(egress)
@@ -77,7 +77,7 @@ def _wanted(
             (ListenerKind.TCP_MTLS, member.identity, peer)
             for peer in (speaking if ANY in proven else proven & speaking)
         }
-    strict = {identity for identity, m in members.meshed().items() if toward.of(m) is MeshMode.STRICT}
+    strict = {identity for identity, m in members.meshed().items() if MeshMode.STRICT in toward.somewhere(m)}
     wanted |= {(ListenerKind.TCP_MTLS, m.identity, peer) for m in local for peer in strict}
     return wanted
 

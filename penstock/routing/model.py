@@ -13,6 +13,7 @@ from typing import Literal
 
 from penstock.routing.actions import NO_ACTIONS, NO_CHANGES, Actions, HeaderChanges
 from penstock.routing.traffic import Traffic
+from penstock.routing.treatment import Treatment
 from penstock.world import Address
 
 
@@ -139,6 +140,8 @@ class ServiceTable:
     rights: tuple[Rights, ...]
     audit: tuple[Rights, ...] | None = None
     """What `rights` would be with the policies in audit enforced; None is no difference."""
+    treatment: Treatment | None = None
+    """What is done with requests where their route says nothing of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,6 +195,7 @@ class HostRoutes:
     host: str
     routes: tuple[Route, ...] = ()
     misdirected: bool = False
+    treatment: Treatment | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,6 +276,8 @@ class ProxyCluster:
     stream: bool = False
     """Bytes that nobody can judge here: the kernel judges what leaves from `source`, packet by packet."""
     traffic: Traffic | None = None
+    helper: bool = False
+    """The proxy itself asks there, in the name of the node: the kernel judges it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from ipaddress import IPv4Address
 from itertools import chain
@@ -58,6 +59,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
             *(_mesh_cluster(facts, name, s) for name, s in sorted(clusters.items())),
             *(_edge_cluster(facts, each) for each in facts.edge.clusters),
             *(_mix(facts, each) for each in facts.edge.mixes),
+            *_helpers(facts),
         ),
         workloads=tuple(workloads),
         mirrored=mirrored,
@@ -98,6 +100,15 @@ def _mesh_cluster(facts: Facts, name: str, served: ServedPort) -> ProxyCluster:
     return ProxyCluster(name, served.family, usable, served.http2, tls=tls, traffic=traffic)
 
 
+def _helpers(facts: Facts) -> Iterator[ProxyCluster]:
+    """What the proxy itself asks. It speaks for no workload, so mesh TLS is not for it."""
+    facts.edge, facts.mesh  # noqa: B018  (their routes name some)
+    for name, served in sorted(facts.services.http.helpers.items()):
+        backends = tuple(b for b in served.backends if not _strict(facts, b))
+        endpoints = tuple(replace(e, server_id=None) for e in _endpoints(facts, backends))
+        yield ProxyCluster(name, served.family, endpoints, served.http2, helper=True)
+
+
 def _plain(endpoints: tuple[ProxyEndpoint, ...]) -> tuple[ProxyEndpoint, ...]:
     """Without those of other nodes that are spoken to in mesh TLS: it cannot carry a backend's own TLS."""
     return tuple(e for e in endpoints if e.server_id is None)
@@ -110,13 +121,21 @@ def _edge_cluster(facts: Facts, each: EdgeCluster) -> ProxyCluster:
     backends = served.backends if sources else ()
     if served.stream:
         backends = tuple(b for b in backends if _open_to_edge(facts, b))
+    if each.tls is not None:
+        backends = tuple(b for b in backends if not _strict(facts, b))
     traffic = None if served.stream else facts.services.policies.of(served)
     endpoints = _endpoints(facts, backends, traffic)
     if each.tls is not None:
-        endpoints = _plain(endpoints)
+        endpoints = tuple(replace(e, server_id=None) for e in endpoints)
     return ProxyCluster(
         each.name, served.family, endpoints, served.http2, source, each.tls, served.stream, traffic
     )
+
+
+def _strict(facts: Facts, backend: Backend) -> bool:
+    """Whether an endpoint on another node takes nothing but mesh TLS, which cannot carry a backend's own."""
+    member = backend.member
+    return member is not None and member.mesh and facts.modes.of(member) is MeshMode.STRICT
 
 
 _LOST = (IPv4Address("127.0.0.1"), 9)
@@ -182,7 +201,7 @@ def _mirrored(facts: Facts) -> tuple[str, ...]:
 def _endpoint(facts: Facts, backend: Backend) -> ProxyEndpoint:
     member = backend.member
     # What goes through the proxy and leaves for another node of the mesh is mesh TLS (design §6).
-    tls = member is not None and member.mesh and facts.modes.of(member) is not MeshMode.OFF
+    tls = member is not None and member.mesh and facts.modes.of(member, backend.port) is not MeshMode.OFF
     return ProxyEndpoint(
         backend.address,
         backend.port,
@@ -205,6 +224,7 @@ def _table(facts: Facts, table: RouteTable) -> ServiceTable:
         routes=table.routes,
         rights=facts.rights(reached),
         audit=facts.audit_rights(reached),
+        treatment=table.treatment,
     )
 
 

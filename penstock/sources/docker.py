@@ -26,7 +26,6 @@ from typing import Any
 import aiohttp
 
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.kinds import Workload
 from penstock.manifests.loader import LoadResult, load_object
 from penstock.manifests.problem import Problem
 from penstock.sources.containers import (
@@ -69,6 +68,7 @@ class DockerSource:
         """Told to stop → when it counts again if it still runs, in the loop's time."""
         self._loaded: dict[tuple[str, str], tuple[Made, LoadResult]] = {}
         """By what it was made of and its kind: what was made before, and what became of it."""
+        self._by_name: dict[str, Container] = {}
         self._running: frozenset[tuple[str, int, frozenset[str]]] = frozenset()
         self._documents: dict[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
@@ -97,11 +97,11 @@ class DockerSource:
 
     def pid(self, name: str) -> int:
         """The first process of the container of this name; 0 if none runs."""
-        return next((c.pid for c in self._containers.values() if c.name == name), 0)
+        return self._by_name[name].pid if name in self._by_name else 0
 
     def has_hosts_file(self, name: str) -> bool:
         """Whether the /etc/hosts of the container of this name is the engine's own making."""
-        return any(c.name == name and not c.own_hosts for c in self._containers.values())
+        return name in self._by_name and not self._by_name[name].own_hosts
 
     # --- following -----------------------------------------------------------------------------------------
 
@@ -260,6 +260,7 @@ class DockerSource:
             loaded[place] = before
             problems += before[1].problems
             documents.update({d.key: d for d in before[1].documents})
+        self._by_name = {c.name: c for c in self._containers.values()}
         running = frozenset((c.name, c.pid, c.networks) for c in self._containers.values())
         same = (documents, tuple(problems), running) == (self._documents, self._problems, self._running)
         for problem in problems:
@@ -326,16 +327,3 @@ def _seconds(moment: str) -> float:
     with suppress(ValueError):
         return datetime.fromisoformat(moment[:19] + "+00:00").timestamp()
     return 0.0
-
-
-def combined(
-    files: Mapping[ObjectKey, Document], made: Mapping[ObjectKey, Document]
-) -> Mapping[ObjectKey, Document]:
-    """Both, where a manifest wins over what was made: by its name, or as the Workload of a container."""
-    told = {d.value.spec.container for d in files.values() if isinstance(d.value, Workload)}
-    kept = {
-        key: document
-        for key, document in made.items()
-        if not (isinstance(document.value, Workload) and document.value.spec.container in told)
-    }
-    return {**kept, **files}

@@ -12,7 +12,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator, Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from asyncinotify import Inotify, Mask
@@ -69,10 +69,14 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What was found of the workloads, and the ports of this node's bridges that are none of theirs."""
+    """What was found of the workloads, and the ports of this node's bridges that are none of theirs.
+
+    `up` are the node's links that are up, by index, without its loopback device.
+    """
 
     found: Mapping[Wanted, Found]
     other_ports: tuple[Link, ...] = ()
+    up: Mapping[int, str] = field(default_factory=dict)
 
 
 def _look_inside(wanted: Wanted) -> tuple[int, tuple[Inside, ...]]:
@@ -157,7 +161,8 @@ def attachments(wanted: Iterable[Wanted], known: Mapping[Wanted, Found]) -> Surr
         for link in node.links.values()
         if link.index not in own and node.bridge_of(link) is not None
     )
-    return Surroundings(found, others)
+    up = {link.index: link.name for link in node.links.values() if link.up and link.name != "lo"}
+    return Surroundings(found, others, up)
 
 
 def _find(wanted: Wanted, before: Found | None, node: _Node) -> Found | None:

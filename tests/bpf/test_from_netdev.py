@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from bpf_kernel import OK, REDIRECT, SHOT, Kernel
+from bpf_kernel import OK, REDIRECT, SHOT, Kernel, Ran
 from packets import TCP, UDP, echo, frame, ip, tcp_frame, udp, udp_frame, unreachable
 from small_node import ALLOW, DENY, FAMILIES, IN, OPEN, OUT, STEER, V4, V6, A, B, R, S, closed, rule, up
 
 from penstock.observe.reasons import Reason
-from penstock.plan import ListenerKey, MeshMode
+from penstock.plan import ListenerKey, MeshMode, PortMode
 from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
 from penstock.routing.model import ListenerKind
 
@@ -153,6 +153,30 @@ def test_plain_text_to_a_strict_workload_is_dropped(kernel: Kernel, at: dict[int
     # Strict concerns TCP.
     assert kernel.run("from_netdev", udp_frame(at[who], at[A], 40000, 53), "eth").action == REDIRECT
     assert kernel.run("from_netdev", echo(at[who], at[A], 5), "eth").action == REDIRECT
+
+
+@families
+def test_a_port_may_ask_for_something_else_than_the_others(kernel: Kernel, at: dict[int, str]) -> None:
+    own = {
+        (A, 80): PortMode(MeshMode.STRICT, MeshMode.STRICT),
+        (A, 81): PortMode(MeshMode.OFF, MeshMode.OFF),
+    }
+    listeners = _listeners(ListenerKind.TLS_TCP)
+
+    def ran(source_port: int, port: int) -> Ran:
+        return kernel.run("from_netdev", tcp_frame(at[R], at[A], source_port, port), "eth")
+
+    up(kernel, port_modes=own, listeners=listeners)
+    assert (ran(40000, 80).action, ran(40001, 80).reason) == (SHOT, Reason.PLAINTEXT_TO_STRICT)
+    assert ran(MESH_PORT, 80).events[0].verdict == STEER
+    assert ran(40000, 82).action == REDIRECT
+    # Nobody speaks mesh TLS to the one that is off: its range means nothing there.
+    assert ran(MESH_PORT + 1, 81).action == REDIRECT
+    up(kernel, modes={A: MeshMode.STRICT}, port_modes=own, listeners=listeners)
+    assert ran(40002, 81).action == REDIRECT
+    assert ran(40003, 82).reason is Reason.PLAINTEXT_TO_STRICT
+    # Of UDP nothing is asked.
+    assert kernel.run("from_netdev", udp_frame(at[R], at[A], 40000, 80), "eth").action == REDIRECT
 
 
 @families

@@ -16,7 +16,7 @@ from small_node import ALLOW, DENY, FAMILIES, IN, OPEN, OUT, STEER, V4, V6, A, B
 from penstock.envoy.marks import MARK_MASK
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.observe.reasons import Reason
-from penstock.plan import ListenerKey, MeshMode, PolicyEntry, PolicyKey, ServiceEntry, ServiceKey
+from penstock.plan import ListenerKey, MeshMode, PolicyEntry, PolicyKey, PortMode, ServiceEntry, ServiceKey
 from penstock.policy.labels import HOST, WORLD
 from penstock.redirect import layout
 from penstock.routing.model import ListenerKind
@@ -324,6 +324,24 @@ def test_a_remote_workload_that_demands_mesh_tls_gets_it(kernel: Kernel, at: dic
     # Not of the one that does not demand it, and only TCP.
     assert kernel.run("from_workload", tcp_frame(at[A], at[R], 40000, 5432), "wa").action == OK
     assert kernel.run("from_workload", udp_frame(at[A], at[S], 40000, 53), "wa").action == OK
+
+
+@families
+def test_a_port_of_a_remote_workload_may_ask_for_something_else(kernel: Kernel, at: dict[int, str]) -> None:
+    strict = PortMode(MeshMode.STRICT, MeshMode.STRICT)
+    up(
+        kernel,
+        port_modes={(R, 5432): strict, (S, 80): PortMode(MeshMode.OFF, MeshMode.OFF), (B, 80): strict},
+        listeners={ListenerKey(A, ListenerKind.TCP_MTLS, R): PORT},
+    )
+    ran = kernel.run("from_workload", tcp_frame(at[A], at[R], 40000, 5432), "wa")
+    assert ran.events[0].proxy_port == PORT
+    assert kernel.run("from_workload", tcp_frame(at[A], at[R], 40000, 80), "wa").action == OK
+    assert kernel.run("from_workload", tcp_frame(at[A], at[S], 40000, 80), "wa").action == OK
+    ran = kernel.run("from_workload", tcp_frame(at[A], at[S], 40000, 81), "wa")
+    assert (ran.action, ran.reason) == (SHOT, Reason.PROXY_NOT_READY)
+    # A neighbour is proven by the kernel.
+    assert kernel.run("from_workload", tcp_frame(at[A], at[B], 40000, 80), "wa").action == REDIRECT
 
 
 def test_a_remote_workload_that_demands_mesh_tls_never_gets_plain_text(kernel: Kernel) -> None:

@@ -40,6 +40,7 @@ STRUCTS = {
     "ipcache": ("ipcache_key", "ipcache_value"),
     "policy": ("policy_key", "policy_value"),
     "listeners": ("listener_key", "listener_value"),
+    "port_modes": ("port_mode_key", "port_mode_value"),
     "services": ("service_key", "service_value"),
     "backends": ("backend_key", "backend_value"),
     "ports": ("", "port"),

@@ -224,16 +224,25 @@ class Sniffer:
 
 
 class Load:
-    """Requests without a pause from a thread of its own, on one kept-alive connection or on a new one each.
+    """Requests from a thread of its own, on one kept-alive connection or on a new one each.
 
-    `seen` counts the answers: status codes, or the name of the exception in place of one. A kept-alive
-    connection that breaks is counted and made anew.
+    `pause` are the seconds between two: without any a load takes a CPU, and what it watches starves. `seen`
+    counts the answers: status codes, or the name of the exception in place of one. A kept-alive connection
+    that breaks is counted and made anew.
     """
 
     def __init__(
-        self, client: LabWorkload, address: Any, port: int, path: str = "/", *, keep: bool = True
+        self,
+        client: LabWorkload,
+        address: Any,
+        port: int,
+        path: str = "/",
+        *,
+        keep: bool = True,
+        pause: float = 0.0,
     ) -> None:
         self._client, self._address, self._port, self._path, self._keep = client, address, port, path, keep
+        self._pause = pause
         self.seen: Counter[int | str] = Counter()
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name=f"load of {client.name}")
@@ -251,6 +260,8 @@ class Load:
             if connection is not None and (broken or not self._keep):
                 connection.close()
                 connection = None
+            if self._pause:
+                self._stop.wait(self._pause)
         if connection is not None:
             connection.close()
 

@@ -11,10 +11,11 @@ from conftest import MeshFactory
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from objects import gateway, http_route, policy, route, select, service, to
+from objects import gateway, http_route, listener, peer_authentication, policy, route, select, service, to
 from rig import PENSTOCK, Mesh, workload
 from test_gateway_http import address, conditions, shown
 from test_gateway_streams import by_name, l4_route, secret, tls
+from test_gateway_tls import Pair, Tls
 
 from penstock.lab.echo_tls import self_signed
 
@@ -59,13 +60,28 @@ def authority(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return file, chain.decode()
 
 
+MINE = Pair("gateway.example")
+"""The certificate that a Gateway shows to backends."""
+
+
 @pytest.fixture(scope="module")
 def mesh(make_mesh: MeshFactory, authority: tuple[Path, str]) -> Mesh:
-    echo = [*PENSTOCK, "lab", "echo", "--name", "api", "--https", "8443", "--tls", "9443", "--http", "8080"]
+    def echo(name: str, *more: str) -> list[list[str]]:
+        ports = ["--https", "8443", "--tls", "9443", "--http", "8080"]
+        return [[*PENSTOCK, "lab", "echo", "--name", name, *ports, "--certificate", str(authority[0]), *more]]
+
+    clients = authority[0].with_name("clients.pem")
+    clients.write_bytes(MINE.chain)
     return make_mesh(
         workload("client", "node-a"),
-        workload("api", "node-a", run=[[*echo, "--certificate", str(authority[0])]]),
+        workload("api", "node-a", run=echo("api")),
+        workload("asks", "node-a", run=echo("asks", "--client-ca", str(clients))),
+        workload("far", "node-b", run=echo("far")),
     )
+
+
+def https_service(name: str) -> dict[str, Any]:
+    return service(name, PORTS[0], selector={"app": name})
 
 
 def config_map(pem: str, name: str = "ca") -> dict[str, Any]:
@@ -73,9 +89,11 @@ def config_map(pem: str, name: str = "ca") -> dict[str, Any]:
 
 
 def backend_tls(
-    name: str = "p", hostname: str = "api.example", section: str = "", **more: Any
+    name: str = "p", hostname: str = "api.example", section: str = "", target: str = "api", **more: Any
 ) -> dict[str, Any]:
-    target = {"group": "", "kind": "Service", "name": "api", **({"sectionName": section} if section else {})}
+    means: dict[str, Any] = {"group": "", "kind": "Service", "name": target}
+    if section:
+        means["sectionName"] = section
     validation = {"hostname": hostname, **more}
     if "wellKnownCACertificates" not in validation:
         validation.setdefault("caCertificateRefs", [{"group": "", "kind": "ConfigMap", "name": "ca"}])
@@ -83,7 +101,7 @@ def backend_tls(
         "apiVersion": API,
         "kind": "BackendTLSPolicy",
         "metadata": {"name": name},
-        "spec": {"targetRefs": [target], "validation": validation},
+        "spec": {"targetRefs": [means], "validation": validation},
     }
 
 
@@ -184,6 +202,71 @@ def test_TLSRoute_terminate_and_encrypt_again(mesh: Mesh, authority: tuple[Path,
         backend_tls(),
     )
     assert by_name(mesh, "gw.example") == ("api", "gw.example")
+
+
+def test_GatewayBackendClientCertificate(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    """Each Gateway shows its own certificate; the one without any is turned away by the backend."""
+    shows = {"backend": {"clientCertificateRef": {"name": "mine"}}}
+    both = http_route("r", "gw", {"backendRefs": [to("asks", port=443)]})
+    both["spec"]["parentRefs"].append({"name": "bare"})
+    mesh.apply(
+        https_service("asks"),
+        MINE.secret("mine"),
+        gateway("gw", tls=shows),
+        gateway("bare"),
+        both,
+        config_map(authority[1]),
+        backend_tls(target="asks"),
+    )
+    (certificate,) = get(mesh).json["tls"]["peerCertificates"]
+    assert certificate.strip() == MINE.chain.decode().strip()
+    assert ask(mesh["client"], address(mesh, "bare"), 80).status == 503
+    found = conditions(shown(mesh, "gateway", "gw")["status"]["conditions"])
+    assert found["ResolvedRefs"] == ("True", "ResolvedRefs")
+
+
+def test_GatewayHTTPSAndTLSPassthroughSamePort(mesh: Mesh) -> None:
+    plain = service("web", {"port": 80, "targetPort": 8080}, selector={"app": "api"})
+    ended = {"mode": "Terminate", "certificateRefs": [{"name": "cert"}]}
+    mesh.apply(
+        API_SERVICE,
+        plain,
+        MINE.secret("cert"),
+        gateway(
+            "gw",
+            listener("ended", 443, "HTTPS", hostname="*.example", tls=ended),
+            tls("passed", hostname="api.example"),
+        ),
+        http_route("r", {"name": "gw", "sectionName": "ended"}, {"backendRefs": [to("web")]}),
+        l4_route("TLSRoute", "s", to("api", port=94), hostnames=["api.example"], sectionName="passed"),
+    )
+    assert by_name(mesh, "api.example") == ("api", "backend")
+    with Tls(mesh, "gateway.example", MINE) as connection:
+        assert connection.ask("gateway.example").pod == "api"
+    status = shown(mesh, "gateway", "gw")["status"]["listeners"]
+    assert [(x["attachedRoutes"], conditions(x["conditions"])["Accepted"]) for x in status] == [
+        (1, ("True", "Accepted")),
+        (1, ("True", "Accepted")),
+    ]
+
+
+def test_a_backend_on_another_node(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    """Its own TLS goes there as it is, judged by the address; where only mesh TLS is taken, nothing goes."""
+    far = http_route("r", "gw", {"backendRefs": [to("far", port=443)]})
+    shared = [https_service("far"), gateway("gw"), far, config_map(authority[1])]
+    mesh.apply(*shared, backend_tls(target="far"))
+    answer = get(mesh)
+    assert (answer.status, answer.pod) == (200, "far")
+    assert answer.json["tls"]["serverName"] == "api.example"
+    mesh.apply(*shared, backend_tls(target="far", hostname="other.example"))
+    assert get(mesh).status == 503
+    mesh.apply(*shared, backend_tls(target="far"), policy("in", select(app="far"), ingress=[{}]))
+    assert get(mesh).status in (403, 503)
+    gateways = [{"fromEntities": ["ingress"]}]
+    mesh.apply(*shared, backend_tls(target="far"), policy("in", select(app="far"), ingress=gateways))
+    assert get(mesh).status == 200
+    mesh.apply(*shared, backend_tls(target="far"), peer_authentication("strict", "STRICT", app="far"))
+    assert get(mesh).status == 503
 
 
 def test_in_the_mesh(mesh: Mesh, authority: tuple[Path, str]) -> None:

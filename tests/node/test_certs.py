@@ -23,6 +23,8 @@ from rig import PENSTOCK, START, Daemon, Mesh, workload
 from penstock import lab
 from penstock.mtls import reports, rotation
 
+PAUSE = 0.01
+"""Seconds between two requests of a load: daemons must start beside it, which takes two CPU seconds."""
 STRICT = peer_authentication("far", "STRICT", app="far")
 OUT = policy(
     "out",
@@ -115,7 +117,7 @@ class Open:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(0.005):
+            while not self._stop.wait(PAUSE):
                 self._sock.sendall(b"still there")
                 assert self._sock.recv(99) == b"still there"
                 self.count += 1
@@ -137,9 +139,9 @@ def nothing_fails(mesh: Mesh) -> Iterator[tuple[Load, ...]]:
     """Load from here to there; afterwards every answer was a 200 and no connection was closed."""
     client, address = mesh["client"], mesh["far"].address()
     with (
-        Load(client, address, 8080) as kept,
-        Load(client, address, 8080, keep=False) as anew,
-        Load(client, address, 8081, keep=False) as handshakes,
+        Load(client, address, 8080, pause=PAUSE) as kept,
+        Load(client, address, 8080, keep=False, pause=PAUSE) as anew,
+        Load(client, address, 8081, keep=False, pause=PAUSE) as handshakes,
         Open(mesh) as open_,
     ):
         loads = (kept, anew, handshakes)
@@ -262,10 +264,10 @@ def test_a_daemon_that_was_away_at_a_change_of_stage_comes_up_in_the_right_one(m
             until("node-a has proven it", lambda: "node-a" not in holding(mesh))
             assert holding(mesh)["node-b"] == "its daemon does not run"
             far.start()
+            until("the daemon answers", far.answers, START)
             slow.reached(following)
         slow.prove()
         command.end()
-        until("the daemon answers", far.answers, START)
     assert all(entry["serial"] != before[name]["serial"] for name, entry in certificates(mesh).items())
 
 

@@ -7,6 +7,7 @@ import asyncio
 import json
 import subprocess
 import sys
+from threading import Event
 from time import monotonic
 from typing import Any
 
@@ -213,6 +214,33 @@ def test_HTTPRouteRetry(mesh: Mesh) -> None:
         apply(mesh, rule(backendRefs=[to("shadow")], retry=retry))
         assert get(mesh).status == 200
         assert len(shadow.heads) == 3
+
+
+def test_HTTPRouteRetryConnectionError(mesh: Mesh) -> None:
+    """A connection that is closed without an answer is tried again, also without any code."""
+    with Scripted(mesh["shadow"], 8080, lambda n: 0 if n < 2 else 200) as shadow:
+        apply(mesh, rule(backendRefs=[to("shadow")], retry={"attempts": 3, "backoff": "10ms"}))
+        assert get(mesh).status == 200
+        assert len(shadow.heads) == 3
+    with Scripted(mesh["shadow"], 8080, lambda _: 0) as shadow:
+        assert get(mesh).status == 503
+        assert len(shadow.heads) == 4
+
+
+def test_HTTPRouteRetryBackendTimeout(mesh: Mesh) -> None:
+    def slow_at_first(number: int) -> int:
+        if number < 2:
+            late.wait(5)
+        return 200
+
+    late = Event()
+    with Scripted(mesh["shadow"], 8080, slow_at_first) as shadow:
+        timeouts = {"request": "4s", "backendRequest": "250ms"}
+        retry = {"attempts": 3, "codes": [504], "backoff": "10ms"}
+        apply(mesh, rule(backendRefs=[to("shadow")], retry=retry, timeouts=timeouts))
+        assert get(mesh).status == 200
+        assert len(shadow.heads) == 3
+        late.set()
 
 
 def test_HTTPRouteParentRefPort(mesh: Mesh) -> None:

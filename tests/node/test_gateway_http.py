@@ -316,7 +316,18 @@ def test_a_class_of_others_is_left_alone(mesh: Mesh) -> None:
     assert conditions(shown(mesh, "gatewayclass", "ours")["status"]["conditions"])["Accepted"][0] == "True"
 
 
-def test_GatewayListenerSet(mesh: Mesh) -> None:
+def test_GatewayInfrastructurePropagation(mesh: Mesh) -> None:
+    made_for = {"labels": {"team": "shop"}, "annotations": {"example.com/cost": "7"}}
+    mesh.apply(gateway("gw", listener(), listener("dns", 53, "UDP"), infrastructure=made_for))
+    found = shown(mesh, "service", "gw-penstock")
+    labels = found["metadata"]["labels"]
+    assert labels["team"] == "shop" and labels["gateway.networking.k8s.io/gateway-name"] == "gw"
+    assert found["metadata"]["annotations"] == {"example.com/cost": "7"}
+    assert found["status"]["loadBalancer"]["ingress"] == [{"ip": address(mesh)}]
+    assert [(p["port"], p["protocol"]) for p in found["spec"]["ports"]] == [(53, "UDP"), (80, "TCP")]
+
+
+def test_ListenerSet(mesh: Mesh) -> None:
     def listeners(name: str, namespace: str, *listed: dict[str, Any]) -> dict[str, Any]:
         return {
             "apiVersion": "gateway.networking.k8s.io/v1",
@@ -331,6 +342,7 @@ def test_GatewayListenerSet(mesh: Mesh) -> None:
         gateway("gw", allowedListeners={"namespaces": {"from": "Same"}}),
         http_route("r", "gw", {"backendRefs": [to("api")]}),
         listeners("more", "default", listener("http", 8090), listener("clash", 80)),
+        listeners("lost", "default", listener("clash", 80)),
         listeners("far", "blue", listener("http", 8091)),
         on_set,
     )
@@ -339,9 +351,19 @@ def test_GatewayListenerSet(mesh: Mesh) -> None:
     status = shown(mesh, "listenerset", "more")["status"]
     found = {each["name"]: conditions(each["conditions"]) for each in status["listeners"]}
     assert found["http"]["Programmed"] == ("True", "Programmed")
-    assert found["clash"]["Conflicted"] == ("True", "HostnameConflict")
+    assert found["clash"] == {
+        "Accepted": ("False", "HostnameConflict"),
+        "Programmed": ("False", "HostnameConflict"),
+        "ResolvedRefs": ("True", "ResolvedRefs"),
+        "Conflicted": ("True", "HostnameConflict"),
+    }
     assert shown(mesh, "gateway", "gw")["status"]["attachedListenerSets"] == 1
-    refused = conditions(shown(mesh, "listenerset", "far", "blue")["status"]["conditions"])
-    assert refused["Accepted"] == ("False", "NotAllowed")
+    assert conditions(status["conditions"]) == {
+        "Accepted": ("True", "ListenersNotValid"),
+        "Programmed": ("True", "Programmed"),
+    }
+    for name, namespace, reason in (("far", "blue", "NotAllowed"), ("lost", "default", "ListenersNotValid")):
+        refused = conditions(shown(mesh, "listenerset", name, namespace)["status"]["conditions"])
+        assert refused == {"Accepted": ("False", reason), "Programmed": ("False", reason)}
     with pytest.raises(ConnectionRefusedError):
         get(mesh, port=8091)

@@ -153,6 +153,25 @@ def test_certificates_by_sni_and_misdirected_requests(mesh: Mesh) -> None:
         assert connection.ask("elsewhere.net").status == 200
 
 
+def test_OverlappingTLSConfig(mesh: Mesh) -> None:
+    mesh.apply(
+        A.secret("a"),
+        gateway(
+            "gw",
+            https("foo.example.org", "a"),
+            https("*.example.org", "a"),
+            https("apart.net", "a"),
+            https("*.example.org", "a", name="elsewhere", port=8443),
+        ),
+    )
+    found = listeners(mesh)
+    for name in ("foo.example.org", "any.example.org"):
+        assert found[name]["OverlappingTLSConfig"] == ("True", "OverlappingHostnames")
+        assert found[name]["Programmed"] == ("True", "Programmed")
+    for name in ("apart.net", "elsewhere"):
+        assert "OverlappingTLSConfig" not in found[name]
+
+
 def test_without_a_listener_for_it_a_host_is_not_found(mesh: Mesh) -> None:
     mesh.apply(
         *SERVICES,

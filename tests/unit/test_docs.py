@@ -11,6 +11,7 @@ from penstock.control import socket_path
 from penstock.envoy import marks
 from penstock.envoy.bootstrap import admin_socket, clients_socket, xds_socket
 from penstock.envoy.process import UID
+from penstock.gateway_status import FEATURES
 from penstock.redirect import host
 from penstock.redirect.datapath import (
     BRIDGE_PROGRAMS,
@@ -81,3 +82,16 @@ def test_every_test_that_a_trap_names_is_there() -> None:
     named = re.findall(r"\btest_\w+", page.partition("## Traps")[2])
     assert len(named) > 20
     assert [name for name in named if f"def {name}(" not in text] == []
+
+
+def test_every_feature_has_a_test_that_is_there() -> None:
+    page = (ROOT / "docs" / "conformance.md").read_text()
+    rows = dict(re.findall(r"^\| (\w+) \| (test_.*) \|$", page, re.MULTILINE))
+    assert tuple(sorted(rows)) == FEATURES
+    for feature, cell in rows.items():
+        for group in cell.split("; "):
+            file, _, names = group.partition(": ")
+            (path,) = (ROOT / "tests").rglob(f"{file}.py")
+            there = set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
+            named = set(re.findall(r"`(test_\w+)`", names))
+            assert named and named <= there, (feature, named - there)

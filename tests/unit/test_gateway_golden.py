@@ -14,6 +14,7 @@ from google.protobuf.json_format import MessageToDict
 from worlds import make, workload
 
 from penstock.envoy.resources import CLUSTER, LISTENER, ROUTE, build
+from penstock.lab.echo_tls import self_signed
 from penstock.world import Settings
 
 GOLDEN = Path(__file__).parent / "golden" / "gateway"
@@ -80,7 +81,113 @@ spec:
 ---
 """
 
+CHAIN, PRIVATE = self_signed(("gw.example",))
+CERTIFICATE = f"""
+apiVersion: v1
+kind: Secret
+metadata: {{name: cert}}
+type: kubernetes.io/tls
+stringData: {{tls.crt: {json.dumps(CHAIN.decode())}, tls.key: {json.dumps(PRIVATE.decode())}}}
+---
+apiVersion: v1
+kind: ConfigMap
+metadata: {{name: ca}}
+data: {{ca.crt: {json.dumps(CHAIN.decode())}}}
+---
+"""
+"""None of it is in what the resources say: they name it."""
+
+ENDED = "tls: {certificateRefs: [{name: cert}]}"
+PASSED = "tls: {mode: Passthrough}"
+
+DATAGRAMS = """
+apiVersion: v1
+kind: Service
+metadata: {name: dns}
+spec: {selector: {app: api}, ports: [{port: 53, targetPort: 9053, protocol: UDP}]}
+---
+"""
+
+
+def stream(kind: str, refs: str, *, name: str = "r", hosts: str = "", parent: str = "") -> str:
+    names = f"hostnames: [{hosts}], " if hosts else ""
+    return f"""
+apiVersion: gateway.networking.k8s.io/v1
+kind: {kind}
+metadata: {{name: {name}}}
+spec: {{parentRefs: [{{name: gw{parent}}}], {names}rules: [{{backendRefs: [{refs}]}}]}}
+---
+"""
+
+
+BACKEND_TLS = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: p}
+spec:
+  targetRefs: [{group: "", kind: Service, name: api}]
+  validation:
+    hostname: api.example
+    subjectAltNames: [{type: URI, uri: "spiffe://a.example/b"}]
+    caCertificateRefs: [{group: "", kind: ConfigMap, name: ca}]
+---
+"""
+
+LISTENER_SET = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: ListenerSet
+metadata: {name: more}
+spec: {parentRef: {name: gw}, listeners: [{name: more, port: 8090, protocol: HTTP, hostname: more.example}]}
+---
+"""
+
+INGRESS = """
+apiVersion: networking.k8s.io/v1
+kind: Ingress
+metadata: {name: front}
+spec:
+  ingressClassName: penstock
+  tls: [{hosts: [gw.example], secretName: cert}]
+  defaultBackend: {service: {name: other, port: {number: 80}}}
+  rules:
+  - host: gw.example
+    http: {paths: [{path: /api, pathType: Prefix, backend: {service: {name: api, port: {number: 80}}}}]}
+---
+"""
+
 CASES = {
+    "tcp": gateway("{name: tcp, port: 90, protocol: TCP}")
+    + stream("TCPRoute", "{name: api, port: 80, weight: 3}, {name: absent, port: 80, weight: 1}"),
+    "udp": gateway("{name: udp, port: 53, protocol: UDP}")
+    + DATAGRAMS
+    + stream("UDPRoute", "{name: dns, port: 53, weight: 3}, {name: absent, port: 53, weight: 1}"),
+    "tls-passthrough": gateway(f"{{name: tls, port: 443, protocol: TLS, {PASSED}}}")
+    + stream("TLSRoute", API, hosts="a.example, '*.b.example'"),
+    "tls-mixed": CERTIFICATE
+    + gateway(
+        f"{{name: passed, port: 443, protocol: TLS, hostname: a.example, {PASSED}}}",
+        f"{{name: ended, port: 443, protocol: TLS, hostname: gw.example, {ENDED}}}",
+        f"{{name: web, port: 443, protocol: HTTPS, hostname: '*.example', {ENDED}}}",
+    )
+    + stream("TLSRoute", API, hosts="a.example", parent=", sectionName: passed")
+    + stream("TLSRoute", API, name="s", hosts="gw.example", parent=", sectionName: ended")
+    + route(rule(), name="w", parent=", sectionName: web"),
+    "https-and-client-certificates": CERTIFICATE
+    + gateway(
+        f"{{name: one, port: 443, protocol: HTTPS, hostname: gw.example, {ENDED}}}",
+        f"{{name: two, port: 8443, protocol: HTTPS, {ENDED}}}",
+        more=", tls: {frontend: {default: {validation: {caCertificateRefs: [{name: ca}]}}, perPort: "
+        "[{port: 8443, tls: {validation: {mode: AllowInsecureFallback, caCertificateRefs: [{name: ca}]}}}]}}",
+    )
+    + route(rule()),
+    "backend-tls": CERTIFICATE
+    + gateway(more=", tls: {backend: {clientCertificateRef: {name: cert}}}")
+    + route(rule())
+    + BACKEND_TLS,
+    "listener-set": gateway(more=", allowedListeners: {namespaces: {from: Same}}")
+    + LISTENER_SET
+    + route(rule(), parent=", kind: ListenerSet").replace("name: gw,", "name: more,"),
+    "ingress": CERTIFICATE + INGRESS,
     "listener-isolation": gateway(
         "{name: all, port: 80, protocol: HTTP}",
         '{name: wild, port: 80, protocol: HTTP, hostname: "*.example.com"}',
@@ -141,7 +248,7 @@ def made(name: str) -> str:
         kind.rpartition(".")[2]: {
             key: MessageToDict(message, preserving_proto_field_name=True)
             for key, message in sorted(resources[kind].items())
-            if key.startswith(("gateway/", "class-")) or "/edge" in key or key == "mirrors"
+            if key.startswith(("gateway/", "ingress", "class-")) or "/edge" in key or key == "mirrors"
         }
         for kind in (LISTENER, ROUTE, CLUSTER)
     }

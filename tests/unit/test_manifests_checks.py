@@ -259,7 +259,21 @@ def test_bad_routes(body: str, start: str) -> None:
             'endpoints[0].addresses[0]: "fd00::1" is not an IPv4 address',
         ),
         ("EndpointSlice", "addressType: FQDN", 'addressType: "FQDN" is not supported'),
-        ("PeerAuthentication", "spec: {portLevelMtls: {}}", "spec.portLevelMtls: is not supported"),
+        (
+            "PeerAuthentication",
+            "spec: {portLevelMtls: {8080: {mode: STRICT}}}",
+            "spec.portLevelMtls: is for the workloads that a selector selects",
+        ),
+        (
+            "PeerAuthentication",
+            "spec: {selector: {matchLabels: {a: b}}, portLevelMtls: {web: {mode: STRICT}}}",
+            "spec.portLevelMtls.web: is not a port number",
+        ),
+        (
+            "PeerAuthentication",
+            "spec: {selector: {matchLabels: {a: b}}, portLevelMtls: {70000: {mode: STRICT}}}",
+            'spec.portLevelMtls["70000"]: 70000 is not a port (1 to 65535)',
+        ),
         (
             "PeerAuthentication",
             "spec: {mtls: {mode: strict}}",

@@ -15,6 +15,7 @@ from penstock.plan import (
     MeshMode,
     PolicyEntry,
     PolicyKey,
+    PortMode,
     ServiceEntry,
     ServiceKey,
     Verdict,
@@ -95,3 +96,24 @@ def test_from_another_node(verdict: Verdict, port: int, mode: MeshMode, how: Ste
 def test_to_another_node_without_an_l7_rule(mode: MeshMode, how: Steering) -> None:
     tunnel = Proxied(CLIENT, 40000, FAR, 9090)
     assert steering(tables(None, far=mode), PORTS, [tunnel]) == {tunnel: how}
+
+
+@pytest.mark.parametrize(
+    ("own", "others", "how"),
+    [
+        (MeshMode.STRICT, MeshMode.PERMISSIVE, FORBIDDEN),
+        (MeshMode.OFF, MeshMode.STRICT, PAST_PROXY),
+        (MeshMode.PERMISSIVE, MeshMode.STRICT, PAST_PROXY),
+    ],
+)
+def test_a_port_with_a_mode_of_its_own(own: MeshMode, others: MeshMode, how: Steering) -> None:
+    arrived, elsewhere = Proxied(FAR, 40000, API, 8080), Proxied(FAR, 40001, API, 8081)
+    found = tables(Verdict.ALLOW, mode=others)
+    policy = {PolicyKey(257 * 256, Direction.INGRESS, 0): PolicyEntry(Verdict.ALLOW), **found.policy}
+    found = replace(found, policy=policy, port_modes={(257, 8080): PortMode(own, own)})
+    wanted = {arrived: how, elsewhere: FORBIDDEN if others is MeshMode.STRICT else PAST_PROXY}
+    assert steering(found, PORTS, [arrived, elsewhere]) == wanted
+    tunnel = Proxied(CLIENT, 40000, FAR, 9090)
+    to_far = replace(tables(None, far=others), port_modes={(258, 9090): PortMode(own, own)})
+    tls = TO_PROXY if own is MeshMode.STRICT else PAST_PROXY
+    assert steering(to_far, PORTS, [tunnel]) == {tunnel: tls}

@@ -17,9 +17,9 @@ from worlds import settle
 
 from penstock.manifests.document import Document
 from penstock.manifests.loader import load, load_object
+from penstock.sources.combine import combined
 from penstock.sources.containers import Container, Made, Network, objects, read_container, read_network
 from penstock.sources.containers import refused as refused_containers
-from penstock.sources.docker import combined
 from penstock.world import Attachment, Link, World, parse_address
 
 RECORDED = json.loads((Path(__file__).parent / "docker" / "shop.json").read_text())
