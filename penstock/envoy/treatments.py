@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from envoy.config.core.v3 import grpc_service_pb2, http_uri_pb2
+from envoy.config.core.v3 import base_pb2, grpc_service_pb2, http_uri_pb2
 from envoy.config.route.v3 import route_components_pb2 as components
 from envoy.extensions.compression.brotli.compressor.v3 import brotli_pb2
 from envoy.extensions.compression.gzip.compressor.v3 import gzip_pb2
@@ -21,6 +21,7 @@ from envoy.extensions.compression.zstd.compressor.v3 import zstd_pb2
 from envoy.extensions.filters.http.compressor.v3 import compressor_pb2
 from envoy.extensions.filters.http.ext_authz.v3 import ext_authz_pb2
 from envoy.extensions.filters.http.fault.v3 import fault_pb2
+from envoy.extensions.filters.http.header_mutation.v3 import header_mutation_pb2
 from envoy.extensions.filters.http.jwt_authn.v3 import config_pb2 as jwt_pb2
 from envoy.extensions.filters.http.local_ratelimit.v3 import local_rate_limit_pb2
 from envoy.extensions.filters.http.stateful_session.v3 import stateful_session_pb2
@@ -58,8 +59,10 @@ _MOST = (1 << 32) - 1
 _MOST_CLIENTS = 4096
 """Clients that a limit counts by themselves; beyond it the one longest unseen begins anew."""
 
-_WHO = "client"
-_IDENTITY = f"%FILTER_STATE({names.SOURCE_CLASS_STATE}:PLAIN)%"
+_WHO = {
+    "Identity": f"%FILTER_STATE({names.SOURCE_CLASS_STATE}:PLAIN)%",
+    "Address": "%DOWNSTREAM_DIRECT_REMOTE_ADDRESS_WITHOUT_PORT%",
+}
 _HUNDRED = percent_pb2.FractionalPercent(numerator=100)
 
 
@@ -86,7 +89,7 @@ def _parts(treatment: Treatment) -> Iterator[tuple[str, _Filters]]:
     if treatment.fault is not None:
         yield FAULT, [("envoy.filters.http.fault", _fault(treatment.fault))]
     if treatment.limit is not None:
-        yield LIMIT, [("envoy.filters.http.local_ratelimit", _limit(treatment.limit))]
+        yield LIMIT, _limit(treatment.limit)
     if treatment.jwt is not None:
         yield JWT, [_jwt(treatment.jwt)]
     if treatment.auth is not None:
@@ -120,7 +123,22 @@ def _closed() -> tuple[str, Message]:
     return "envoy.filters.http.fault", _fault(Fault(http_status=500))
 
 
-def _limit(limit: RateLimit) -> local_rate_limit_pb2.LocalRateLimit:
+def _limit(limit: RateLimit) -> _Filters:
+    """What tells clients apart stands in a header just while the limit looks at it: its descriptors know
+    neither filter state nor an address that no header can forge."""
+    filters: _Filters = [("envoy.filters.http.local_ratelimit", _buckets(limit))]
+    if limit.per == "Target":
+        return filters
+    told, forgotten = header_mutation_pb2.HeaderMutation(), header_mutation_pb2.HeaderMutation()
+    option = told.mutations.request_mutations.add().append
+    option.header.key, option.header.value = names.CLIENT_HEADER, _WHO[limit.per]
+    option.append_action = base_pb2.HeaderValueOption.HeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD
+    forgotten.mutations.request_mutations.add().remove = names.CLIENT_HEADER
+    mutation = "envoy.filters.http.header_mutation"
+    return [(mutation, told), *filters, (mutation, forgotten)]
+
+
+def _buckets(limit: RateLimit) -> local_rate_limit_pb2.LocalRateLimit:
     made = local_rate_limit_pb2.LocalRateLimit(stat_prefix="limit", rate_limited_as_resource_exhausted=True)
     made.filter_enabled.default_value.CopyFrom(_HUNDRED)
     made.filter_enforced.default_value.CopyFrom(_HUNDRED)
@@ -129,16 +147,10 @@ def _limit(limit: RateLimit) -> local_rate_limit_pb2.LocalRateLimit:
         # Everybody has a bucket of his own; the common one is never empty.
         made.always_consume_default_token_bucket.value = False
         made.max_dynamic_descriptors.value = _MOST_CLIENTS
-        action = made.rate_limits.add().actions.add()
-        key = _WHO
-        if limit.per == "Identity":
-            action.generic_key.descriptor_key = key
-            action.generic_key.descriptor_value = _IDENTITY
-        else:
-            action.remote_address.SetInParent()
-            key = "remote_address"
+        client = made.rate_limits.add().actions.add().request_headers
+        client.header_name, client.descriptor_key = names.CLIENT_HEADER, "client"
         descriptor = made.descriptors.add()
-        descriptor.entries.add(key=key)
+        descriptor.entries.add(key="client")
         bucket.max_tokens = _MOST
         bucket.tokens_per_fill.value = _MOST
         bucket.fill_interval.CopyFrom(seconds(1))
@@ -187,6 +199,9 @@ def _provider(provider: JwtProvider) -> jwt_pb2.JwtProvider:
     else:
         made.remote_jwks.http_uri.CopyFrom(_uri(provider.uri, provider.cluster))
         made.remote_jwks.cache_duration.CopyFrom(seconds(provider.cache / 1000))
+        # Else each of Envoy's threads would fetch for itself, while a request waits.
+        made.remote_jwks.async_fetch.fast_listener = True
+        made.remote_jwks.async_fetch.failed_refetch_duration.CopyFrom(seconds(1))
     return made
 
 

@@ -15,7 +15,10 @@ from penstock.lab import LabWorkload
 class Scripted:
     """Answers each request by `answer(number of the request)`: a status, or 0 to close without any."""
 
-    def __init__(self, where: LabWorkload, port: int, answer: Callable[[int], int] = lambda _: 200) -> None:
+    def __init__(
+        self, where: LabWorkload, port: int, answer: Callable[[int], int] = lambda _: 200, body: bytes = b""
+    ) -> None:
+        self._body = body
         self.heads: list[str] = []
         self.peers: list[str] = []
         self._clients: list[socket.socket] = []
@@ -47,7 +50,8 @@ class Scripted:
                 status = self._answer(number)
                 if not status:
                     return
-                client.sendall(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status)
+                head = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(self._body))
+                client.sendall(head + self._body)
 
     @staticmethod
     def _read(client: socket.socket) -> str:
