@@ -23,6 +23,7 @@ from penstock.policy.labels import RESERVED
 from penstock.redirect.layout import rule_number
 from penstock.routing.review import review_routes
 from penstock.routing.review_edge import review_edge
+from penstock.routing.review_traffic import review_traffic
 from penstock.status import Transitions
 from penstock.world import World
 from penstock.xds.watch import SyncState
@@ -86,7 +87,12 @@ class Report:
         """What is wrong with each file by itself, and what only all of them show (looked for when asked)."""
         if self._reviewed is None:
             documents = self._world.documents.values()
-            self._reviewed = (*review(documents), *review_routes(documents), *review_edge(documents))
+            self._reviewed = (
+                *review(documents),
+                *review_routes(documents),
+                *review_edge(documents),
+                *review_traffic(documents),
+            )
         return (*self._problems, *self._reviewed)
 
     def _objects(self) -> list[dict[str, Any]]:

@@ -17,6 +17,7 @@ from penstock.manifests.review import review
 from penstock.manifests.store import Store
 from penstock.routing.review import review_routes
 from penstock.routing.review_edge import review_edge
+from penstock.routing.review_traffic import review_traffic
 from penstock.sources.reading import Absent, find, read
 
 STDIN = "(stdin)"
@@ -44,7 +45,13 @@ def validate(paths: tuple[str, ...], more: tuple[str, ...], output: str) -> None
     result = Store().apply(texts)
     documents = result.documents.values()
     problems = sorted(
-        [*result.problems, *review(documents), *review_routes(documents), *review_edge(documents)],
+        [
+            *result.problems,
+            *review(documents),
+            *review_routes(documents),
+            *review_edge(documents),
+            *review_traffic(documents),
+        ],
         key=lambda problem: (problem.file, problem.line),
     )
     counts = Counter(problem.severity for problem in problems)

@@ -38,6 +38,8 @@ Code = Literal[
     "grant",
     "endpoints",
     "certificate",  # not for the host name that it is shown for (routing/review_edge.py)
+    "conflict",  # two policies for one target (this and the next: routing/review_traffic.py)
+    "untouched",
     "passed-over",
 ]
 
