@@ -131,6 +131,14 @@ class HttpPolicies:
     def of_service(self, served: ServedPort) -> Treatment | None:
         return self.of(served.document.key, served.port.port)
 
+    def owner(self, part: str, *targets: Target) -> ObjectKey | None:
+        """The policy that says `part` of a treatment, the nearest target first."""
+        for target in targets:
+            policy = self._by_target.get(target)
+            if policy is not None and getattr(policy.treatment, part) is not None:
+                return policy.document.key
+        return None
+
     def steers(self, served: ServedPort) -> bool:
         """Whether requests to a port go through the proxy even without a route."""
         if served.port.protocol != "TCP":
