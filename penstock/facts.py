@@ -302,7 +302,7 @@ class Facts:
         before = self._before
         kinds = [ReferenceGrant, *backend_policies.KINDS, HTTPPolicy]
         if self.world.documents_of(HTTPPolicy):
-            kinds += http_policies.TARGETS
+            kinds += http_policies.SOURCES
         if before is not None and self.served is before.served and self._same_documents(*kinds):
             return before.services
         return services_of(self.world, self.served)

@@ -42,8 +42,8 @@ from penstock.routing.treatment import (
 )
 from penstock.world import World
 
-TARGETS = (HTTPRoute, GRPCRoute, Gateway, ConfigMap, Secret)
-"""What else a policy may name, besides Services."""
+SOURCES = (ConfigMap, Secret)
+"""Where else a policy has something from, besides Services."""
 
 HELPER = "helper"
 """The way to Services that the proxy itself asks."""
@@ -88,36 +88,15 @@ class HttpPolicies:
                 self._place(each, target)
 
     def _place(self, each: _Policy, ref: HTTPPolicyTarget) -> None:
+        """Whether a route or a Gateway is there is asked when status is: so that they may come and go without
+        all being computed anew."""
         key = ObjectKey(ref.kind, each.document.key.namespace, ref.name)
-        section = self._section(key, ref)
-        if isinstance(section, Condition):
-            each.ancestors.setdefault(key, section)
-            return
-        winner = self._by_target.setdefault((key, section), each)
+        winner = self._by_target.setdefault((key, _section(self._world, key, ref)), each)
         if winner is not each:
             why = f"{winner.document.key} means the same target and is older"
             each.ancestors.setdefault(key, Condition("Accepted", False, "Conflicted", why))
         else:
             each.ancestors.setdefault(key, _ACCEPTED)
-
-    def _section(self, key: ObjectKey, ref: HTTPPolicyTarget) -> int | str | Condition | None:
-        document = self._world.documents.get(key)
-        if document is None:
-            return Condition("Accepted", False, "TargetNotFound", f"there is no {key}")
-        wanted: int | str | None = ref.port or ref.section_name
-        if wanted is None:
-            return None
-        value = document.value
-        if isinstance(value, Service):
-            numbers = [p.port for p in value.spec.ports if wanted in (p.port, p.name)]
-            if numbers:
-                return numbers[0]
-        elif isinstance(value, Gateway):
-            if any(each.name == wanted for each in value.spec.listeners):
-                return wanted
-        elif isinstance(value, HTTPRoute | GRPCRoute) and any(r.name == wanted for r in value.spec.rules):
-            return wanted
-        return Condition("Accepted", False, "TargetNotFound", f"{key} has nothing called {wanted}")
 
     # --- who asks ------------------------------------------------------------------------------------------
 
@@ -259,12 +238,45 @@ class HttpPolicies:
                 return "", missing
         return "", missing
 
-    def statuses(self) -> Iterator[tuple[ObjectKey, ObjectStatus]]:
+    def statuses(self, world: World) -> Iterator[tuple[ObjectKey, ObjectStatus]]:
+        """In `world`, of which this knows the policies and the Services."""
         for each in self._policies:
-            conditions = (*each.ancestors.values(), each.resolved)
-            pending = next((c.message for c in conditions if not c.status), "")
-            ancestors = tuple((key, (condition, each.resolved)) for key, condition in each.ancestors.items())
+            policy = each.document.value
+            assert isinstance(policy, HTTPPolicy)
+            accepted = dict(each.ancestors)
+            for ref in policy.spec.target_refs:
+                key = ObjectKey(ref.kind, each.document.key.namespace, ref.name)
+                if why := _missing(world, key, ref):
+                    accepted[key] = Condition("Accepted", False, "TargetNotFound", why)
+            pending = next((c.message for c in (*accepted.values(), each.resolved) if not c.status), "")
+            ancestors = tuple((key, (condition, each.resolved)) for key, condition in accepted.items())
             yield each.document.key, ObjectStatus(pending=pending, extra={"ancestors": ancestors})
+
+
+def _section(world: World, key: ObjectKey, ref: HTTPPolicyTarget) -> int | str | None:
+    """A port of a Service by its number."""
+    document = world.documents.get(key)
+    if document is not None and isinstance(document.value, Service) and ref.section_name is not None:
+        return next(
+            (p.port for p in document.value.spec.ports if p.name == ref.section_name), ref.section_name
+        )
+    return ref.port or ref.section_name
+
+
+def _missing(world: World, key: ObjectKey, ref: HTTPPolicyTarget) -> str:
+    """Why a target is not there; '' if it is."""
+    document = world.documents.get(key)
+    if document is None:
+        return f"there is no {key}"
+    wanted: int | str | None = ref.port or ref.section_name
+    value, names = document.value, list[int | str | None]()
+    if isinstance(value, Service):
+        names = [name for port in value.spec.ports for name in (port.port, port.name)]
+    elif isinstance(value, Gateway):
+        names = [each.name for each in value.spec.listeners]
+    elif isinstance(value, HTTPRoute | GRPCRoute):
+        names = [rule.name for rule in value.spec.rules]
+    return f"{key} has nothing called {wanted}" if wanted is not None and wanted not in names else ""
 
 
 def _fault(policy: HTTPPolicy) -> Fault | None:
