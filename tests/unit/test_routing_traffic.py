@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import worlds
 
@@ -328,3 +330,13 @@ def test_a_policy_about_what_is_not_there() -> None:
     listed = status(plan, "h", "HTTPPolicy").extra["ancestors"]
     assert [c[0].reason for _, c in listed] == ["TargetNotFound", "TargetNotFound"]  # type: ignore[attr-defined]
     assert "there is no Gateway default/gw" in status(plan, "h", "HTTPPolicy").pending
+
+
+def test_the_examples_of_the_docs_are_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "traffic.md").read_text()
+    blocks = [part.partition("```")[0] for part in page.split("```yaml\n")[1:]]
+    assert len(blocks) == 3
+    for block in blocks:
+        result = load(block, "traffic.md")
+        assert [d.key.kind for d in result.documents]
+        assert not [str(p) for p in result.problems]
