@@ -184,7 +184,7 @@ def service(
     return made
 
 
-def helper(name: str, protocol: Protocol) -> cluster_pb2.Cluster:
+def helper(name: str, protocol: Protocol, source_ports: tuple[int, int]) -> cluster_pb2.Cluster:
     """What the proxy itself asks, from the node's own address. No mark says that anybody judged it, so the
     kernel does."""
     options = http_protocol_options_pb2.HttpProtocolOptions()
@@ -198,6 +198,7 @@ def helper(name: str, protocol: Protocol) -> cluster_pb2.Cluster:
         eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
         connect_timeout=seconds(1),
         circuit_breakers=unlimited(),
+        upstream_bind_config=_bind(source_ports),
         typed_extension_protocol_options={HTTP_OPTIONS: pack(options)},
     )
 
