@@ -11,6 +11,7 @@
 #include "judge.h"
 #include "leave.h"
 #include "nat_forward.h"
+#include "pace.h"
 
 /* net.ipv4.ip_local_port_range begins here by default. */
 #define FIRST_EPHEMERAL_PORT 32768
@@ -69,8 +70,17 @@ static __noinline int short_cut(const struct judgement *j, int ipv6)
 	return !b || j->src_mesh;
 }
 
-static __always_inline int to_proxy(struct __sk_buff *skb, const struct packet *p, struct decision *d, struct way w)
+static __always_inline int to_proxy(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+				    struct decision *d, struct way w)
 {
+	int over = c->proxy_gap && w.here ? over_pace(skb, p, w.here, c->proxy_gap) : 0;
+
+	if (over > 1)
+		return drop(p, d, PROXY_OVERUSED, w.hook);
+	if (over) {
+		count(PROXY_OVERUSED, p->length);
+		return TC_ACT_SHOT;
+	}
 	if (!begins(p) && !to_own(skb, p, w)) {
 		count(REDIRECTED, p->length);
 		return TC_ACT_OK;
@@ -165,7 +175,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
 
-			return to_proxy(skb, p, &d, w);
+			return to_proxy(skb, p, c, &d, w);
 		}
 	}
 
@@ -268,7 +278,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	}
 	bpf_map_update_elem(&conntrack, &r->key, &r->fresh, BPF_ANY);
 	if (j.d.verdict == VERDICT_REDIRECT)
-		return to_proxy(skb, p, &j.d, w);
+		return to_proxy(skb, p, c, &j.d, w);
 	return forward(skb, p, answer ? j.src_ifindex : j.dst_ifindex, direct, r->fresh.nat, w);
 }
 

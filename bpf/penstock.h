@@ -97,6 +97,7 @@ enum reason {
 	LINK_PROTOCOL = 45,
 	UNAUTHENTICATED = 46,
 	BLOCKLISTED = 47,
+	PROXY_OVERUSED = 48,
 	REASON_MAX = 64,
 };
 
@@ -380,6 +381,8 @@ struct config {
 	__u16 proxy_source_min;
 	__u16 proxy_source_max;
 	__u32 flags;
+	/* ns between packets by which one workload may ask something of the proxy; 0: as it likes (pace.h). */
+	__u32 proxy_gap;
 };
 
 /* The node's own processes reach local workloads whatever the policy says. */

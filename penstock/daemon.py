@@ -260,6 +260,7 @@ class Daemon:
                 {wanted.name: wanted.netns for wanted in self._surroundings.found},
                 {kept.workload: kept for kept in self._node.applier.secrets.values()},
                 *self._node.applier.trusted,
+                self._node.ca.state.jwks,
             )
             async with self._applied:
                 self._applied_revision = revision

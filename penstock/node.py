@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
 from penstock.redirect.libbpf import RingBuffer, open_pin
 from penstock.redirect.tables import Tables
-from penstock.workload_api.server import Held, WorkloadAPI
+from penstock.workload_api.answers import Held
+from penstock.workload_api.server import WorkloadAPI
 from penstock.world import Allocations, Settings
 from penstock.xds.server import XdsServer
 
@@ -141,7 +143,12 @@ async def open_node(
     await blocking(host.up, settings.proxy_source_ports)
     datapath = Datapath(_pins(options.run_dir))
     blocks = Blocks(Blocklist(options.state_dir, datapath.pins), datapath)
-    tables = Tables(datapath.pins, settings.proxy_source_ports, host_access=settings.host_access)
+    tables = Tables(
+        datapath.pins,
+        settings.proxy_source_ports,
+        host_access=settings.host_access,
+        proxy_rate=settings.proxy_rate,
+    )
     datapath.attach_cgroup()
     datapath.attach_namespace()
     socket = xds_socket(options.run_dir)
@@ -185,7 +192,13 @@ async def open_node(
         server=server,
         clients=clients,
         held=held,
-        workload_api=WorkloadAPI(*_workload_sockets(options.run_dir), held),
+        workload_api=WorkloadAPI(
+            *_workload_sockets(options.run_dir),
+            held,
+            lambda spiffe_id, audience, owner: blocking(
+                partial(ca.sign_jwt, spiffe_id, audience, owner=owner)
+            ),
+        ),
         envoy=envoy,
         ca=ca,
         issuer=issuer,

@@ -117,6 +117,8 @@ class Settings:
     """Listeners of Envoy. Disjoint from every range that sockets pick from by themselves."""
     proxy_source_ports: tuple[int, int] = (20000, 31999)
     """Source ports of Envoy's upstream connections; the same on every node (mesh TLS is told by it)."""
+    proxy_rate: int = 0
+    """Packets a second by which one workload may ask something of the proxy; 0: as many as it likes."""
 
 
 @dataclass(frozen=True, slots=True)

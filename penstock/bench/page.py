@@ -20,6 +20,8 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 70, 20, 34, 44
 _COLOUR = {
     "none": "#777777", "self": "#bbbbbb", "programs": "#4caf50", "node": "#1565c0", "none-remote": "#9c8f5f",
     "node-remote": "#00acc1", "node-remote-mtls": "#7e57c2", "sidecar": "#ef6c00", "sidecar-mtls": "#c62828",
+    "node-alone": "#1565c0", "node-flooded": "#c62828", "node-limited": "#4caf50",
+    "sidecar-alone": "#777777", "sidecar-flooded": "#ef6c00",
 }  # fmt: skip
 """The same arm has the same colour on every page."""
 
@@ -38,7 +40,7 @@ def page(data: Mapping[str, Any], columns: Sequence[str], rows: Iterable[Sequenc
     plots = [
         _throughput(data, colours),
         _cpu(data, colours),
-        *(_cdf(data, colours, c) for c in data["arms"]["none"]),
+        *(_cdf(data, c) for c in data["arms"]["none"]),
         _memory(data, colours),
     ]
     return document(
@@ -208,12 +210,16 @@ def by_rate(data: Mapping[str, Any], share: str) -> str:
     return _svg(f"Latency, {name}th percentile, until an arm cannot keep up", parts)
 
 
-def _cdf(data: Mapping[str, Any], colours: Mapping[str, str], c: str) -> str:
-    """Drawn as a share that takes longer, down to 0.1 %, so that the tail is seen."""
+def _cdf(data: Mapping[str, Any], c: str) -> str:
     merged = {
         arm: histogram.merge(histogram.read_text(run["histogram_us"]) for run in data["raw"][arm][c])
         for arm in data["arms"]
     }
+    return tails(f"Latency at {c} connection{'s' if c != '1' else ''}", merged)
+
+
+def tails(title: str, merged: Mapping[str, Mapping[int, int]]) -> str:
+    """Arm → histogram, drawn as the share that takes longer, down to 0.1 %, so that the tail is seen."""
     lowest = math.floor(math.log10(min(min(found) for found in merged.values()) or 1))
     highest = math.ceil(math.log10(max(histogram.percentile(found, 99.9) for found in merged.values())))
     decades, depth = max(highest - lowest, 1), 3
@@ -235,8 +241,8 @@ def _cdf(data: Mapping[str, Any], colours: Mapping[str, str], c: str) -> str:
             left -= count
             if left * 1000 < total:
                 break
-        parts.append(_line(points, colours[arm]))
-    return _svg(f"Latency at {c} connection{'s' if c != '1' else ''}", parts)
+        parts.append(_line(points, _COLOUR[arm]))
+    return _svg(title, parts)
 
 
 def _columns(

@@ -14,7 +14,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,8 @@ from penstock.lab import LabSpec, netns
 from penstock.redirect.datapath import take_down
 
 NODE, OTHER_NODE = NODES = ("node-a", "node-b")
+THIRD_NODE = "node-c"
+"""Where a benchmark needs one more."""
 _RUN = Path("/run")
 _SCRATCH = _RUN / "penstock-bench"
 _PREFIX = "bench-"
@@ -107,7 +109,7 @@ def site(
     """
     ranges = {
         node: [f"10.244.{number}.0/24", f"fd00:10:244:{number}::/64"]
-        for number, node in enumerate(NODES[:nodes], 1)
+        for number, node in enumerate((*NODES, THIRD_NODE)[:nodes], 1)
     }
     spec = lab.load(
         {
@@ -145,7 +147,7 @@ def _run_dir(lab_name: str, node: str) -> Path:
 
 def _clear(name: str) -> None:
     """Daemons, datapaths, Envoys and lab of this name, as far as they are there."""
-    for each in NODES:
+    for each in (*NODES, THIRD_NODE):
         run_dir, node = _run_dir(name, each), netns.path_of(f"{name}-{each}")
         if run_dir.is_dir():
             if node.exists():
@@ -160,14 +162,37 @@ _PENSTOCK = (sys.executable, "-m", "penstock.cli")
 
 
 class DaemonUnderTest:
-    """The daemon of a site's node. `log` is what it says."""
+    """The daemon of a site's node. `log` is what it says; `start` gives it a process."""
 
-    def __init__(self, run_dir: Path, process: subprocess.Popen[Any], config: Path, log: Path) -> None:
+    def __init__(
+        self, run_dir: Path, start: Callable[[], subprocess.Popen[Any]], config: Path, log: Path
+    ) -> None:
         self.run_dir, self.config, self.log = run_dir, config, log
-        self.pid = process.pid
-        self._process = process
+        self._start = start
         self._stack = ExitStack()
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process = self._start()
+        self.pid = self._process.pid
+        _wait_answering(self._process, self.run_dir, self.log)
         self._client = self._stack.enter_context(ControlClient(self.run_dir))
+
+    def kill(self) -> None:
+        """SIGKILL: what it has put up stands on. `again` starts another."""
+        self._stack.close()
+        self._process.kill()
+        self._process.wait()
+        socket_path(self.run_dir).unlink(missing_ok=True)
+
+    def again(self) -> None:
+        """Another in place of one that was killed; returns when it answers. Raises BenchError."""
+        self._stack = ExitStack()
+        self._begin()
+
+    def call(self, name: str, **arguments: Any) -> Any:
+        """What a command asks of it. Raises PenstockError."""
+        return self._client.call(name, timeout=300, **arguments)
 
     def envoy_pid(self) -> int:
         return int(self._client.call("status")["envoy"]["pid"])
@@ -220,11 +245,12 @@ def daemon(
     workloads: bool = True,
     node: str = NODE,
     ca_dir: Path | None = None,
+    options: Sequence[str] = (),
 ) -> Iterator[DaemonUnderTest]:
     """A node's daemon with the lab's manifests and `policies` in force; at the end all of it goes.
 
     Without `workloads` it is not told of the lab: what it needs by itself. Daemons that are to trust each
-    other share `ca_dir`.
+    other share `ca_dir`. `options` go to `penstock run`.
     """
     name, run_dir = site.spec.name, _run_dir(site.spec.name, node)
     config, state, log = (site.directory / f"{name}-{node}.{what}" for what in ("d", "state", "log"))
@@ -236,9 +262,9 @@ def daemon(
         (config / "policies.yaml").write_text(
             yaml.safe_dump_all([dict(p) for p in policies], sort_keys=False)
         )
-    options = ["--node", node, *(["--ca-dir", str(ca_dir)] if ca_dir else [])]
+    said = ["--node", node, *(["--ca-dir", str(ca_dir)] if ca_dir else []), *options]
     where = site.spec.node(node).netns
-    with _launched(where, run_dir, config, state, log, options) as running:
+    with _launched(where, run_dir, config, state, log, said) as running:
         running.settle(START)
         yield running
 
@@ -261,17 +287,19 @@ def _launched(
 ) -> Iterator[DaemonUnderTest]:
     run_dir.mkdir(exist_ok=True)
     argv = [*_PENSTOCK, "run", "--config", config, "--run-dir", run_dir, "--state-dir", state, *options]
-    with log.open("ab") as output:
-        process = lab.run_in(
-            where,
-            [*map(str, argv)],
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=output,
-        )
-    running = DaemonUnderTest(run_dir, process, config, log)
+
+    def start() -> subprocess.Popen[Any]:
+        with log.open("ab") as output:
+            return lab.run_in(
+                where,
+                [*map(str, argv)],
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+
+    running = DaemonUnderTest(run_dir, start, config, log)
     try:
-        _wait_answering(process, running.run_dir, running.log)
         yield running
     finally:
         running.stop()

@@ -69,13 +69,14 @@ def ways(directory: Path, tell: Tell, arms: Sequence[str] = tuple(ARMS)) -> Iter
             tell("two nodes with their daemons")
             found |= _two_nodes(stack, directory)
         tell("sidecars")
-        found |= _sidecars(stack, directory)
+        found |= sidecars(stack, directory)
         for arm in arms:
             _try(arm, found[arm])
         yield {arm: found[arm] for arm in arms}
 
 
-def _server(directory: Path, lab: str, name: str, **more: Any) -> dict[str, Any]:
+def web_server(directory: Path, lab: str, name: str, **more: Any) -> dict[str, Any]:
+    """An nginx as a workload of the lab `lab`."""
     ports = [{"name": "http", "containerPort": HTTP_PORT}, {"name": "http2", "containerPort": HTTP2_PORT}]
     return workload(
         name, run=[nginx(directory, f"{lab}-{name}")], ports=ports, serviceAccountName=name, **more
@@ -89,8 +90,8 @@ def _client(name: str = "client") -> dict[str, Any]:
 def _without_mesh(stack: ExitStack, directory: Path) -> dict[str, Way]:
     members = [
         _client(),
-        _server(directory, "bare", "server"),
-        _server(directory, "bare", "far", node=OTHER_NODE),
+        web_server(directory, "bare", "server"),
+        web_server(directory, "bare", "far", node=OTHER_NODE),
     ]
     place = stack.enter_context(site("bare", members, directory, nodes=2, routes=True))
     near = Way(place, "client", "server")
@@ -101,14 +102,15 @@ _RULE = {"method": "GET|POST", "path": "/.*"}
 _PORTS = ((HTTP_PORT, "TCP"), (HTTP2_PORT, "TCP"))
 
 
-def _rule(server: str) -> dict[str, Any]:
-    return policy(server, server, ingress=[allow("client", *_PORTS, http=[_RULE])])
+def http_rule(server: str, client: str = "client") -> dict[str, Any]:
+    """A policy that lets `client` come to `server` with what every arm asks, as HTTP."""
+    return policy(server, server, ingress=[allow(client, *_PORTS, http=[_RULE])])
 
 
 def _one_node(stack: ExitStack, directory: Path) -> dict[str, Way]:
-    members = [_client(), *(_server(directory, "mesh", name) for name in ("http", "plain"))]
+    members = [_client(), *(web_server(directory, "mesh", name) for name in ("http", "plain"))]
     place = stack.enter_context(site("mesh", members, directory))
-    rules = [_rule("http"), policy("plain", "plain", ingress=[allow("client", *_PORTS)])]
+    rules = [http_rule("http"), policy("plain", "plain", ingress=[allow("client", *_PORTS)])]
     running = stack.enter_context(daemon(place, rules))
     envoy = (running.envoy_pid(),)
     return {
@@ -118,7 +120,7 @@ def _one_node(stack: ExitStack, directory: Path) -> dict[str, Way]:
 
 
 def _two_nodes(stack: ExitStack, directory: Path) -> dict[str, Way]:
-    members = [_client(), *(_server(directory, "far", name, node=OTHER_NODE) for name in ("open", "tls"))]
+    members = [_client(), *(web_server(directory, "far", name, node=OTHER_NODE) for name in ("open", "tls"))]
     place = stack.enter_context(site("far", members, directory, nodes=2))
     ports = [{"port": str(port), "protocol": protocol} for port, protocol in _PORTS]
     to = [
@@ -134,7 +136,7 @@ def _two_nodes(stack: ExitStack, directory: Path) -> dict[str, Way]:
         "metadata": {"name": "open"},
         "spec": {"selector": {"matchLabels": {"app": "open"}}, "mtls": {"mode": "DISABLE"}},
     }
-    rules = [_rule("open"), _rule("tls"), policy("client", "client", egress=to), plain]
+    rules = [http_rule("open"), http_rule("tls"), policy("client", "client", egress=to), plain]
     running = [
         stack.enter_context(daemon(place, rules, node=node, ca_dir=directory / "far-ca")) for node in NODES
     ]
@@ -145,12 +147,13 @@ def _two_nodes(stack: ExitStack, directory: Path) -> dict[str, Way]:
     }
 
 
-def _sidecars(stack: ExitStack, directory: Path) -> dict[str, Way]:
+def sidecars(stack: ExitStack, directory: Path) -> dict[str, Way]:
+    """Two pairs of workloads with an Envoy beside each, until `stack` is closed."""
     arms = {"sidecar": ("client", "server"), "sidecar-mtls": ("tls-client", "tls-server")}
     members = [
         each
         for client, server in arms.values()
-        for each in (_client(client), _server(directory, "sidecar", server))
+        for each in (_client(client), web_server(directory, "sidecar", server))
     ]
     place = stack.enter_context(site("sidecar", members, directory))
     log, receiver = stack.enter_context(sidecar.log_receiver(directory))

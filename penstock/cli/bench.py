@@ -25,7 +25,11 @@ BENCHES = (
     "latency",
     "latency-protocols",
     "latency-rate",
+    "neighbour",
     "memory-sidecars",
+    "rotation",
+    "issue",
+    "handshake",
     "docker",
 )
 
@@ -122,11 +126,39 @@ def latency_rate(**options: Any) -> None:
     _run(["latency-rate"], **options)
 
 
+@bench.command(name="neighbour")
+@_options
+def neighbour(**options: Any) -> None:
+    """What one workload's flood does to another's latency, with and without limits."""
+    _run(["neighbour"], **options)
+
+
 @bench.command(name="memory-sidecars")
 @_options
 def memory_sidecars(**options: Any) -> None:
     """Memory of one Envoy and the daemon for 30 workloads, against 30 sidecars."""
     _run(["memory-sidecars"], **options)
+
+
+@bench.command(name="rotation")
+@_options
+def rotation(**options: Any) -> None:
+    """Every certificate and the root replaced under load: requests that fail, connections that end."""
+    _run(["rotation"], **options)
+
+
+@bench.command(name="issue")
+@_options
+def issue(**options: Any) -> None:
+    """How many leaves one CA process issues in a second, and where the time goes."""
+    _run(["issue"], **options)
+
+
+@bench.command(name="handshake")
+@_options
+def handshake(**options: Any) -> None:
+    """New mutual TLS connections a second, and what they add beside plain text."""
+    _run(["handshake"], **options)
 
 
 @bench.command(name="docker")

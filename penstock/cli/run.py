@@ -74,6 +74,15 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     "--concurrency", type=click.IntRange(1), default=None, help="Envoy's workers.  [default: one per CPU]"
 )
 @click.option(
+    "--proxy-rate",
+    type=click.IntRange(0, 1_000_000_000),
+    default=0,
+    show_default="no limit",
+    metavar="PACKETS",
+    help="What each workload may ask of the shared proxy: packets a second that open a connection or carry "
+    "data, about one for a small request. More is dropped (PROXY_OVERUSED), and its sender slows down.",
+)
+@click.option(
     "--docker",
     is_flag=False,
     flag_value="/var/run/docker.sock",
@@ -103,6 +112,7 @@ def run(
     policy_enforcement: Enforcement,
     metrics: str,
     concurrency: int | None,
+    proxy_rate: int,
     docker: str | None,
     log_level: str,
 ) -> None:
@@ -136,6 +146,7 @@ def run(
             trust_domain=check_trust_domain(trust_domain),
             host_access=host_access,
             policy_enforcement=policy_enforcement,
+            proxy_rate=proxy_rate,
         ),
         metrics=metrics,
         concurrency=concurrency,

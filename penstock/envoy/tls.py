@@ -1,7 +1,7 @@
 """Mesh TLS on both sides: TLS 1.3, a certificate on demand, exactly one SPIFFE id on the other side.
 
-No sessions are resumed: a resumed one would carry the identity that was proven earlier, which may have
-moved to another workload by then.
+No sessions are resumed: Envoy refuses a configuration that has both resumption and certificates on demand,
+and a resumed session would carry an identity that was proven earlier. docs/performance.md says what it costs.
 """
 
 from __future__ import annotations

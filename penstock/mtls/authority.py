@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Protocol
 
 from cryptography import x509
@@ -45,6 +45,8 @@ class Authority(Signer, Protocol):
     def warnings(self, now: float) -> list[str]: ...
 
     def missing(self) -> str: ...
+
+    def sign_jwt(self, spiffe_id: str, audience: Sequence[str], *, owner: str) -> str: ...
 
     def where(self) -> dict[str, Any]:
         """For the commands: directory and trust domain. Raises AuthorityError if it is elsewhere."""

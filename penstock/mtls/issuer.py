@@ -24,7 +24,7 @@ from typing import Protocol
 
 from penstock.errors import PenstockError
 from penstock.files import write_atomically
-from penstock.mtls import certificates, svid
+from penstock.mtls import certificates, schedule, svid
 from penstock.mtls.errors import VerifyError
 from penstock.mtls.revocation import Revocations
 from penstock.mtls.svid import SVID
@@ -38,12 +38,8 @@ Owner = tuple[WorkloadName, str]
 """(workload, SPIFFE ID): what a certificate belongs to."""
 
 LIFETIME = timedelta(hours=24)
-RENEW_FROM, RENEW_TO = 0.4, 0.5
-"""Renewed somewhere in this part of its life: at half of it at the latest, and not all at one time."""
 RETRY_FIRST, RETRY_MOST = 1.0, 300.0
 """Seconds between attempts while the CA fails; doubled each time."""
-GOLDEN = 0.6180339887498949
-"""Steps of the golden ratio fall evenly into [0, 1), however many: independent draws would bunch."""
 
 
 class Signer(Protocol):
@@ -63,6 +59,7 @@ class Signer(Protocol):
 @dataclass(slots=True)
 class _Held:
     due: float
+    phase: float
     svid: SVID | None = None
     failures: int = 0
     error: str = ""
@@ -120,7 +117,8 @@ class Issuer:
         for owner in sorted(owners):
             held = self._held.get(owner)
             if held is None:
-                held = self._held[owner] = self._adopt(owner, now)
+                self._phase = schedule.next_phase(self._phase)
+                held = self._held[owner] = self._adopt(owner, self._phase, now)
             held = self._held[owner] = self._unless_revoked(owner, held, now)
             if held.revoked:
                 continue
@@ -152,10 +150,10 @@ class Issuer:
         if held.svid is not None and revoked.reason(name, held.svid.serial):
             log.warning("the certificate %x of %s is revoked", held.svid.serial, name)
             self._unlink(self._path(owner))
-            held = _Held(due=now)
+            held = _Held(now, held.phase)
         why = revoked.reason(name)
         if bool(why) != bool(held.revoked):
-            return _Held(due=now, revoked=why)
+            return _Held(now, held.phase, revoked=why)
         return held
 
     def _renew(self, owner: Owner, held: _Held, now: float) -> None:
@@ -173,28 +171,28 @@ class Issuer:
             held.error = str(error)
             log.warning("no certificate for %s/%s (%s): %s", *workload, spiffe_id, error)
             return
-        self._held[owner] = _Held(max(self._due(issued), now + RETRY_FIRST), issued)
+        due = max(self._due(issued, held.phase), now + RETRY_FIRST)
+        self._held[owner] = _Held(due, held.phase, issued)
         self._store(owner, issued)
 
-    def _due(self, issued: SVID) -> float:
+    def _due(self, issued: SVID, phase: float) -> float:
         """A certificate made under a longer setting counts as made under today's."""
-        self._phase = (self._phase + GOLDEN) % 1
         life = min(issued.not_after - issued.issued_at, self._lifetime.total_seconds())
-        return issued.issued_at + life * (RENEW_FROM + (RENEW_TO - RENEW_FROM) * self._phase)
+        return schedule.due(issued.issued_at, life, phase)
 
-    def _adopt(self, owner: Owner, now: float) -> _Held:
+    def _adopt(self, owner: Owner, phase: float, now: float) -> _Held:
         """What an earlier daemon left, if it is good under today's bundle; else one is due at once."""
         path = self._path(owner)
         try:
             if path is None or not path.exists():
-                return _Held(due=now)
+                return _Held(now, phase)
             key_pem, mark, chain_pem = path.read_bytes().partition(b"-----BEGIN CERTIFICATE-----")
             kept = svid.read(*owner, mark + chain_pem, key_pem)
             verify(kept.chain_pem, self._ca.bundle_pem, now=now, spiffe_id=kept.spiffe_id)
         except (OSError, ValueError, VerifyError) as error:
             log.info("the certificate kept for %s/%s is of no use (%s): asking for another", *owner[0], error)
-            return _Held(due=now)
-        return _Held(self._due(kept), kept)
+            return _Held(now, phase)
+        return _Held(self._due(kept, phase), phase, kept)
 
     def _path(self, owner: Owner) -> Path | None:
         """Hashed, because a name and an ID together may be longer than a file name."""

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -217,6 +217,15 @@ class RemoteAuthority:
         future = asyncio.run_coroutine_threadsafe(self._call("Sign", request, wire.Chain), self._loop)
         chain: wire.Chain = future.result()
         return chain.chain.encode()
+
+    def sign_jwt(self, spiffe_id: str, audience: Sequence[str], *, owner: str) -> str:
+        """As `sign`."""
+        if self._loop is None or not self._connected:
+            raise AuthorityError(f"the CA at {self.address} does not answer: {self._problem}")
+        request = wire.JwtRequest(spiffe_id, owner, tuple(audience))
+        future = asyncio.run_coroutine_threadsafe(self._call("SignJwt", request, wire.Token), self._loop)
+        token: wire.Token = future.result()
+        return token.token
 
     # --- as Reporter ---------------------------------------------------------------------------------------
 

@@ -73,7 +73,13 @@ class AuthorityServer:
                 ("grpc.so_reuseport", 0),
             ]
         )
-        calls = {"Join": self._join, "Renew": self._renew, "Sign": self._sign, "Report": self._report}
+        calls = {
+            "Join": self._join,
+            "Renew": self._renew,
+            "Sign": self._sign,
+            "SignJwt": self._sign_jwt,
+            "Report": self._report,
+        }
         handlers: dict[str, grpc.RpcMethodHandler] = {
             name: grpc.unary_unary_rpc_method_handler(
                 self._unary(call),
@@ -203,10 +209,7 @@ class AuthorityServer:
         _only_nodes(peer)
 
         def sign() -> bytes:
-            grant = tokens.granted(self._ca.directory, peer.node)
-            if grant is None:
-                raise RequestError(f"{peer.node} has not joined", hint="penstock ca token --node NAME")
-            self._placement().check(grant, self._ca.trust_domain, request.spiffe_id, request.owner)
+            self._check_placement(peer, request.spiffe_id, request.owner)
             lifetime = min(timedelta(seconds=request.lifetime), MAX_LIFETIME)
             return self._ca.sign(request.csr.encode(), request.spiffe_id, lifetime, owner=request.owner)
 
@@ -216,6 +219,26 @@ class AuthorityServer:
             log.warning("refused to sign: %s", error, extra={"node": peer.node, "owner": request.owner})
             raise
         return wire.Chain(chain.decode())
+
+    def _check_placement(self, peer: Peer, spiffe_id: str, owner: str) -> None:
+        """Raises RequestError if that node does not run that workload."""
+        grant = tokens.granted(self._ca.directory, peer.node)
+        if grant is None:
+            raise RequestError(f"{peer.node} has not joined", hint="penstock ca token --node NAME")
+        self._placement().check(grant, self._ca.trust_domain, spiffe_id, owner)
+
+    async def _sign_jwt(self, peer: Peer, request: wire.JwtRequest) -> wire.Token:
+        _only_nodes(peer)
+
+        def sign() -> str:
+            self._check_placement(peer, request.spiffe_id, request.owner)
+            return self._ca.sign_jwt(request.spiffe_id, request.audience, owner=request.owner)
+
+        try:
+            return wire.Token(await self._blocking(sign))
+        except RequestError as error:
+            log.warning("refused to sign: %s", error, extra={"node": peer.node, "owner": request.owner})
+            raise
 
     async def _report(self, peer: Peer, report: Report) -> wire.Nothing:
         _only_nodes(peer)

@@ -1,6 +1,7 @@
 """What a node must know of its CA, as one value: from the CA's directory, or from a CA server and then kept.
 
-trust bundle, the chain of the issuer that signs, the stage of a rotation, what is revoked, and the lists
+trust bundle, the chain of the issuer that signs, the stage of a rotation, what is revoked, the lists, and the
+keys of JWTs
 """
 
 from __future__ import annotations
@@ -21,3 +22,5 @@ class State:
     rotation: Rotation | None = None
     revoked: Revocations = field(default_factory=Revocations)
     lists: str = ""
+    jwks: str = '{"keys": []}'
+    """The keys by which JWT-SVIDs are checked (RFC 7517)."""

@@ -1,9 +1,11 @@
 """What a node and a CA server say to each other: JSON over gRPC with mTLS, both of one installation.
 
-Join    a join token's certificate and a CSR → a node certificate Renew   a node certificate and a CSR → a
-node certificate Sign    a CSR, for whom → a workload's certificate, if that node runs the workload Report
-how far the node is with a rotation or a revocation Watch   → the CA's state, at first and whenever it
-changes; while it lasts the node's daemon is known to live
+Join     a join token's certificate and a CSR → a node certificate
+Renew    a node certificate and a CSR → a node certificate
+Sign     a CSR, for whom → a workload's certificate, if that node runs the workload
+SignJwt  for whom, for what audience → a workload's token, likewise
+Report   how far the node is with a rotation or a revocation
+Watch    → the CA's state, at first and whenever it changes; while it lasts the node's daemon is known to live
 """
 
 from __future__ import annotations
@@ -38,6 +40,18 @@ class SignRequest:
 
 
 @dataclass(frozen=True, slots=True)
+class JwtRequest:
+    spiffe_id: str
+    owner: str
+    audience: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    token: str
+
+
+@dataclass(frozen=True, slots=True)
 class Chain:
     chain: str
 
@@ -47,7 +61,13 @@ class Nothing:
     pass
 
 
-REQUESTS: dict[str, Any] = {"Join": Csr, "Renew": Csr, "Sign": SignRequest, "Report": Report}
+REQUESTS: dict[str, Any] = {
+    "Join": Csr,
+    "Renew": Csr,
+    "Sign": SignRequest,
+    "SignJwt": JwtRequest,
+    "Report": Report,
+}
 encode = msgspec.json.encode
 
 

@@ -50,6 +50,7 @@ class Reason(IntEnum):
     )
     UNAUTHENTICATED = 46, "a rule demands authentication, and between nodes only mesh TLS proves who sends"
     BLOCKLISTED = 47, "the source address is on the blocklist"
+    PROXY_OVERUSED = 48, "the sender asks more of the proxy than --proxy-rate grants a workload"
 
     @property
     def is_drop(self) -> bool:

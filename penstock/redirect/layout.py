@@ -53,7 +53,7 @@ class MapShape:
 
 
 SHAPES: Mapping[str, MapShape] = {
-    "config": MapShape(4, 12, 1),
+    "config": MapShape(4, 16, 1),
     "endpoints": MapShape(16, 20, 16384),
     "ipcache": MapShape(20, 12, 131072),
     "policy": MapShape(16, 8, 262144),
@@ -164,8 +164,10 @@ def service_value(entry: ServiceEntry) -> bytes:
     )
 
 
-def config(epoch: int, source_ports: tuple[int, int], *, host_access: bool) -> bytes:
-    return struct.pack("=IHHI", epoch, *source_ports, CONFIG_HOST_ACCESS if host_access else 0)
+def config(epoch: int, source_ports: tuple[int, int], *, host_access: bool, proxy_rate: int = 0) -> bytes:
+    """`proxy_rate` in packets a second, 0 for no limit."""
+    gap = 1_000_000_000 // proxy_rate if proxy_rate else 0
+    return struct.pack("=IHHII", epoch, *source_ports, CONFIG_HOST_ACCESS if host_access else 0, gap)
 
 
 def backend_key(place: tuple[int, int]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Mapping
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -46,9 +47,12 @@ class TableOverflowError(BpfError):
 class Tables:
     """The maps under `pins`. What stands there (from a daemon before) is read once and adopted."""
 
-    def __init__(self, pins: Path, source_ports: tuple[int, int], *, host_access: bool) -> None:
-        self._source_ports = source_ports
-        self._host_access = host_access
+    def __init__(
+        self, pins: Path, source_ports: tuple[int, int], *, host_access: bool, proxy_rate: int = 0
+    ) -> None:
+        self._config = partial(
+            layout.config, source_ports=source_ports, host_access=host_access, proxy_rate=proxy_rate
+        )
         self._maps = {
             name: BpfMap(pins / name, shape.key, shape.value)
             for name, shape in SHAPES.items()
@@ -63,8 +67,9 @@ class Tables:
         self._now: dict[str, Table] = {name: self._maps[name].items() for name in PUT}
         self.lost_backends = False
         """Whether the last `apply` took a backend from a Service, where there are Services of datagrams."""
-        stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
-        self._epoch = int(struct.unpack_from("=I", stood)[0])
+        # With the settings of a daemon before, perhaps.
+        self._stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
+        self._epoch = int(struct.unpack_from("=I", self._stood)[0])
 
     def apply(self, wanted: KernelTables) -> int:
         """Write the difference; the number of entries changed. Raises TableOverflowError, BpfError."""
@@ -84,11 +89,10 @@ class Tables:
         self.lost_backends = lost > 0 and datagrams
         changed += lost
         changed += sum(self._delete(name, tables[name], written.get(name)) for name in DELETE_LAST)
-        if changed or not self._epoch:
+        if changed or not self._epoch or self._config(self._epoch) != self._stood:
             self._epoch = self._epoch % 0xFFFFFFFF + 1
-            self._maps["config"].put(
-                b"\0\0\0\0", layout.config(self._epoch, self._source_ports, host_access=self._host_access)
-            )
+            self._stood = self._config(self._epoch)
+            self._maps["config"].put(b"\0\0\0\0", self._stood)
         self._said = wanted
         self._written = tables
         return changed

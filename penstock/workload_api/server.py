@@ -3,8 +3,7 @@
 Whoever connects is attested once (attest.py); it gets the certificate of the workload whose network namespace
 it is in, the roots, and both anew whenever they change. gRPC does not tell who is at the other end of a Unix
 socket. So a thin relay takes connections, looks, and carries the bytes to a gRPC server that only root can
-reach, from a socket whose name stands for the workload. JWT-SVIDs are not issued: those calls answer
-UNIMPLEMENTED.
+reach, from a socket whose name stands for the workload. What each call answers is in answers.py.
 """
 
 from __future__ import annotations
@@ -14,7 +13,7 @@ import logging
 import os
 import shutil
 import socket
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from itertools import count
 from pathlib import Path
@@ -22,51 +21,25 @@ from typing import Any
 
 import grpc
 import grpc.aio
-from cryptography import x509
-from cryptography.hazmat.primitives import serialization
 
-from penstock.errors import HostError
-from penstock.mtls.svid import SVID
+from penstock.errors import HostError, PenstockError
+from penstock.mtls.errors import RequestError
 from penstock.workload_api import attest
 from penstock.workload_api import messages as api
+from penstock.workload_api.answers import Answers, Held, NobodyError, Sign, WorkloadName
 
 log = logging.getLogger(__name__)
 
-WorkloadName = tuple[str, str]
 HEADER = ("workload.spiffe.io", "true")
 """Every call carries it, so that no browser can be made to ask (SPIFFE_Workload_Endpoint.md §6)."""
-
-
-class Held:
-    """What there is to be had now: `update` it after each change."""
-
-    def __init__(self, trust_domain: str) -> None:
-        self.trust_domain = trust_domain
-        self.netns: Mapping[WorkloadName, str] = {}
-        self.svids: Mapping[WorkloadName, SVID] = {}
-        self.bundle_pem = b""
-        self.lists_pem = b""
-        self.changed = asyncio.Event()
-
-    def update(
-        self,
-        netns: Mapping[WorkloadName, str],
-        svids: Mapping[WorkloadName, SVID],
-        bundle_pem: bytes,
-        lists_pem: bytes,
-    ) -> None:
-        now = (netns, svids, bundle_pem, lists_pem)
-        if now != (self.netns, self.svids, self.bundle_pem, self.lists_pem):
-            self.netns, self.svids, self.bundle_pem, self.lists_pem = now
-            self.changed.set()
-            self.changed = asyncio.Event()
 
 
 class WorkloadAPI:
     """`start` it, `stop` it. `path` is the socket for workloads, `inner` a folder for root alone."""
 
-    def __init__(self, path: Path, inner: Path, held: Held) -> None:
+    def __init__(self, path: Path, inner: Path, held: Held, sign: Sign) -> None:
         self._path, self._inner, self._held = path, inner, held
+        self._answers = Answers(held, sign)
         self._callers: dict[str, WorkloadName] = {}
         self._numbers = count(1)
         self._server: grpc.aio.Server | None = None
@@ -78,10 +51,18 @@ class WorkloadAPI:
             shutil.rmtree(self._inner, ignore_errors=True)
             self._inner.mkdir(mode=0o700)
             server = grpc.aio.server()
+            own = self._answers
             handlers = {
-                "FetchX509SVID": self._stream(self._x509_svid, api.X509SVIDRequest, api.X509SVIDResponse),
+                "FetchX509SVID": self._stream(own.x509_svid, api.X509SVIDRequest, api.X509SVIDResponse),
                 "FetchX509Bundles": self._stream(
-                    self._x509_bundles, api.X509BundlesRequest, api.X509BundlesResponse
+                    own.x509_bundles, api.X509BundlesRequest, api.X509BundlesResponse
+                ),
+                "FetchJWTBundles": self._stream(
+                    own.jwt_bundles, api.JWTBundlesRequest, api.JWTBundlesResponse
+                ),
+                "FetchJWTSVID": self._unary(own.jwt_svid, api.JWTSVIDRequest, api.JWTSVIDResponse),
+                "ValidateJWTSVID": self._unary(
+                    own.validate, api.ValidateJWTSVIDRequest, api.ValidateJWTSVIDResponse
                 ),
             }
             server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(api.SERVICE, handlers),))
@@ -128,24 +109,44 @@ class WorkloadAPI:
 
     # --- calls ---------------------------------------------------------------------------------------------
 
+    async def _caller(self, context: Any) -> WorkloadName:
+        if HEADER not in [(m.key, m.value) for m in context.invocation_metadata()]:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"security header missing: {HEADER[0]}")
+        who = self._callers.get(context.peer())
+        if who is None:
+            why = "no identity issued: not in a workload's namespace"
+            await context.abort(grpc.StatusCode.PERMISSION_DENIED, why)
+        assert who is not None
+        return who
+
+    def _unary(self, make: Callable[[WorkloadName, Any], Awaitable[Any]], request: Any, response: Any) -> Any:
+        async def handle(asked: Any, context: Any) -> Any:
+            who = await self._caller(context)
+            try:
+                return await make(who, asked)
+            except NobodyError as error:
+                await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
+            except RequestError as error:
+                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+            except PenstockError as error:
+                await context.abort(grpc.StatusCode.UNAVAILABLE, str(error))
+
+        return grpc.unary_unary_rpc_method_handler(
+            handle,
+            request_deserializer=request.FromString,
+            response_serializer=response.SerializeToString,
+        )
+
     def _stream(self, make: Callable[[WorkloadName], Any], request: Any, response: Any) -> Any:
         async def handle(_: Any, context: Any) -> AsyncIterator[Any]:
-            if HEADER not in [(m.key, m.value) for m in context.invocation_metadata()]:
-                await context.abort(grpc.StatusCode.INVALID_ARGUMENT, f"security header missing: {HEADER[0]}")
-            who = self._callers.get(context.peer())
-            if who is None:
-                await context.abort(
-                    grpc.StatusCode.PERMISSION_DENIED, "no identity issued: not in a workload's namespace"
-                )
-                return
+            who = await self._caller(context)
             told = None
             while True:
                 changed = self._held.changed
-                answer = make(who)
-                if answer is None:
-                    await context.abort(
-                        grpc.StatusCode.PERMISSION_DENIED, f"no identity issued: {'/'.join(who)} has none now"
-                    )
+                try:
+                    answer = make(who)
+                except NobodyError as error:
+                    await context.abort(grpc.StatusCode.PERMISSION_DENIED, str(error))
                 if answer != told:
                     yield answer
                     told = answer
@@ -156,37 +157,6 @@ class WorkloadAPI:
             request_deserializer=request.FromString,
             response_serializer=response.SerializeToString,
         )
-
-    def _x509_svid(self, who: WorkloadName) -> Any:
-        kept = self._held.svids.get(who)
-        if kept is None:
-            return None
-        key = serialization.load_pem_private_key(kept.key_pem, password=None)
-        svid = api.X509SVID(
-            spiffe_id=kept.spiffe_id,
-            x509_svid=_der(kept.chain_pem),
-            x509_svid_key=key.private_bytes(
-                serialization.Encoding.DER,
-                serialization.PrivateFormat.PKCS8,
-                serialization.NoEncryption(),
-            ),
-            bundle=_der(self._held.bundle_pem),
-        )
-        return api.X509SVIDResponse(svids=[svid], crl=self._lists())
-
-    def _x509_bundles(self, _: WorkloadName) -> Any:
-        bundles = {f"spiffe://{self._held.trust_domain}": _der(self._held.bundle_pem)}
-        return api.X509BundlesResponse(crl=self._lists(), bundles=bundles)
-
-    def _lists(self) -> list[bytes]:
-        mark = b"-----BEGIN X509 CRL-----"
-        found = [mark + each for each in self._held.lists_pem.split(mark)[1:]]
-        return [x509.load_pem_x509_crl(each).public_bytes(serialization.Encoding.DER) for each in found]
-
-
-def _der(pem: bytes) -> bytes:
-    certificates = x509.load_pem_x509_certificates(pem) if pem else []
-    return b"".join(each.public_bytes(serialization.Encoding.DER) for each in certificates)
 
 
 async def _copy(source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:

@@ -247,6 +247,9 @@ def test_listeners_services_backends_netns_config(header: btf.Btf) -> None:
     assert st["config"].read(raw, "proxy_source_min", 2) == 20000
     assert st["config"].read(raw, "proxy_source_max", 2) == 31999
     assert st["config"].read(raw, "flags", 4) == layout.CONFIG_HOST_ACCESS
+    assert st["config"].read(raw, "proxy_gap", 4) == 0
+    raw = layout.config(7, (20000, 31999), host_access=True, proxy_rate=4000)
+    assert st["config"].read(raw, "proxy_gap", 4) == 250_000
 
 
 def test_event(header: btf.Btf) -> None:

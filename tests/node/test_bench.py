@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from penstock.bench import latency
+from penstock.bench import handshake, issue, latency, rotation
 from penstock.bench.ways import ARMS
 
 pytestmark = pytest.mark.alone
@@ -113,3 +113,33 @@ def test_memory_of_sidecars_is_measured(tmp_path: Path) -> None:
     assert 0 < node["rss_mb"] < sidecars["rss_mb"]
     assert 0 < sidecars["pss_mb"] < sidecars["rss_mb"]
     assert left() == []
+
+
+def test_certificates_and_roots_are_replaced_and_nothing_fails() -> None:
+    """The short form of the bar: three nodes, one restarted in the middle, one down for a stage."""
+    result = rotation.run(lambda _: None, quick=True)
+    every = result.arms["all"]
+    assert (every["failed"], every["closed"]) == (0, 0), result.raw["counts"]
+    assert len(result.raw["leaf_ms"]) == rotation.QUICK_LEAVES
+    assert len(result.raw["root_ms"]) == rotation.ROOTS
+    for kind in ("keep-alive", "connection each", "handshake each", "gRPC stream", "TCP"):
+        assert result.arms[kind]["done"] > 100
+    for kind in ("keep-alive", "gRPC stream", "TCP"):
+        assert result.arms[kind]["opened"] == 2
+    assert left() == []
+
+
+def test_handshakes_are_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handshake, "QUICK_ROUNDS", 1)
+    result = handshake.run(lambda _: None, quick=True)
+    assert result.arms["plain"]["handshakes"] == result.arms["plain-http"]["handshakes"] == 0
+    assert result.arms["mtls"]["handshakes_each"] == pytest.approx(1, abs=0.2)
+    assert result.arms["mtls-http"]["handshakes_each"] < 0.5
+    assert result.arms["crypto"]["resumed_us"] < result.arms["crypto"]["full_us"]
+    assert left() == []
+
+
+def test_issuing_is_measured() -> None:
+    result = issue.run(lambda _: None, quick=True)
+    assert set(result.arms) == {"node", "sign", "read", "all"}
+    assert all(each["a_second"] > 0 for each in result.arms.values())

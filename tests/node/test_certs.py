@@ -168,8 +168,8 @@ def test_a_root_rotation_fails_no_request_and_closes_no_connection(mesh: Mesh, t
         assert not openssl_takes(tmp_path, pem, old_root)
     assert {name: daemon.envoy_pid for name, daemon in mesh.daemons.items()} == envoys
     assert sorted(path.name for path in (mesh.base / "ca").iterdir()) == [
-        ".issued.lock", ".lock", "intermediate.crt", "intermediate.key", "issued.log", "nodes", "root.crt",
-        "root.key",
+        ".issued.lock", ".lock", "intermediate.crt", "intermediate.key", "issued.log", "jwt", "jwt.json",
+        "nodes", "root.crt", "root.key",
     ]  # fmt: skip
 
 
@@ -359,8 +359,21 @@ def test_what_is_not_there_and_what_is_not_said(mesh: Mesh) -> None:
     assert stage(mesh) == ""
 
 
+def configured(mesh: Mesh) -> dict[str, int]:
+    """How often listeners and clusters have come, gone or changed in any Envoy."""
+    found = {}
+    for node, daemon in mesh.daemons.items():
+        for manager in ("listener_manager.listener", "cluster_manager.cluster"):
+            for name, count in daemon.envoy_stats(manager).items():
+                if name.endswith(("_added", "_modified", "_removed")):
+                    found[f"{node} {name}"] = count
+    assert found
+    return found
+
+
 def test_certificates_are_replaced_with_new_keys_and_no_connection_ends(mesh: Mesh, tmp_path: Path) -> None:
     serials = {certificates(mesh)["default/far"]["serial"]}
+    before = configured(mesh)
     with nothing_fails(mesh) as (_, _, handshakes):
         for options in [("far",), ("--all",)] * 5:
             (done,) = data(mesh, "cert", "rotate", *options, node="node-b")
@@ -369,6 +382,7 @@ def test_certificates_are_replaced_with_new_keys_and_no_connection_ends(mesh: Me
             cli(mesh, "cert", "rotate", "client")
             handshakes.more(5)
     assert len(serials) == 11
+    assert configured(mesh) == before
     assert certificates(mesh)["default/far"]["envoy"][str(mesh["far"].address())] == "acknowledged"
     assert all(openssl_takes(tmp_path, pem, root_of(mesh)) for pem in pems(mesh))
 

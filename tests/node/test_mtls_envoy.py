@@ -17,8 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from envoy.config.bootstrap.v3 import bootstrap_pb2
+from envoy.extensions.transport_sockets.tls.v3 import tls_pb2
 from google.protobuf.json_format import MessageToDict
 
+from penstock.envoy.process import find_binary
+from penstock.envoy.tls import downstream
 from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.issuer import Issuer
 from penstock.mtls.secrets import TRUST_BUNDLE, secrets
@@ -189,3 +193,32 @@ def test_whoever_is_not_the_one_expected_is_refused(sockets: Path, name: str, co
         get(sockets / name)
     after = counters(sockets)
     assert {key: after[key] - before[key] for key in after if after[key] != before[key]} == {counter: 1}
+
+
+@pytest.mark.parametrize("kind", ["stateless", "stateful"])
+def test_envoy_takes_no_session_resumption_with_certificates_on_demand(tmp_path: Path, kind: str) -> None:
+    """The day that this fails, sessions may be resumed: see penstock/envoy/tls.py."""
+    transport = downstream(WEB.spiffe_id)
+    context = tls_pb2.DownstreamTlsContext()
+    transport.typed_config.Unpack(context)
+
+    def said() -> str:
+        transport.typed_config.Pack(context)
+        config = bootstrap_pb2.Bootstrap()
+        config.node.id = config.node.cluster = "n"
+        ads = config.dynamic_resources.ads_config
+        ads.api_type, ads.transport_api_version = ads.DELTA_GRPC, 2
+        ads.grpc_services.add().envoy_grpc.cluster_name = "ads"
+        cluster = config.static_resources.clusters.add(name="ads")
+        cluster.load_assignment.cluster_name = "ads"
+        listener = config.static_resources.listeners.add(name="server")
+        listener.address.pipe.path = str(tmp_path / "server")
+        listener.filter_chains.add().transport_socket.CopyFrom(transport)
+        (tmp_path / "envoy.pb").write_bytes(config.SerializeToString())
+        command = [str(find_binary()), "--mode", "validate", "-c", str(tmp_path / "envoy.pb")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+        return done.stdout + done.stderr
+
+    assert "not integrated with session resumption" not in said()
+    setattr(context, f"disable_{kind}_session_resumption", False)
+    assert "not integrated with session resumption" in said()

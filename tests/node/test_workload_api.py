@@ -42,6 +42,29 @@ def told(found):
 client.stream_x509_contexts(told, print)
 sys.stdin.read()
 """
+TOKEN = """
+import json, sys
+from spiffe import JwtBundleSet, JwtSvid, TrustDomain, WorkloadApiClient
+with WorkloadApiClient("unix://" + sys.argv[1]) as client:
+    svid = client.fetch_jwt_svid(audience={"db", "cache"})
+    bundle = client.fetch_jwt_bundles().get_bundle_for_trust_domain(TrustDomain("penstock.local"))
+    own = JwtSvid.parse_and_validate(svid.token, bundle, {"db"})
+    there = client.validate_jwt_svid(svid.token, "cache")
+    told = {"token": svid.token, "ids": [str(each.spiffe_id) for each in (svid, own, there)]}
+    told["seconds"] = svid.expiry - __import__("time").time()
+    for name, ask in {
+        "wrong audience": lambda: client.validate_jwt_svid(svid.token, "somebody else"),
+        "touched": lambda: client.validate_jwt_svid(svid.token[:-4] + "AAAA", "db"),
+        "another's": lambda: client.fetch_jwt_svid(
+            audience={"db"}, subject=__import__("spiffe").SpiffeId("spiffe://penstock.local/ns/default/sa/x")
+        ),
+    }.items():
+        try:
+            ask()
+        except Exception as error:
+            told[name] = str(error)
+    print(json.dumps(told))
+"""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +95,27 @@ def test_a_workload_gets_its_own_certificate(mesh: Mesh, name: str) -> None:
     leaf = x509.load_pem_x509_certificates(found["pem"].encode())[0]
     at = leaf.not_valid_before_utc.timestamp() + 600
     verify(found["pem"].encode(), root, now=at, spiffe_id=found["id"])
+
+
+@pytest.mark.parametrize("name", ["client", "other"])
+def test_a_workload_gets_tokens_of_its_own(mesh: Mesh, name: str) -> None:
+    """By the public client, which checks them by the bundle that it got."""
+    process = run(mesh, mesh[name].netns, TOKEN)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, err
+    found = json.loads(out)
+    assert found["ids"] == [f"spiffe://penstock.local/ns/default/sa/{name}"] * 3
+    assert 200 < found["seconds"] <= 300
+    assert "not for somebody else" in found["wrong audience"]
+    assert "signature does not hold" in found["touched"]
+    assert "no identity issued" in found["another's"]
+
+
+def test_no_tokens_outside_a_workloads_namespace(mesh: Mesh) -> None:
+    process = run(mesh, mesh.daemons["node-a"].node.netns, TOKEN)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "no identity issued" in err
 
 
 def test_who_is_in_no_workloads_namespace_gets_nothing(mesh: Mesh) -> None:

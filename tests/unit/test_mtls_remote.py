@@ -15,7 +15,7 @@ import grpc.aio
 import pytest
 from cryptography import x509
 
-from penstock.mtls import certificates, reports, rotation, tokens, wire
+from penstock.mtls import certificates, jwt, reports, rotation, tokens, wire
 from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.errors import AuthorityError
 from penstock.mtls.placement import Placement
@@ -254,3 +254,20 @@ async def test_a_revoked_workload_is_known_to_the_nodes(site: Site) -> None:
         assert node.lists_pem == site.ca.lists_pem
         with pytest.raises(AuthorityError, match="default/web was revoked"):
             await sign(node, "web")
+
+
+async def test_a_node_gets_tokens_for_what_runs_on_it_and_the_keys_that_check_them(site: Site) -> None:
+    async with site.node("node-a", site.token("node-a")) as remote:
+        await until("connected", lambda: connected(remote))
+
+        async def token(account: str) -> str:
+            return await asyncio.to_thread(
+                remote.sign_jwt, spiffe_id(account), ["db"], owner=f"default/{account}"
+            )
+
+        claims = jwt.validated(await token("web"), remote.state.jwks, "db", DOMAIN, time.time())
+        assert claims["sub"] == spiffe_id("web")
+        with pytest.raises(AuthorityError, match="runs on node-b"):
+            await token("api")
+        with pytest.raises(AuthorityError, match="is of the service account web"):
+            await asyncio.to_thread(remote.sign_jwt, spiffe_id("api"), ["db"], owner="default/web")

@@ -28,7 +28,7 @@ def opened(directory: Path) -> CertificateAuthority:
     return CertificateAuthority.open(directory, DOMAIN)
 
 
-NOTES = {"issued.log", ".issued.lock", "retired"}
+NOTES = {"issued.log", ".issued.lock", "retired", "jwt", "jwt.json"}
 """What was signed, which grows whatever a rotation does."""
 
 
