@@ -22,6 +22,8 @@ struct judgement {
 	/* The reason of the view that would have denied first, or 0. */
 	__u8 audit;
 	__u8 audit_redirect;
+	/* What the other end is may follow from a name that the sender asked for. */
+	__u8 named;
 };
 
 /* Global, as judge(): the verifier goes through it once, and not again at each place that calls it. */
@@ -35,7 +37,15 @@ __noinline int audit(struct judgement *j, const struct tuple *t, __u32 subject, 
 	peer = direction == EGRESS ? j->d.dst_identity : j->d.src_identity;
 
 	verdict = policy_verdict(subject | AUDIT_VIEW, direction, peer, t->protocol, port, &rule, &flags);
-	if (verdict == VERDICT_REDIRECT)
+	if (direction == EGRESS && j->named) {
+		struct policy_room *r;
+		__u32 zero = 0;
+
+		r = bpf_map_lookup_elem(&policy_rooms, &zero);
+		if (r)
+			verdict = with_names(verdict, r->view, &rule, &flags);
+	}
+	if (verdict == VERDICT_REDIRECT && !(flags & POLICY_DNS))
 		j->audit_redirect = 1;
 	if (verdict == VERDICT_DENY && !j->audit) {
 		j->audit = direction == EGRESS ? AUDIT_DENIED_EGRESS : AUDIT_DENIED_INGRESS;

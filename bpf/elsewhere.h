@@ -3,6 +3,7 @@
 #ifndef PENSTOCK_ELSEWHERE_H
 #define PENSTOCK_ELSEWHERE_H
 
+#include "beyond.h"
 #include "flow.h"
 
 static __always_inline int to_gateway(const struct tuple *t)
@@ -35,6 +36,8 @@ static __always_inline int to_service(struct __sk_buff *skb, struct packet *p, c
 	*nat = nat_forward(skb, p, c, 0);
 	if (*nat == NAT_REFUSED)
 		return reject(skb, p, NO_BACKEND, hook);
+	if (*nat == NAT_BEYOND)
+		return to_beyond(skb, p, hook);
 	if (*nat == NAT_NOT_OUTSIDE)
 		return drop(p, &d, UNTRANSLATED_SERVICE, hook);
 	return GOES_ON;

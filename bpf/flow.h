@@ -73,8 +73,15 @@ static __noinline int short_cut(const struct judgement *j, int ipv6)
 static __always_inline int to_proxy(struct __sk_buff *skb, const struct packet *p, const struct config *c,
 				    struct decision *d, struct way w)
 {
-	int over = c->proxy_gap && w.here ? over_pace(skb, p, w.here, c->proxy_gap) : 0;
+	int udp = p->t.protocol == IPPROTO_UDP;
+	int over = !udp && c->proxy_gap && w.here ? over_pace(skb, p, w.here, c->proxy_gap) : 0;
 
+	if (udp) {
+		if (to_datagrams(skb, p, d->proxy_port, w))
+			return drop(p, d, PROXY_NOT_READY, w.hook);
+		count(REDIRECTED, p->length);
+		return TC_ACT_OK;
+	}
 	if (over > 1)
 		return drop(p, d, PROXY_OVERUSED, w.hook);
 	if (over) {
@@ -169,8 +176,18 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	midstream = !ct && p->t.protocol == IPPROTO_TCP && !begins(p);
 	if (known && ct->epoch == c->epoch) {
 		if (ct->verdict == VERDICT_ALLOW) {
+			__u32 to = ct->ifindex[!side];
+			int past = ct->direct, translated = ct->nat;
+
 			ct_touch(ct, now);
-			return forward(skb, p, ct->ifindex[!side], ct->direct, ct->nat, w);
+			if (p->tcp_flags & (TCP_FIN | TCP_RST))
+				ct->ending = 1;
+			/* So that a flood towards a closed port takes no room from those who are served. */
+			if (p->tcp_flags & TCP_RST && ct->initiator != side) {
+				count(ANSWERED_RESET, p->length);
+				bpf_map_delete_elem(&conntrack, &r->key);
+			}
+			return forward(skb, p, to, past, translated, w);
 		}
 		if (ct->verdict == VERDICT_REDIRECT && ct->initiator == side) {
 			struct decision d = {.proxy_port = ct->proxy_port};
@@ -216,7 +233,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 		if (answer)
 			return drop(p, &j.d, POLICY_CHANGED, hook);
 		/* A proxied connection: its resets must reach the proxy, it may outlive its route, else it is reset. */
-		if (was == VERDICT_REDIRECT || (p->t.protocol == IPPROTO_TCP && !begins(p))) {
+		if (p->t.protocol == IPPROTO_TCP && (was == VERDICT_REDIRECT || !begins(p))) {
 			if ((p->tcp_flags & TCP_RST || j.d.reason == UNTRANSLATED_SERVICE) && !to_own(skb, p, w)) {
 				count(REDIRECTED, p->length);
 				return TC_ACT_OK;
@@ -244,7 +261,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 		return drop(p, &j.d, POLICY_CHANGED, hook);
 
 	/* Another listener reads it from now on (an L7 rule now names what a tunnel carries): it must begin anew there. */
-	if (known && ct->verdict == VERDICT_REDIRECT && j.d.verdict == VERDICT_REDIRECT &&
+	if (known && p->t.protocol == IPPROTO_TCP && ct->verdict == VERDICT_REDIRECT && j.d.verdict == VERDICT_REDIRECT &&
 	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST) &&
 	    !to_listener(skb, p, j.d.proxy_port, w)) {
 		j.d.reason = POLICY_CHANGED;
@@ -255,6 +272,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 
 	if (!known)
 		tell(p, &j.d, hook);
+	if (midstream)
+		count(CONNECTION_RESUMED, p->length);
 	if (j.audit && !answer)
 		tell_audit(p, &j, hook);
 	__builtin_memset(&r->fresh, 0, sizeof(r->fresh));

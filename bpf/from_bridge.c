@@ -16,7 +16,8 @@ static __always_inline int deliver(struct __sk_buff *skb)
 	skb->mark &= ~MARK_MASK;
 	if (parsed)
 		return unparsed(&p, parsed, HOOK_FROM_BRIDGE);
-	if (port ? assign_listener(skb, &p, port) : assign_own(skb, &p))
+	if (p.t.protocol == IPPROTO_UDP ? (port ? assign_datagram(skb, &p, port, 0) : assign_answer(skb, &p, 0))
+					: (port ? assign_listener(skb, &p, port) : assign_own(skb, &p)))
 		return drop(&p, &d, PROXY_NOT_READY, HOOK_FROM_BRIDGE);
 	return TC_ACT_OK;
 }

@@ -4,6 +4,7 @@
  * there passes here first. What goes to a neighbour on the same bridge never meets the node's own stack, so it is
  * judged here, frame and packet both. Ports of nobody we know are as the node's own devices are.
  */
+#include "asker.h"
 #include "elsewhere.h"
 #include "link.h"
 
@@ -79,6 +80,10 @@ int from_port(struct __sk_buff *skb)
 	/* The answer of a backend to the proxy, which borrowed the client's address. */
 	if (p.t.protocol == IPPROTO_TCP && in_proxy_range(c, p.t.dport) &&
 	    (!w.here || speaks_for(w.here, &p.t.src)) && !to_own(skb, &p, w)) {
+		count(PROXY_RETURN, p.length);
+		return TC_ACT_OK;
+	}
+	if (p.t.protocol == IPPROTO_UDP && in_proxy_range(c, p.t.dport) && !answers_dns(skb, &p, w.here, w.bridged)) {
 		count(PROXY_RETURN, p.length);
 		return TC_ACT_OK;
 	}

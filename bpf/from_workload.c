@@ -1,5 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /* tcx ingress, host side of a workload's veth: everything that a workload says passes here first. */
+#include "asker.h"
 #include "flow.h"
 
 SEC("tc")
@@ -28,6 +29,10 @@ int from_workload(struct __sk_buff *skb)
 			count(PROXY_RETURN, p.length);
 			return TC_ACT_OK;
 		}
+	}
+	if (p.t.protocol == IPPROTO_UDP && in_proxy_range(c, p.t.dport) && !answers_dns(skb, &p, w.here, w.bridged)) {
+		count(PROXY_RETURN, p.length);
+		return TC_ACT_OK;
 	}
 	return ingress_hook(skb, &p, c, w, NAT_NONE);
 }

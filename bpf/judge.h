@@ -44,18 +44,22 @@ __noinline int port_mode(__u32 identity, __be16 port, __u32 mode, int here)
 __noinline int judge(const struct tuple *t, __be16 policy_port, const struct config *c, struct judgement *j,
 		     int foreign)
 {
-	struct service_key service = {};
+	struct service_key *service;
+	struct policy_room *r;
 	struct endpoint *src, *dst;
 	__u32 source_class = IDENTITY_WORLD, rule = 0, src_subject = 0, dst_subject = 0;
 	__u32 src_mesh = 0, dst_mesh = 0, dst_mode = 0, src_is_local = 0, dst_is_local = 0;
 	__u8 verdict = VERDICT_ALLOW, other, flags = 0, src_audit = 0, dst_audit = 0;
 	struct ipcache_value *who;
 
-	if (!t || !c || !j)
+	r = bpf_map_lookup_elem(&policy_rooms, &rule);
+	if (!t || !c || !j || !r)
 		return -1;
-	service.addr = t->dst;
-	service.port = t->dport;
-	service.protocol = t->protocol;
+	service = &r->service;
+	__builtin_memset(service, 0, sizeof(*service));
+	service->addr = t->dst;
+	service->port = t->dport;
+	service->protocol = t->protocol;
 	src = bpf_map_lookup_elem(&endpoints, &t->src);
 	dst = bpf_map_lookup_elem(&endpoints, &t->dst);
 	__builtin_memset(j, 0, sizeof(*j));
@@ -89,7 +93,7 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		j->d.dst_identity = dst->identity;
 		j->elsewhere |= dst->flags & ENDPOINT_ELSEWHERE;
 	} else {
-		struct service_value *s = bpf_map_lookup_elem(&services, &service);
+		struct service_value *s = bpf_map_lookup_elem(&services, service);
 
 		if (s && !(s->flags & SERVICE_GATEWAY)) {
 			j->d.dst_identity = 0;
@@ -109,6 +113,7 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 			dst_mesh = who->flags & IPCACHE_MESH;
 			j->dst_mesh = dst_mesh;
 			dst_mode = who->mode;
+			j->named = outside(who);
 		}
 	}
 	known_as_number(dst_is_local);
@@ -116,15 +121,23 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 	if (src_is_local) {
 		verdict = policy_verdict(src_subject, EGRESS, j->d.dst_identity, t->protocol, policy_port, &j->d.rule,
 					 &flags);
+		if (j->named)
+			verdict = with_names(verdict, named_verdict(t, src_subject, j->src_ifindex, policy_port),
+					     &j->d.rule, &flags);
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_EGRESS);
 			return 0;
 		}
+		if (src_audit & (1 << EGRESS) && j->named)
+			r->view = named_verdict(t, src_subject | AUDIT_VIEW, j->src_ifindex, policy_port);
 		if (src_audit & (1 << EGRESS))
 			audit(j, t, src_subject, EGRESS, policy_port);
 	}
 	if (dst_is_local && !(j->d.src_identity == IDENTITY_HOST && c->flags & CONFIG_HOST_ACCESS)) {
 		other = policy_verdict(dst_subject, INGRESS, j->d.src_identity, t->protocol, policy_port, &rule, &flags);
+		/* The DNS proxy judges no requests but its own. */
+		if (other == VERDICT_REDIRECT && flags & POLICY_DNS)
+			other = VERDICT_DENY;
 		if (other >= verdict || !src_is_local) {
 			verdict = other;
 			j->d.rule = rule;
@@ -135,6 +148,14 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		}
 		if (dst_audit & (1 << INGRESS))
 			audit(j, t, dst_subject, INGRESS, policy_port);
+	}
+
+	if (src_is_local && j->d.dst_identity == IDENTITY_DNS) {
+		if (t->dport == bpf_htons(DNS_PORT) && (t->protocol == IPPROTO_UDP || t->protocol == IPPROTO_TCP))
+			steer(&j->d, 0, LISTENER_DNS, 0);
+		else
+			deny(&j->d, UNTRANSLATED_SERVICE);
+		return 0;
 	}
 
 	if (t->protocol == IPPROTO_TCP && src_is_local != dst_is_local && dst_subject != INGRESS_SUBJECT)
@@ -150,6 +171,11 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		}
 		if (src_is_local)
 			dst_mode = MESH_STRICT;
+	}
+
+	if (verdict == VERDICT_REDIRECT && flags & POLICY_DNS) {
+		steer(&j->d, 0, LISTENER_DNS, 0);
+		return 0;
 	}
 
 	if (t->protocol == IPPROTO_TCP && dst_is_local && !src_is_local) {
@@ -170,7 +196,7 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		}
 	}
 	if (verdict == VERDICT_REDIRECT && dst_subject == INGRESS_SUBJECT) {
-		struct service_value *s = bpf_map_lookup_elem(&services, &service);
+		struct service_value *s = bpf_map_lookup_elem(&services, service);
 
 		steer(&j->d, source_class, LISTENER_GATEWAY, s ? s->id : 0);
 		return 0;

@@ -111,6 +111,15 @@ static __noinline int nat_rewrite(struct __sk_buff *skb, struct packet *p, const
 	return 0;
 }
 
+/* A reset ends what it answers: so that a flood towards a closed port takes no room from those who are served. */
+static __always_inline void nat_end(struct nat_room *r, const struct packet *p)
+{
+	nat_make_key(&r->key, r->was.flags & NAT_HAIRPIN ? &r->was.client : &p->t.dst, p->t.dport, &r->was.addr,
+		     r->was.port, p->t.protocol);
+	bpf_map_delete_elem(&nat, &r->key);
+	bpf_map_delete_elem(&nat_back, &r->back);
+}
+
 /* An answer of a backend: it comes from the Service again. 1 if it did. */
 __noinline int nat_answer(struct __sk_buff *skb, struct packet *p)
 {
@@ -124,6 +133,8 @@ __noinline int nat_answer(struct __sk_buff *skb, struct packet *p)
 	if (!was)
 		return 0;
 	r->was = *was;
+	if (p->tcp_flags & TCP_RST)
+		nat_end(r, p);
 	if (nat_rewrite(skb, p, &r->was.addr, r->was.port, 1))
 		return 0;
 	if (r->was.flags & NAT_HAIRPIN)

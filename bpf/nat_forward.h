@@ -23,6 +23,8 @@ enum nat_result {
 	/* There is no backend. */
 	NAT_REFUSED,
 	NAT_NOT_OUTSIDE,
+	/* As it is, to the node of an endpoint, which translates it (beyond.h); nat_room's value.to tells which. */
+	NAT_BEYOND,
 };
 
 /* As nat_room, for the first packet of a flow. */
@@ -60,14 +62,19 @@ static __always_inline int nat_holds(struct nat_value *flow, const struct config
 	return 1;
 }
 
-/* Which set of the Service is for this client. */
-static __always_inline int nat_choice(struct nat_new_room *n, const struct service_value *s, int inside)
+/* Which set of the Service is for this client; `flow` stays with its own. */
+static __always_inline int nat_choice(struct nat_new_room *n, const struct service_value *s,
+				      const struct nat_value *flow, int inside)
 {
 	n->choice.flags = s->flags;
 	n->choice.affinity = s->affinity;
 	if (!inside) {
 		n->choice.service = s->outside;
 		n->choice.backends = s->outside_backends;
+		if (s->beyond && (flow ? flow->service == s->beyond : !s->outside_backends)) {
+			n->choice.service = s->beyond;
+			n->choice.backends = s->beyond_backends;
+		}
 		return s->outside ? NAT_DONE : NAT_NOT_OUTSIDE;
 	}
 	if (!(s->flags & SERVICE_HTTP)) {
@@ -98,7 +105,7 @@ __noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const struct
 	struct service_value *s;
 	struct nat_value *flow;
 	struct endpoint *src;
-	int result, self, inside = here != 0;
+	int result, self, beyond, inside = here != 0;
 
 	if (!r || !n || !p || !c || (p->t.protocol != IPPROTO_TCP && p->t.protocol != IPPROTO_UDP))
 		return NAT_NONE;
@@ -113,12 +120,12 @@ __noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const struct
 	s = bpf_map_lookup_elem(&services, &n->service);
 	if (!s || s->flags & SERVICE_GATEWAY)
 		return NAT_NONE;
-	result = nat_choice(n, s, inside);
-	if (result != NAT_DONE)
-		return result;
-
 	nat_make_key(&r->key, &p->t.src, p->t.sport, &p->t.dst, p->t.dport, p->t.protocol);
 	flow = begins(p) ? NULL : bpf_map_lookup_elem(&nat, &r->key);
+	result = nat_choice(n, s, flow, inside);
+	if (result != NAT_DONE)
+		return result;
+	beyond = !inside && n->choice.service == s->beyond;
 	if (flow && flow->service == n->choice.service) {
 		if (nat_holds(flow, c)) {
 			r->value.to = flow->to;
@@ -154,10 +161,14 @@ __noinline int nat_forward(struct __sk_buff *skb, struct packet *p, const struct
 		nat_make_key(&r->back, &p->t.src, p->t.sport, &r->value.to.addr, r->value.to.port, p->t.protocol);
 	}
 	bpf_map_update_elem(&nat, &r->key, &r->value, BPF_ANY);
+	if (beyond)
+		return NAT_BEYOND;
 	bpf_map_update_elem(&nat_back, &r->back, &r->was, BPF_ANY);
 	if (!nat_in_use())
 		bpf_map_update_elem(&nat_used, &zero, &one, BPF_ANY);
 known:
+	if (beyond)
+		return NAT_BEYOND;
 	self = inside && addr_equal(&r->value.to.addr, &p->t.src);
 	/* From its own address a workload would not take it (RFC 1812, 5.3.7): it seems to come from the Service. */
 	if (self && nat_rewrite(skb, p, &r->key.peer, p->t.sport, 1))

@@ -30,6 +30,11 @@
 #define IDENTITY_HOST 1
 #define IDENTITY_WORLD 2
 #define IDENTITY_INGRESS 8
+/* The node's own DNS, with the number and labels of Cilium's well-known identity kube-dns. */
+#define IDENTITY_DNS 102
+/* From here on: networks that policies name. */
+#define IDENTITY_PREFIXES (1 << 24)
+#define DNS_PORT 53
 /* Names the policy entries of Gateways (penstock/policy/identities.py). */
 #define INGRESS_SUBJECT (IDENTITY_INGRESS * 256)
 
@@ -54,6 +59,7 @@ enum listener_kind {
 	LISTENER_TLS_TCP = 4,
 	LISTENER_TCP_MTLS = 5,
 	LISTENER_GATEWAY = 6,
+	LISTENER_DNS = 7,
 };
 
 /* penstock.plan.MeshMode */
@@ -81,6 +87,9 @@ enum reason {
 	EVENT_LOST = 8,
 	AUDIT_DENIED_EGRESS = 9,
 	AUDIT_DENIED_INGRESS = 10,
+	CONNECTION_RESUMED = 11,
+	ANSWERED_RESET = 12,
+	FORWARDED_NODE = 13,
 	POLICY_DENIED_EGRESS = 32,
 	POLICY_DENIED_INGRESS = 33,
 	SPOOFED_SOURCE = 34,
@@ -150,6 +159,8 @@ struct ipcache_key {
 
 #define IPCACHE_MESH 1
 #define IPCACHE_LOCAL 2
+/* Another node that has a number of its own. */
+#define IPCACHE_NODE 4
 
 struct ipcache_value {
 	__u32 identity;
@@ -175,6 +186,8 @@ struct policy_key {
 #define AUDIT_VIEW 0x80000000
 
 #define POLICY_AUTHENTICATED 1
+/* What it steers is DNS. */
+#define POLICY_DNS 2
 
 struct policy_value {
 	__u8 verdict;
@@ -182,6 +195,22 @@ struct policy_value {
 	__u8 pad[2];
 	/* The entry's number, by which the daemon finds the rules that it came from. */
 	__u32 rule;
+};
+
+/*
+ * An address that a workload (by the ifindex that stands for it) learned from DNS, and the lists of names in policies
+ * (toFQDNs) that the name it asked for is in. Written by the DNS proxy before the workload gets the answer.
+ */
+struct name_key {
+	__u32 ifindex;
+	union addr addr;
+};
+
+#define MAX_NAME_LISTS 15
+
+struct name_value {
+	__u32 count;
+	__u32 lists[MAX_NAME_LISTS];
 };
 
 /* How a port of an identity wants TCP from other nodes, where that is not what its other ports say. */
@@ -223,8 +252,9 @@ struct service_key {
 #define SERVICE_EXTERNAL 4
 #define SERVICE_MAGLEV 8
 
-/* Three sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served
- * to them), and, while a route applies to an external address, the Service's own address for workloads. */
+/* Sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served to them),
+ * and, while a route applies to an external address, the Service's own address for workloads. `beyond` are those of other
+ * nodes, which clients from outside are sent on to as they are while there is none here (0: they are not). */
 struct service_value {
 	__u32 id;
 	__u32 backends;
@@ -234,6 +264,8 @@ struct service_value {
 	__u32 outside;
 	__u32 outside_backends;
 	__u32 alias;
+	__u32 beyond;
+	__u32 beyond_backends;
 };
 
 struct backend_key {
@@ -344,6 +376,8 @@ struct ct_value {
 	__u8 of_node : 1;
 	/* Its packets are translated: answers get the Service's address back. */
 	__u8 nat : 1;
+	/* A FIN or RST was seen. */
+	__u8 ending : 1;
 	__u8 verdict;
 	__be16 proxy_port;
 };
@@ -414,9 +448,9 @@ struct event {
 	__u8 pad[5];
 };
 
-/* Events are for people: a flood may not buy the daemon's time. Per CPU. */
+/* Events are for people: a flood may not buy the daemon's time (12 us each). Per CPU. */
 #define EVENT_WINDOW_NS (100ULL * 1000000ULL)
-#define EVENTS_PER_WINDOW 250
+#define EVENTS_PER_WINDOW 100
 
 struct event_budget {
 	__u64 since;

@@ -6,24 +6,45 @@
 #ifndef PENSTOCK_POLICY_H
 #define PENSTOCK_POLICY_H
 
-#include "maps.h"
+#include "packet.h"
+
+/* Keys, apart from the 512 bytes of stack. */
+struct policy_room {
+	struct name_key name;
+	struct policy_key key;
+	struct policy_key of_name;
+	struct service_key service;
+	/* What rules for names say in the audit's view. */
+	__u64 view;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_PERCPU_ARRAY);
+	__type(key, __u32);
+	__type(value, struct policy_room);
+	__uint(max_entries, 1);
+} policy_rooms SEC(".maps");
 
 static __always_inline __u8 policy_verdict(__u32 subject, __u8 direction, __u32 identity, __u8 protocol, __be16 port,
 					   __u32 *rule, __u8 *flags)
 {
-	struct policy_key key = {
-		.prefixlen = POLICY_FULL_BITS,
-		.subject = subject,
-		.identity = identity,
-		.direction = direction,
-		.protocol = protocol,
-		.port = port,
-	};
 	struct policy_value *of_peer, *of_any;
+	struct policy_room *r;
+	__u32 zero = 0;
 
-	of_peer = bpf_map_lookup_elem(&policy, &key);
-	key.identity = 0;
-	of_any = bpf_map_lookup_elem(&policy, &key);
+	*rule = 0;
+	r = bpf_map_lookup_elem(&policy_rooms, &zero);
+	if (!r)
+		return VERDICT_DENY;
+	r->key.prefixlen = POLICY_FULL_BITS;
+	r->key.subject = subject;
+	r->key.identity = identity;
+	r->key.direction = direction;
+	r->key.protocol = protocol;
+	r->key.port = port;
+	of_peer = bpf_map_lookup_elem(&policy, &r->key);
+	r->key.identity = 0;
+	of_any = bpf_map_lookup_elem(&policy, &r->key);
 	/* What either demands holds: a rule for any peer is one for this peer too. */
 	if (of_peer)
 		*flags |= of_peer->flags;
@@ -37,8 +58,66 @@ static __always_inline __u8 policy_verdict(__u32 subject, __u8 direction, __u32 
 		*rule = of_any->rule;
 		return of_any->verdict;
 	}
-	*rule = 0;
 	return VERDICT_DENY;
+}
+
+/*
+ * What the rules for names (toFQDNs) say of an address that the workload behind `ifindex` learned from DNS: the
+ * strongest verdict in the low byte, flags in the next, the rule in the upper half; 0 if none speaks of it.
+ */
+__noinline __u64 named_verdict(const struct tuple *t, __u32 subject, __u32 ifindex, __u32 port)
+{
+	struct policy_room *r;
+	struct name_value *known;
+	struct policy_value *found;
+	__u32 zero = 0, verdict = VERDICT_NONE, flags = 0, rule = 0;
+	int i;
+
+	r = bpf_map_lookup_elem(&policy_rooms, &zero);
+	if (!t || !r)
+		return VERDICT_NONE;
+	r->name.ifindex = ifindex;
+	r->name.addr = t->dst;
+	known = bpf_map_lookup_elem(&names, &r->name);
+	if (!known)
+		return VERDICT_NONE;
+	r->of_name.prefixlen = POLICY_FULL_BITS;
+	r->of_name.subject = subject;
+	r->of_name.direction = EGRESS;
+	r->of_name.protocol = t->protocol;
+	r->of_name.port = (__be16)port;
+	for (i = 0; i < MAX_NAME_LISTS; i++) {
+		if (i >= known->count)
+			break;
+		r->of_name.identity = known->lists[i];
+		found = bpf_map_lookup_elem(&policy, &r->of_name);
+		if (!found)
+			continue;
+		flags |= found->flags;
+		if (found->verdict > verdict) {
+			verdict = found->verdict;
+			rule = found->rule;
+		}
+	}
+	return verdict | flags << 8 | (__u64)rule << 32;
+}
+
+/* 1 for addresses that are nobody's of the mesh: only those may a name open. */
+static __always_inline int outside(const struct ipcache_value *who)
+{
+	return who->identity == IDENTITY_WORLD || (who->identity >= IDENTITY_PREFIXES && !(who->flags & IPCACHE_NODE));
+}
+
+/* The sender's word and what its rules for names say. A denial that a rule spelled out stands: it has a number. */
+static __always_inline __u8 with_names(__u8 verdict, __u64 found, __u32 *rule, __u8 *flags)
+{
+	__u8 of_name = found & 0xff;
+
+	if (!of_name || (verdict == VERDICT_DENY && *rule) || (verdict != VERDICT_DENY && of_name <= verdict))
+		return verdict;
+	*flags |= (found >> 8) & 0xff;
+	*rule = found >> 32;
+	return of_name;
 }
 
 static __always_inline struct ipcache_value *identify(const union addr *addr)

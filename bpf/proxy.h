@@ -100,6 +100,73 @@ static __noinline int assign_listener(struct __sk_buff *skb, const struct packet
 	return err;
 }
 
+static __always_inline struct bpf_sock *lookup_udp(struct __sk_buff *skb, const struct packet *p, const struct tuple *t)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	if (p->ipv6) {
+		tuple.ipv6.saddr[0] = t->src.w[0];
+		tuple.ipv6.saddr[1] = t->src.w[1];
+		tuple.ipv6.saddr[2] = t->src.w[2];
+		tuple.ipv6.saddr[3] = t->src.w[3];
+		tuple.ipv6.daddr[0] = t->dst.w[0];
+		tuple.ipv6.daddr[1] = t->dst.w[1];
+		tuple.ipv6.daddr[2] = t->dst.w[2];
+		tuple.ipv6.daddr[3] = t->dst.w[3];
+		tuple.ipv6.sport = t->sport;
+		tuple.ipv6.dport = t->dport;
+		return bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
+	}
+	tuple.ipv4.saddr = t->src.w[3];
+	tuple.ipv4.daddr = t->dst.w[3];
+	tuple.ipv4.sport = t->sport;
+	tuple.ipv4.dport = t->dport;
+	return bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+}
+
+/* 0 when the datagram is the DNS proxy's: its socket on the loopback port. With `find` it is only looked for. */
+static __noinline int assign_datagram(struct __sk_buff *skb, const struct packet *p, __be16 port, int find)
+{
+	struct tuple t = {.dport = port, .protocol = IPPROTO_UDP};
+	struct bpf_sock *sk;
+	int err = 0;
+
+	/* Put together again it would be looked for by its own address, and be somebody else's. */
+	if (!p->l4)
+		return -1;
+	t.dst.w[3] = p->ipv6 ? bpf_htonl(1) : bpf_htonl(0x7f000001);
+	sk = lookup_udp(skb, p, &t);
+	if (!sk)
+		return -1;
+	/* A wildcard socket would be found too. */
+	if (sk->src_port != bpf_ntohs(port) || (p->ipv6 ? sk->src_ip6[3] != t.dst.w[3] : sk->src_ip4 != t.dst.w[3]))
+		err = -1;
+	else if (!find)
+		err = bpf_sk_assign(skb, sk, 0);
+	bpf_sk_release(sk);
+	if (!err && !find)
+		skb->mark = (skb->mark & ~MARK_MASK) | MARK_TO_PROXY;
+	return err;
+}
+
+#define UDP_STATE_CONNECTED 1
+
+/* 0 when a datagram answers the DNS proxy: a connected socket with its mark. With `find` it is only looked for. */
+static __noinline __attribute__((unused)) int assign_answer(struct __sk_buff *skb, const struct packet *p, int find)
+{
+	struct bpf_sock *sk = lookup_udp(skb, p, &p->t);
+	int err = -1;
+
+	if (!sk)
+		return -1;
+	if (sk->state == UDP_STATE_CONNECTED && (sk->mark & MARK_MASK) == MARK_PROXY_UPSTREAM)
+		err = find ? 0 : bpf_sk_assign(skb, sk, 0);
+	bpf_sk_release(sk);
+	if (!err && !find)
+		skb->mark = (skb->mark & ~MARK_MASK) | MARK_TO_PROXY;
+	return err;
+}
+
 /*
  * 0 when the frame is on its way up the bridge that `skb` came in by a port of, to be given there to the listener on
  * `port`, or with 0 to the proxy's own socket: a socket that is assigned on a port is lost on the way through the
@@ -151,6 +218,13 @@ static __always_inline int to_own(struct __sk_buff *skb, const struct packet *p,
 static __always_inline int to_listener(struct __sk_buff *skb, const struct packet *p, __be16 port, struct way w)
 {
 	return w.bridged ? raise_to_listener(skb, p, port) : assign_listener(skb, p, port);
+}
+
+static __always_inline int to_datagrams(struct __sk_buff *skb, const struct packet *p, __be16 port, struct way w)
+{
+	if (!w.bridged)
+		return assign_datagram(skb, p, port, 0);
+	return assign_datagram(skb, p, port, 1) ? -1 : raise(skb, port);
 }
 
 static __always_inline int in_proxy_range(const struct config *c, __be16 port)

@@ -12,6 +12,8 @@ static __always_inline int pass(struct __sk_buff *skb, struct ct_value *ct, stru
 	if (ct->nat)
 		nat_answer(skb, p);
 	ct_touch(ct, now);
+	if (p->tcp_flags & (TCP_FIN | TCP_RST))
+		ct->ending = 1;
 	count(FORWARDED_STACK, p->length);
 	return TC_ACT_OK;
 }
@@ -50,13 +52,12 @@ static __noinline int to_all(struct __sk_buff *skb, const struct packet *p, cons
 static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct port *at)
 {
 	__u32 mark = skb->mark & MARK_MASK;
-	struct ct_value *ct, fresh = {};
+	struct ct_value *ct;
 	struct decision nobody = {};
 	struct judgement j;
 	struct config *c;
-	struct ct_key key;
 	struct packet p;
-	struct tuple first;
+	struct flow_room *r;
 	__u32 zero = 0;
 	__be16 port;
 	__u64 now;
@@ -92,9 +93,12 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	if (at && macs[0] & 1 && !bpf_map_lookup_elem(&endpoints, &p.t.dst))
 		return to_all(skb, &p, c, at);
 
+	r = bpf_map_lookup_elem(&flow_rooms, &zero);
+	if (!r)
+		return TC_ACT_SHOT;
 	now = bpf_ktime_get_coarse_ns();
-	side = ct_make_key(&key, &p.t);
-	ct = bpf_map_lookup_elem(&conntrack, &key);
+	side = ct_make_key(&r->key, &p.t);
+	ct = bpf_map_lookup_elem(&conntrack, &r->key);
 	known = ct && continues(ct, &p, side, now) && ct->verdict == VERDICT_ALLOW;
 	if (known && ct->ifindex[side & 1] && mark != MARK_PROVEN)
 		return drop(&p, &nobody, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
@@ -109,17 +113,17 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	}
 
 	/* An answer is judged as the flow that it answers. */
-	first = p.t;
+	r->first = p.t;
 	port = p.policy_port;
 	answer = known && ct->initiator != side;
 	if (answer) {
-		first = reversed(&p.t);
-		port = asked_port(&first);
+		r->first = reversed(&p.t);
+		port = asked_port(&r->first);
 	}
-	judge(&first, port, c, &j, foreign);
+	judge(&r->first, port, c, &j, foreign);
 	if (answer) {
 		if (j.d.verdict != VERDICT_ALLOW) {
-			bpf_map_delete_elem(&conntrack, &key);
+			bpf_map_delete_elem(&conntrack, &r->key);
 			return drop(&p, &j.d, POLICY_CHANGED, HOOK_TO_WORKLOAD);
 		}
 		ct->epoch = c->epoch;
@@ -137,19 +141,20 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 		tell(&p, &j.d, HOOK_TO_WORKLOAD);
 	if (j.audit)
 		tell_audit(&p, &j, HOOK_TO_WORKLOAD);
-	fresh.seen = now;
-	fresh.epoch = c->epoch;
-	fresh.initiator = side;
-	fresh.of_node = !foreign;
-	fresh.verdict = VERDICT_ALLOW;
+	__builtin_memset(&r->fresh, 0, sizeof(r->fresh));
+	r->fresh.seen = now;
+	r->fresh.epoch = c->epoch;
+	r->fresh.initiator = side;
+	r->fresh.of_node = !foreign;
+	r->fresh.verdict = VERDICT_ALLOW;
 	if (side) {
-		fresh.ifindex[1] = j.src_ifindex;
-		fresh.ifindex[0] = j.dst_ifindex;
+		r->fresh.ifindex[1] = j.src_ifindex;
+		r->fresh.ifindex[0] = j.dst_ifindex;
 	} else {
-		fresh.ifindex[0] = j.src_ifindex;
-		fresh.ifindex[1] = j.dst_ifindex;
+		r->fresh.ifindex[0] = j.src_ifindex;
+		r->fresh.ifindex[1] = j.dst_ifindex;
 	}
-	bpf_map_update_elem(&conntrack, &key, &fresh, BPF_ANY);
+	bpf_map_update_elem(&conntrack, &r->key, &r->fresh, BPF_ANY);
 	count(FORWARDED_STACK, p.length);
 	return TC_ACT_OK;
 }

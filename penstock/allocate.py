@@ -57,7 +57,7 @@ def allocate(
     low, high = settings.proxy_listen_ports
     return Allocations(
         identities=_numbers(previous.identities, identities, IDENTITIES, "identities"),
-        vips=_addresses(previous.vips, vips, settings.service_ranges),
+        vips=_addresses(previous.vips, vips, settings.service_ranges, taken=settings.dns_addresses),
         listener_ports=_numbers(
             previous.listener_ports, listener_names, (low, high), "listener ports (proxy_listen_ports)"
         ),
@@ -101,9 +101,10 @@ def _addresses(
     ranges: tuple[Network, ...],
     whose: str = "the Service",
     what: str = "service",
+    taken: Iterable[Address] = (),
 ) -> dict[str, str]:
     given = {name: str(address) for name, address in wanted.items() if address is not None}
-    used = set(given.values())
+    used = {*given.values(), *map(str, taken)}
     pools = {
         version: _Pool(tuple(r for r in ranges if r.version == version), whose, what) for version in (4, 6)
     }

@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from penstock.dns.process import DnsProxy
 from penstock.envoy.admin import Admin
 from penstock.envoy.errors import EnvoyAdminError
 from penstock.envoy.resources import Builder
@@ -28,7 +29,7 @@ from penstock.errors import HostError
 from penstock.mtls.issuer import Issuer
 from penstock.mtls.secrets import secrets, workload_secret
 from penstock.mtls.svid import SVID
-from penstock.plan import KernelTables, ListenerKey, Plan
+from penstock.plan import DNS_LISTENER, KernelTables, ListenerKey, Plan
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
 from penstock.redirect.sockets import proxied, reset, reset_proxied, unsteered
@@ -51,6 +52,8 @@ from penstock.xds.snapshot import Resource, Snapshot, TypeUrl, resource
 
 log = logging.getLogger(__name__)
 
+DNS_PATIENCE = 4.0
+"""Seconds for the DNS proxy to take what it is told, of which most is its start."""
 PATIENCE = 5.0
 """Seconds that one change may keep what was allowed before open while the proxy is not ready."""
 
@@ -100,6 +103,7 @@ class Applier:
         issuer: Issuer,
         trusted: Callable[[], Trusted],
         blocking: Callable[..., Awaitable[Any]],
+        dns: DnsProxy,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """`trusted` gives whom to trust, which may change (a rotation of the CA, a revocation).
@@ -112,6 +116,7 @@ class Applier:
         self.trusted: Trusted = (b"", b"")
         """The trust bundle that is published."""
         self._blocking = blocking
+        self._dns = dns
         self._source_ports = settings.proxy_source_ports
         self._builder: Builder[Resource] = Builder(settings, resource)
         # Listener → version that is known to serve.
@@ -147,6 +152,7 @@ class Applier:
         errors = list(closed.errors)
         took = {"kernel_closed": round(closed.seconds, 6)}
         started = time.perf_counter() - closed.seconds
+        patience = time.monotonic() + PATIENCE
 
         def lap(name: str) -> None:
             took[name] = round(time.perf_counter() - started, 6)
@@ -159,11 +165,14 @@ class Applier:
             log.exception("certificates")
         errors += [f"certificate of {'/'.join(o[0])}: {why}" for o, why in self._issuer.failures.items()]
         snapshot = self._snapshot(plan)
+        # What nothing protects need not wait, and stays as it is.
+        bound = bool(plan.dns.rules)
+        named = await self._dns.publish(plan.dns, DNS_PATIENCE if bound else 0.0)
+        named = named or (not bound and DNS_LISTENER in self.tables.listeners())
         lap("built")
 
         rollout = Rollout(self._server.published, snapshot)
         waiting = ""
-        patience = time.monotonic() + PATIENCE
         for stage in rollout.makes:
             outcome = await self._server.roll_to(stage, max(patience - time.monotonic(), 0.0))
             if not outcome.done:
@@ -178,11 +187,14 @@ class Applier:
         lap("proxy_ready")
 
         try:
-            changed += self.tables.apply(self._steered(plan, wanted, snapshot, refused, proxy=not waiting))
+            changed += self.tables.apply(
+                self._steered(plan, wanted, snapshot, refused, proxy=not waiting, dns=named)
+            )
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         if changed and not errors and any(x.kind is ListenerKind.GATEWAY for x in plan.proxy.listeners):
             await self._blocking(self._end_unjudged, wanted)
+        self._dns.release()
         lap("kernel_open")
 
         if not waiting:
@@ -191,6 +203,8 @@ class Applier:
                 if not outcome.done:
                     waiting = "Envoy has not answered a removal"
                     break
+        if not waiting and not named:
+            waiting = "the DNS proxy has not answered"
         errors += [f"Envoy refused {kind} {name}: {why}" for (kind, name), why in self._refusals().items()]
         lap("done")
         edge = self._edge(plan, waiting, next((e for e in errors if e.startswith("kernel")), ""))
@@ -275,8 +289,9 @@ class Applier:
         refused: Mapping[tuple[str, str], str],
         *,
         proxy: bool,
+        dns: bool,
     ) -> KernelTables:
-        active: set[ListenerKey] = set()
+        active: set[ListenerKey] = {DNS_LISTENER} if dns else set()
         for listener in plan.proxy.listeners:
             item = snapshot.get(TypeUrl.LDS, listener.name)
             if item is not None and listener.name in self._active:

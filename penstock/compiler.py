@@ -22,11 +22,13 @@ from dataclasses import dataclass
 from typing import cast
 
 from penstock.differing import Table
+from penstock.dns.compile import dns_plan
+from penstock.dns.compile import wanted as dns_wanted
 from penstock.facts import MOST_FOLLOWED, Facts
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import Workload
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
-from penstock.policy.identities import Member, identity_text, node_names
+from penstock.policy.identities import Member, identity_text, names_text, node_names
 from penstock.policy.ingress import wanted_addresses
 from penstock.policy.kernel import kernel_tables
 from penstock.policy.policies import POLICY_KINDS, Policies, policies
@@ -61,7 +63,11 @@ def names(world: World, read: Policies | None = None, identities: Iterable[str] 
         identities=tuple(identities),
         vips=vips,
         services=(*served_names(world), *gateway_names(world)),
-        prefixes=(*map(str, read.networks), *node_names(world, read).values()),
+        prefixes=(
+            *map(str, read.networks),
+            *node_names(world, read).values(),
+            *map(names_text, read.names),
+        ),
         balancers={
             name: parse_address(text) if text else None for name, text in wanted_balancers(world).items()
         },
@@ -155,6 +161,7 @@ def _plan(facts: Facts) -> Plan:
         spiffe_id=facts.spiffe_id,
         edge=facts.edge.listeners,
     )
+    dns = dns_wanted(facts)
     return Plan(
         kernel=kernel_tables(facts, demand.listeners),
         proxy=proxy_model(facts, demand.listeners),
@@ -164,8 +171,12 @@ def _plan(facts: Facts) -> Plan:
             for address in m.addresses
         ),
         statuses=_followed_statuses(facts),
-        listener_names=demand.names,
-        unallocated=demand.unallocated,
+        listener_names=(*demand.names, *dns),
+        dns=dns_plan(facts),
+        unallocated=(
+            *demand.unallocated,
+            *(n for n in dns if n not in facts.world.allocations.listener_ports),
+        ),
     )
 
 

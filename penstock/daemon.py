@@ -26,6 +26,8 @@ from prometheus_client.metrics_core import Metric
 from penstock import state
 from penstock.apply import Applied
 from penstock.control import ControlServer, socket_path
+from penstock.dns.process import NoDnsError
+from penstock.dns.shown import with_rules
 from penstock.envoy.proxyless import Proxyless
 from penstock.errors import PenstockError
 from penstock.facts import Facts
@@ -117,6 +119,7 @@ class Daemon:
             options,
             blocking,
             on_event=lambda raw: flows.kernel(decode_event(raw)),
+            on_question=flows.question,
             services=[access_log_service(flows.request, flows.budget)],
         )
         return cls(options, node, files, flows, thread)
@@ -146,6 +149,7 @@ class Daemon:
                 **node.certificates.calls,
                 "metrics": self._metrics_text,
                 **node.blocks.calls,
+                "fqdn": self._fqdn,
             },
             {"observe": self._observe},
         )
@@ -160,6 +164,7 @@ class Daemon:
                 stop.wait(),
                 self._serve_metrics(),
                 node.envoy.keep(self._on_envoy),
+                node.dns.keep(self._wake),
                 self._follow_files(),
                 self._follow_namespaces(),
                 self._follow_containers(),
@@ -296,6 +301,7 @@ class Daemon:
             documents,
             attachments={w.name: found.attachment for w, found in self._surroundings.found.items()},
             other_ports=self._surroundings.other_ports,
+            coming=self._surroundings.coming,
             node_addresses=addresses,
             node_cookie=self._node.cookie,
             allocations=self._world.allocations,
@@ -413,10 +419,22 @@ class Daemon:
     # --- what the other commands ask ---------------------------------------------------------------------
 
     async def _status(self, _: dict[str, Any]) -> Any:
+        await self._look_at_dns()
         return self._report.status(busy=self._applied_revision < self._revision, documents=self._documents)
+
+    async def _look_at_dns(self) -> None:
+        with suppress(NoDnsError):
+            self._report.dns = await self._node.dns.ask("state")
+            return
+        self._report.dns = None
+
+    async def _fqdn(self, _: dict[str, Any]) -> Any:
+        found = await self._node.dns.ask("names")
+        return with_rules(found, self._planner.facts)
 
     async def _metrics_text(self, _: dict[str, Any]) -> Any:
         # In an object: gRPC makes bytes of a bare text before our serialiser sees it.
+        await self._look_at_dns()
         return {"text": self.metrics.text().decode()}
 
     async def _serve_metrics(self) -> None:
@@ -453,6 +471,7 @@ class Daemon:
                 await self._applied.wait_for(
                     lambda: self._applied_revision >= self._revision and self._report.settled
                 )
+        await self._look_at_dns()
         return self._report.status(busy=self._applied_revision < self._revision, documents=self._documents)
 
     async def _observe(self, request: dict[str, Any]) -> AsyncIterator[Any]:

@@ -11,6 +11,8 @@ from dataclasses import replace
 from functools import cached_property, lru_cache
 
 from penstock.differing import Table
+from penstock.dns.compile import service_names
+from penstock.dns.model import ServiceName
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.http_policy_kinds import HTTPPolicy
 from penstock.manifests.kinds import (
@@ -100,6 +102,7 @@ class Facts:
             and world.allocations.prefixes == before.world.allocations.prefixes
             and self.policies.networks == before.policies.networks
             and self.policies.nodes == before.policies.nodes
+            and self.policies.names == before.policies.names
         ):
             return before.members
         if (
@@ -110,6 +113,7 @@ class Facts:
             and world.allocations.prefixes == before.world.allocations.prefixes
             and self.policies.networks == before.policies.networks
             and self.policies.nodes == before.policies.nodes
+            and self.policies.names == before.policies.names
         ):
             workloads = [key for key in self.changed if key.kind == Workload.__name__]
             found = followed_members(world, before.members, workloads)
@@ -283,6 +287,13 @@ class Facts:
         ):
             return before.served
         return served_ports(self.world, self.members)
+
+    @cached_property
+    def service_names(self) -> Mapping[str, ServiceName]:
+        before = self._before
+        if before is not None and self.served is before.served and "service_names" in before.__dict__:
+            return before.service_names
+        return service_names(self.served)
 
     @cached_property
     def edge(self) -> Edge:

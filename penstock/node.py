@@ -24,6 +24,9 @@ from penstock.apply import Applier
 from penstock.blocks import Blocks
 from penstock.certs import Certificates
 from penstock.control import socket_path
+from penstock.dns.process import DnsProxy
+from penstock.dns.process import stop as stop_dns
+from penstock.dns.resolvers import resolvers
 from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import HostError
@@ -38,6 +41,7 @@ from penstock.redirect.blocklist import Blocklist
 from penstock.redirect.datapath import Datapath, take_down
 from penstock.redirect.host import HostSettings
 from penstock.redirect.libbpf import RingBuffer, open_pin
+from penstock.redirect.pressure import Pressure
 from penstock.redirect.tables import Tables
 from penstock.workload_api.answers import Held
 from penstock.workload_api.server import WorkloadAPI
@@ -68,6 +72,12 @@ class Options:
     concurrency: int | None = None
     cert_lifetime: timedelta = LIFETIME
     docker: str | None = None
+    dns_upstreams: tuple[str, ...] = ()
+    """Whom the node's own DNS asks; none: those of /etc/resolv.conf."""
+    dns_min_ttl: int = 0
+    """Seconds that a learned address counts at least."""
+    dns_grace: float = 60.0
+    """Seconds that it goes on to count after its time."""
 
 
 def _pins(run_dir: Path) -> Path:
@@ -92,6 +102,7 @@ class Node:
     datapath: Datapath
     blocks: Blocks
     tables: Tables
+    pressure: Pressure
     server: XdsServer
     clients: XdsServer
     held: Held
@@ -103,6 +114,7 @@ class Node:
     reporter: Reporting
     applier: Applier
     events: RingBuffer
+    dns: DnsProxy
     allocations: Allocations
     cookie: int
 
@@ -112,6 +124,7 @@ class Node:
         await self.workload_api.stop()
         self.events.close()
         self.tables.close()
+        self.pressure.close()
         self.blocks.close()
         self.datapath.close()
         await blocking(self.host.close)
@@ -124,11 +137,13 @@ async def open_node(
     blocking: Blocking,
     *,
     on_event: Callable[[bytes], None],
+    on_question: Callable[[dict[str, Any]], None] = lambda _: None,
     services: Sequence[grpc.GenericRpcHandler],
 ) -> Node:
     """Open or adopt all that the node needs. Raises PenstockError if it cannot carry us.
 
-    `on_event` gets the samples of the kernel's ring buffer; `services` are served beside xDS, to Envoy.
+    `on_event` gets the samples of the kernel's ring buffer, `on_question` what the DNS proxy answered;
+    `services` are served beside xDS, to Envoy.
     """
     for directory in (options.run_dir, options.state_dir):
         directory.mkdir(parents=True, exist_ok=True)
@@ -160,6 +175,14 @@ async def open_node(
     clients_socket(options.run_dir).unlink(missing_ok=True)
     envoy = EnvoyProcess(options.run_dir, node=options.node, concurrency=options.concurrency)
     issuer = Issuer(ca, lifetime=options.cert_lifetime, directory=options.state_dir / "svids")
+    dns = DnsProxy(
+        options.run_dir,
+        upstreams=options.dns_upstreams or resolvers(),
+        min_ttl=options.dns_min_ttl,
+        grace=options.dns_grace,
+        source_ports=settings.proxy_source_ports,
+        tell=on_question,
+    )
     applier = Applier(
         settings=settings,
         datapath=datapath,
@@ -170,6 +193,7 @@ async def open_node(
         issuer=issuer,
         trusted=lambda: (ca.bundle_pem, ca.lists_pem),
         blocking=blocking,
+        dns=dns,
     )
     certificates = Certificates(
         options.node,
@@ -189,6 +213,7 @@ async def open_node(
         datapath=datapath,
         blocks=blocks,
         tables=tables,
+        pressure=Pressure(datapath.pins),
         server=server,
         clients=clients,
         held=held,
@@ -206,6 +231,7 @@ async def open_node(
         reporter=reporter,
         applier=applier,
         events=events,
+        dns=dns,
         allocations=allocations,
         cookie=cookie,
     )
@@ -254,6 +280,7 @@ def tear_down(run_dir: Path) -> None:
     lock = _lock(run_dir)
     try:
         asyncio.run(EnvoyProcess(run_dir, node="").stop())
+        stop_dns(run_dir)
         take_down(_pins(run_dir))
         host = HostSettings(_host_record(run_dir))
         host.down()
@@ -262,6 +289,8 @@ def tear_down(run_dir: Path) -> None:
         for left in (socket_path(run_dir), xds_socket(run_dir), clients_socket(run_dir)):
             left.unlink(missing_ok=True)
         shutil.rmtree(run_dir / "envoy", ignore_errors=True)
+        shutil.rmtree(run_dir / "dns", ignore_errors=True)
+        (run_dir / "dns.log").unlink(missing_ok=True)
         socket, inner = _workload_sockets(run_dir)
         socket.unlink(missing_ok=True)
         shutil.rmtree(inner, ignore_errors=True)

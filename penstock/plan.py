@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import NamedTuple
 
+from penstock.dns.model import DnsPlan
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.routing.model import ListenerKind, ProxyModel
 from penstock.world import Address, Network, WorkloadName
@@ -83,6 +84,8 @@ class IpcacheEntry:
     mesh: bool = False
     mode: MeshMode = MeshMode.OFF
     local: bool = False
+    node: bool = False
+    """Another node, with a number of its own: not the world, whatever its number looks like."""
 
 
 class PolicyKey(NamedTuple):
@@ -98,11 +101,15 @@ class PolicyKey(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PolicyEntry:
-    """`authenticated`: between nodes it holds only for connections over mesh TLS."""
+    """`authenticated`: between nodes it holds only for connections over mesh TLS.
+
+    `dns`: what it steers is DNS.
+    """
 
     verdict: Verdict
     origins: tuple[tuple[ObjectKey, Origin], ...] = ()
     authenticated: bool = False
+    dns: bool = False
 
 
 AUDIT_VIEW = 1 << 31
@@ -142,6 +149,8 @@ class ServiceEntry:
     external: bool = False
     outside: BackendSet | None = None
     alias: BackendSet | None = None
+    beyond: BackendSet | None = None
+    """Those of other mesh nodes: clients from outside are sent on to theirs where `outside` has none."""
     affinity: int = 0
     maglev: int = 0
     gateway: bool = False
@@ -150,13 +159,16 @@ class ServiceEntry:
     @property
     def sets(self) -> tuple[BackendSet, ...]:
         own = BackendSet(self.service_id, self.backends, self.ending)
-        return (own, *(s for s in (self.outside, self.alias) if s is not None))
+        return (own, *(s for s in (self.outside, self.alias, self.beyond) if s is not None))
 
 
 class ListenerKey(NamedTuple):
     source_class: int
     kind: ListenerKind
     destination: int = 0
+
+
+DNS_LISTENER = ListenerKey(0, ListenerKind.DNS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,5 +242,6 @@ class Plan:
     statuses: Mapping[ObjectKey, ObjectStatus] = field(default_factory=dict)
     listener_names: tuple[str, ...] = ()
     """Every listener wanted, with a port or not."""
+    dns: DnsPlan = field(default_factory=DnsPlan)
     unallocated: tuple[str, ...] = ()
     """Listeners that have no port yet: give them one and compile again."""

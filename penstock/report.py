@@ -19,7 +19,7 @@ from penstock.observe.flows import Directory, Flows
 from penstock.observe.reasons import BY_NUMBER
 from penstock.plan import Plan
 from penstock.policy.identities import members
-from penstock.policy.labels import RESERVED
+from penstock.policy.labels import DNS, RESERVED
 from penstock.redirect.layout import rule_number
 from penstock.routing.review import review_routes
 from penstock.routing.review_edge import review_edge
@@ -43,6 +43,7 @@ def directory(world: World, plan: Plan) -> Directory:
     identities |= {
         number: f"cidr:{network}" for network, number in everyone.index.prefixes.identities.items()
     }
+    identities[DNS] = "dns"
     rules = {
         rule_number(entry): ", ".join(f"{key} ({origin})" for key, origin in entry.origins)
         for entry in plan.kernel.policy.values()
@@ -68,6 +69,8 @@ class Report:
         self._reviewed: tuple[Problem, ...] | None = ()
         self._failure = "nothing was applied yet"
         self._transitions = Transitions()
+        self.dns: dict[str, Any] | None = None
+        """What the DNS proxy told of itself, when it was asked last."""
 
     def update(self, world: World, plan: Plan, applied: Applied, problems: tuple[Problem, ...]) -> None:
         self._world, self._plan, self._applied, self._problems = world, plan, applied, problems
@@ -144,10 +147,23 @@ class Report:
                 "nacks": self._node.server.nacks,
                 "resources": self._resources(),
             },
+            "dns": {
+                "needed": self._node.dns.needed,
+                "bound": self._node.dns.bound,
+                "ready": self._node.dns.ready,
+                "starts": self._node.dns.starts,
+                **(self.dns or {}),
+            },
             "limits": {
                 "listener_ports": [len(self._plan.proxy.listeners), high - low + 1],
-                **{f"map {name}": list(sizes) for name, sizes in self._node.tables.sizes().items()},
+                **{
+                    f"map {name}": list(sizes)
+                    for some in (self._node.tables, self._node.pressure)
+                    for name, sizes in some.sizes().items()
+                },
             },
+            "overflow": dict(self._node.tables.overflow),
+            "pressure": self._node.pressure.warnings(),
             "counters": self._counters(),
             "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),

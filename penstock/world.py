@@ -113,6 +113,8 @@ class Settings:
     """Where Services of type LoadBalancer get their addresses from, if the manifest gives none."""
     node_ports: tuple[int, int] = (30000, 32767)
     """Where node ports come from, and must be."""
+    dns_addresses: tuple[Address, ...] = ()
+    """Where workloads reach the node's own DNS; nothing else is to have them."""
     proxy_listen_ports: tuple[int, int] = (15001, 19999)
     """Listeners of Envoy. Disjoint from every range that sockets pick from by themselves."""
     proxy_source_ports: tuple[int, int] = (20000, 31999)
@@ -168,6 +170,8 @@ class World:
     attachments: Mapping[WorkloadName, Attachment] = field(default_factory=dict)
     other_ports: tuple[Link, ...] = ()
     """Ports of this node's bridges that are no workload's: other containers, or a device of the node."""
+    coming: Mapping[int, WorkloadName] = field(default_factory=dict)
+    """Links by index that lead to a workload which has no address yet: nobody speaks there."""
     node_addresses: tuple[Address, ...] = ()
     node_cookie: int = 0
     """The node's own network namespace, for the connect hooks; 0 if unknown."""

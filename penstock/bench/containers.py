@@ -32,8 +32,9 @@ from penstock.lab import netns
 from penstock.lab.engine import Engine, copy_programs
 from penstock.plan import ServiceKey
 from penstock.redirect.decode import service_value
-from penstock.redirect.layout import SHAPES, address_bytes, service_key
+from penstock.redirect.layout import address_bytes, service_key
 from penstock.redirect.libbpf import BpfMap
+from penstock.redirect.shapes import SHAPES
 
 NAME = "bench-docker"
 PORT = 8080

@@ -28,6 +28,7 @@ COMMANDS = {
     "down": "Remove everything that a daemon put on this node.",
     "endpoint": "Local workloads, as the kernel knows them.",
     "explain": "Why something is allowed or denied, and which line decides.",
+    "fqdn": "Names that policies allow, as workloads learned them from DNS.",
     "get": "Show objects with their status.",
     "identity": "Identities: numbers, labels, workloads, addresses.",
     "lab": "Nodes and workloads out of network namespaces.",

@@ -17,6 +17,7 @@ from penstock.cli.output import table
 
 BENCHES = (
     "compile",
+    "attach",
     "policy",
     "l4",
     "l4-bridge",
@@ -68,6 +69,13 @@ def bench() -> None:
 def policy(**options: Any) -> None:
     """Time from a manifest's change on disk to the new verdict, in the kernel and in Envoy."""
     _run(["policy"], **options)
+
+
+@bench.command(name="attach")
+@_options
+def attach(**options: Any) -> None:
+    """Time from a workload's namespace appearing to its traffic being judged and steered as its own."""
+    _run(["attach"], **options)
 
 
 @bench.command(name="compile")

@@ -30,6 +30,10 @@ def line(record: dict[str, Any]) -> str:
     if record["type"] == "flow":
         rule = f" by {record['rule']}" if record["rule"] else ""
         return f"{head} {record['reason']}{rule}"
+    if record["type"] == "dns":
+        told = f" {' '.join(record['addresses'])}" if record["addresses"] else ""
+        asked = f"{record['kind']} {record['name']} {record['rcode']}{told}"
+        return f"{head} {asked} {record['latency_us'] / 1000:.2f} ms"
     what = f"{record['method']} {record['path']}" if "method" in record else "connection"
     upstream = f" at {_party(record['upstream'])}" if record["upstream"]["address"] else ""
     code = record["code"] or ",".join(record["flags"]) or "-"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from datetime import timedelta
+from ipaddress import ip_address
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ from penstock.cli.options import DURATION, passphrase_option, run_dir_option
 from penstock.errors import UsageError
 
 if TYPE_CHECKING:
-    from penstock.world import Enforcement
+    from penstock.world import Address, Enforcement
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -92,6 +93,38 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     help="Follow a Docker Engine: its containers become workloads.  [without SOCKET: /var/run/docker.sock]",
 )
 @click.option(
+    "--dns-address",
+    "dns_addresses",
+    multiple=True,
+    metavar="ADDRESS",
+    default=("10.96.0.10", "fd00:10:96::a"),
+    show_default=True,
+    help="Where workloads reach the node's own DNS, one of each family; `none`: nowhere.",
+)
+@click.option(
+    "--dns-upstream",
+    "dns_upstreams",
+    multiple=True,
+    metavar="ADDRESS",
+    help="Whom the node's own DNS asks what it does not know.  [default: those of /etc/resolv.conf]",
+)
+@click.option(
+    "--dns-min-ttl",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long an address that a workload learned counts at least (toFQDNs).",
+)
+@click.option(
+    "--dns-grace",
+    type=click.FloatRange(0),
+    default=60.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long it goes on to count after its time; with a connection to it longer.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -114,6 +147,10 @@ def run(
     concurrency: int | None,
     proxy_rate: int,
     docker: str | None,
+    dns_addresses: tuple[str, ...],
+    dns_upstreams: tuple[str, ...],
+    dns_min_ttl: int,
+    dns_grace: float,
     log_level: str,
 ) -> None:
     """Run the daemon in the foreground, for the network namespace that it is started in.
@@ -146,12 +183,16 @@ def run(
             trust_domain=check_trust_domain(trust_domain),
             host_access=host_access,
             policy_enforcement=policy_enforcement,
+            dns_addresses=_addresses(dns_addresses, "--dns-address"),
             proxy_rate=proxy_rate,
         ),
         metrics=metrics,
         concurrency=concurrency,
         cert_lifetime=cert_lifetime,
         docker=docker,
+        dns_upstreams=tuple(map(str, _addresses(dns_upstreams, "--dns-upstream"))),
+        dns_min_ttl=dns_min_ttl,
+        dns_grace=dns_grace,
     )
 
     async def main() -> None:
@@ -159,3 +200,12 @@ def run(
         await daemon.run()
 
     uvloop.run(main())
+
+
+def _addresses(words: tuple[str, ...], option: str) -> tuple[Address, ...]:
+    if words == ("none",):
+        return ()
+    try:
+        return tuple(ip_address(word) for word in words)
+    except ValueError as error:
+        raise UsageError(f"{option}: {error}") from None

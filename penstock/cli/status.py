@@ -70,10 +70,17 @@ def _head(found: dict[str, Any]) -> None:
     click.echo(
         f"Envoy {envoy['pid'] or '-'}: {connected}, {envoy['listeners']} listeners, {envoy['nacks']} refusals"
     )
+    dns = found["dns"]
+    if dns["bound"] and not dns["ready"]:
+        click.echo(f"DNS proxy {dns.get('pid') or '-'}: not ready, what is asked of it is dropped")
+    if dns.get("too_many_lists"):
+        click.echo(
+            f"warning: {dns['too_many_lists']} addresses are in more lists of names than the kernel holds"
+        )
     for name, (used, size) in found["limits"].items():
         if used * 10 > size * 8:
             click.echo(f"nearly full: {name}: {used} of {size}")
-    for warning in found["certificate_health"]["warnings"]:
+    for warning in (*found["pressure"], *found["certificate_health"]["warnings"]):
         click.echo(f"warning: {warning}")
     for error in found["errors"]:
         click.echo(f"error: {error}")

@@ -41,6 +41,8 @@ class Judged:
     known: bool = True
     authenticated: bool = False
     """Between nodes only over mesh TLS."""
+    dns: bool = False
+    """What it steers is DNS."""
 
 
 def judged(
@@ -57,7 +59,7 @@ def judged(
     if hit is None:
         return Judged(Verdict.DENY)
     proof = demands_proof(table, *packet)
-    return Judged(hit[1].verdict, hit[0], hit[1].origins, authenticated=proof)
+    return Judged(hit[1].verdict, hit[0], hit[1].origins, authenticated=proof, dns=hit[1].dns)
 
 
 class Kernel(Protocol):
@@ -73,6 +75,10 @@ class Kernel(Protocol):
 
     def listener(self, key: ListenerKey) -> int | None:
         """The port of the listener that stands for it, if it is ready."""
+        ...
+
+    def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
+        """The lists of names (toFQDNs) by which the workload behind `ifindex` has learned `address`."""
         ...
 
     def policy(
@@ -102,6 +108,9 @@ class Planned:
 
     def listener(self, key: ListenerKey) -> int | None:
         return self._tables.listeners.get(key)
+
+    def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
+        return ()
 
     def policy(self, subject: int, direction: Direction, identity: int, protocol: int, port: int) -> Judged:
         return judged(self._tables.policy, subject, direction, identity, protocol, port)

@@ -17,8 +17,9 @@ from penstock.manifests.kinds import Workload
 from penstock.plan import AUDIT_VIEW, Direction, Verdict
 from penstock.policy.entries import ANY, Stance, entries
 from penstock.policy.identities import Member, meshed_nodes
-from penstock.policy.labels import RESERVED
+from penstock.policy.labels import DNS, RESERVED, WORLD
 from penstock.policy.prefixes import is_prefix
+from penstock.world import Address
 
 Origins = tuple[tuple[ObjectKey, Origin], ...]
 
@@ -41,6 +42,8 @@ class Word:
     by_default: bool = False
     authenticated: bool = False
     """Between nodes only over mesh TLS."""
+    dns: bool = False
+    """The DNS proxy is steered to, which judges names."""
 
 
 class Sides:
@@ -69,13 +72,28 @@ class Sides:
 
     # --- L4 -------------------------------------------------------------------------------------------
 
-    def word(self, member: Member, direction: Direction, peer: int, protocol: str, port: int) -> Word:
+    def word(
+        self,
+        member: Member,
+        direction: Direction,
+        peer: int,
+        protocol: str,
+        port: int,
+        address: Address | None = None,
+    ) -> Word:
+        """`address` is the peer's: names may open one that is nobody's (toFQDNs)."""
         number = PROTOCOLS[protocol]
         found = self._judge(member, direction, peer, number, port)
+        outside = peer == WORLD or peer in self._facts.members.index.prefixes.identities.values()
+        if direction is Direction.EGRESS and address is not None and outside:
+            found = self._by_name(found, member, address, number, port)
         if found.key is None:
             closers = self.closers(member, direction)
             who = f" by {by(closers)}" if closers else ""
             text = f"no entry for {self.peer(peer)} at {protocol} {port}: default deny{who}"
+            names = self._names(member) if direction is Direction.EGRESS and outside else ()
+            if names:
+                text += f"; it has asked for no name of {', '.join(names)} that has this address"
             return Word(found.verdict, text, closers, by_default=True)
         if not found.known:
             text = (
@@ -86,8 +104,28 @@ class Sides:
             why = f"no policy closes the {direction.name.lower()} of {name_of(member)}"
             return Word(found.verdict, f"{_VERBS[found.verdict]}: {why}", ())
         proof = ", authenticated" if found.authenticated else ""
-        text = f"entry for {self._entry(found)}: {_VERBS[found.verdict]}{proof} by {by(found.origins)}"
-        return Word(found.verdict, text, found.origins, authenticated=found.authenticated)
+        dns = found.dns and found.verdict is Verdict.REDIRECT
+        verb = "steered to the DNS proxy" if dns else _VERBS[found.verdict]
+        text = f"entry for {self._entry(found)}: {verb}{proof} by {by(found.origins)}"
+        return Word(found.verdict, text, found.origins, authenticated=found.authenticated, dns=dns)
+
+    def _by_name(self, found: Judged, member: Member, address: Address, protocol: int, port: int) -> Judged:
+        """`found`, or what a rule for names says more strongly of an address that was asked for."""
+        here = self._kernel.endpoint(member.addresses[0]) if member.addresses else None
+        if here is None or (found.verdict is Verdict.DENY and found.key is not None):
+            return found
+        for number in self._kernel.names(here.ifindex, address):
+            named = self._kernel.policy(here.subject, Direction.EGRESS, number, protocol, port)
+            if named.key is None or named.key.identity != number:
+                continue
+            if found.key is None or named.verdict > found.verdict:
+                found = named
+        return found
+
+    def _names(self, member: Member) -> tuple[str, ...]:
+        """What rules for names allow a workload."""
+        rules = self._stance(member, Direction.EGRESS).rules
+        return tuple(sorted({name for r in rules if r.peers is not None for name in r.peers.names}))
 
     def audited(
         self, member: Member, direction: Direction, peer: int, protocol: str, port: int
@@ -143,10 +181,16 @@ class Sides:
         return f"{peer}, {names.get(key.protocol, key.protocol)} {ports}"
 
     def peer(self, identity: int) -> str:
+        if identity == DNS:
+            return "the node's own DNS"
         if identity in RESERVED:
             return f"reserved:{RESERVED[identity]}"
         if identity in self._facts.members.index.nodes:
             return f"node {self._facts.members.index.nodes[identity]}"
+        lists = self._facts.members.index.names.items()
+        names = next((names for names, number in lists if number == identity), ())
+        if names:
+            return f"names {', '.join(names)}"
         if is_prefix(identity):
             networks = self._facts.members.index.prefixes.identities.items()
             return next((str(n) for n, number in networks if number == identity), f"identity {identity}")

@@ -21,9 +21,10 @@ from penstock.explain.rewriting import rewritten
 from penstock.explain.sides import Origins, Sides
 from penstock.explain.treated import treated
 from penstock.facts import Facts
-from penstock.plan import Direction, ListenerKey, MeshMode, Plan, ServiceKey, Verdict
+from penstock.plan import DNS_LISTENER, Direction, ListenerKey, MeshMode, Plan, ServiceKey, Verdict
+from penstock.policy.entries import DNS_PORT
 from penstock.policy.identities import Member
-from penstock.policy.labels import HOST, REMOTE_NODE
+from penstock.policy.labels import DNS, HOST, REMOTE_NODE
 from penstock.routing.model import ListenerKind, Route, ServiceTable
 from penstock.world import Address
 
@@ -44,6 +45,8 @@ class Way:
         self._protocol = "TCP"
         # Whether a rule on the way demands authentication.
         self._proof = False
+        # Whether the sender's rules steer to the DNS proxy.
+        self._named = False
         # Whether a policy in audit names requests.
         self._watched = False
 
@@ -86,8 +89,12 @@ class Way:
             return [outcome]
         name = f"Service {service.name.rpartition('/')[0]} ({address})"
         if not home and service.outside is not None:
+            near = service.outside.backends
+            if not near and service.beyond is not None:
+                self._step("service", f"{name}: sent on, as it is, to a node that has an endpoint")
+                return self._each(ends.source, identity, list(service.beyond.backends))
             self._step("service", f"{name} is served to clients from outside, by endpoints of the node asked")
-            return self._each(ends.source, identity, list(service.outside.backends))
+            return self._each(ends.source, identity, list(near))
         if not home:
             self._step("service", f"{name} is served to workloads of the mesh and to nodes only", ok=False)
             return [Outcome(False, "UNTRANSLATED_SERVICE")]
@@ -132,7 +139,7 @@ class Way:
 
     def _direct(self, hop: Hop) -> Outcome:
         target = self._kernel.who(hop.address)
-        self._proof = self._watched = False
+        self._proof = self._watched = self._named = False
         where = f"on {hop.target_node}" if hop.target_node else "outside the mesh"
         self._step("destination", f"{hop.label}, {self._sides.peer(target.identity)}, {where}", at=hop.label)
         verdict = Verdict.ALLOW
@@ -141,6 +148,8 @@ class Way:
             verdict = self._side(hop, sender, Direction.EGRESS, target.identity, hop.source_node)
             if verdict is Verdict.DENY:
                 return Outcome(False, "POLICY_DENIED_EGRESS", hop.label)
+            if target.identity == DNS:
+                return self._asked(hop)
             if self._unproven(hop, target.identity):
                 return Outcome(False, "UNAUTHENTICATED", hop.label)
         if hop.target_node and hop.target_node == hop.source_node:
@@ -150,11 +159,15 @@ class Way:
             if verdict is Verdict.REDIRECT and sender is None:
                 self._step("listener", "what the node itself sends cannot be steered", ok=False, at=hop.label)
                 return Outcome(False, "PROXY_NOT_READY", hop.label)
+            if self._named:
+                return self._asked(hop)
             if verdict is Verdict.REDIRECT:
                 return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
             if self._looked_at(hop):
                 return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
             return Outcome(True, "FORWARDED_LOCAL", hop.label)
+        if self._named:
+            return self._asked(hop)
         if sender is not None and verdict is Verdict.REDIRECT:
             return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
         if sender is not None and hop.source_node and self._protocol == "TCP" and self._strict(hop):
@@ -164,7 +177,9 @@ class Way:
         return self._arrive(hop, tls=False)
 
     def _side(self, hop: Hop, subject: Member, direction: Direction, peer: int, node: str) -> Verdict:
-        word = self._sides.word(subject, direction, peer, self._protocol, hop.port)
+        address = hop.address if direction is Direction.EGRESS else None
+        word = self._sides.word(subject, direction, peer, self._protocol, hop.port, address)
+        self._named = self._named or word.dns
         ok = word.verdict is not Verdict.DENY
         self._proof = self._proof or (ok and word.authenticated)
         self._step(direction.name.lower(), word.text, ok=ok, node=node, at=hop.label, origins=word.origins)
@@ -192,6 +207,17 @@ class Way:
             self._watched = self._watched or audited.verdict is Verdict.REDIRECT
             self._step("audit", audited.text, node=node, at=hop.label, origins=audited.origins)
         return word.verdict
+
+    def _asked(self, hop: Hop) -> Outcome:
+        """What the DNS proxy takes: it may be asked, and judges each name."""
+        if hop.port != DNS_PORT and not self._named:
+            self._step("dns", f"nothing is served at port {hop.port}", ok=False, at=hop.label)
+            return Outcome(False, "UNTRANSLATED_SERVICE", hop.label)
+        here = hop.source_node == self._facts.world.node
+        ready = not here or self._kernel.listener(DNS_LISTENER) is not None
+        text = "the DNS proxy judges each name" if ready else "the DNS proxy is not ready"
+        self._step("dns", text, ok=ready, node=hop.source_node, at=hop.label)
+        return Outcome(ready, "REDIRECTED" if ready else "PROXY_NOT_READY", hop.label)
 
     def _looked_at(self, hop: Hop) -> bool:
         """Whether the proxy takes it for a policy in audit alone; it does only where it is ready."""

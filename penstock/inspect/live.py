@@ -58,11 +58,15 @@ class LiveKernel:
             value.http,
             gateway=planned is not None and planned.gateway,
             external=value.external,
-            outside=BackendSet(value.outside[0], self._backends(value.outside)) if value.outside[0] else None,
-            alias=BackendSet(value.alias, self._backends((value.alias, 1))) if value.alias else None,
+            outside=self._set(value.outside),
+            alias=self._set((value.alias, 1)),
+            beyond=self._set(value.beyond),
             affinity=value.affinity,
             maglev=planned.maglev if planned is not None else int(bool(value.flags & layout.SERVICE_MAGLEV)),
         )
+
+    def _set(self, told: tuple[int, int]) -> BackendSet | None:
+        return BackendSet(told[0], self._backends(told)) if told[0] else None
 
     def _backends(self, told: tuple[int, int]) -> tuple[tuple[Address, int], ...]:
         number, count = told
@@ -73,19 +77,24 @@ class LiveKernel:
         raw = self._tables.read("listeners", layout.listener_key(key)) if self._serving else None
         return decode.port(raw) if raw is not None else None
 
+    def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
+        raw = self._tables.read("names", layout.name_key(ifindex, address))
+        return decode.name_lists(raw) if raw is not None else ()
+
     def policy(self, subject: int, direction: Direction, identity: int, protocol: int, port: int) -> Judged:
         found = []
-        proof = False
+        proof = dns = False
         for peer in (identity, 0):
             asked = PolicyKey(subject, direction, peer, protocol, port, 16)
             raw = self._tables.read("policy", layout.policy_key(asked))
             if raw is not None:
                 found.append((*decode.policy_value(raw), asked))
                 proof = proof or decode.policy_entry(raw).authenticated
+                dns = dns or decode.policy_entry(raw).dns
         if not found:
             return Judged(Verdict.DENY)
         verdict, rule, asked = max(found, key=lambda each: each[0])
         hit = longest(self._plan.kernel.policy, subject, direction, asked.identity, protocol, port)
         if hit is not None and (hit[1].verdict, layout.rule_number(hit[1])) == (verdict, rule):
-            return Judged(verdict, hit[0], hit[1].origins, authenticated=proof)
-        return Judged(verdict, asked, known=False, authenticated=proof)
+            return Judged(verdict, hit[0], hit[1].origins, authenticated=proof, dns=dns)
+        return Judged(verdict, asked, known=False, authenticated=proof, dns=dns)

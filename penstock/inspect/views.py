@@ -22,7 +22,7 @@ from penstock.policy.entries import ANY
 from penstock.policy.identities import Member
 from penstock.policy.rules import Port, Rule
 from penstock.redirect import decode, layout
-from penstock.redirect.layout import SHAPES
+from penstock.redirect.shapes import SHAPES
 from penstock.redirect.tables import Tables
 from penstock.world import is_host
 
@@ -157,6 +157,10 @@ class Views:
                     "outside": [
                         {"address": str(a), "port": p, "name": self._parties.named(a)}
                         for a, p in (entry.outside.backends if entry.outside else ())
+                    ],
+                    "beyond": [
+                        {"address": str(a), "port": p, "name": self._parties.named(a)}
+                        for a, p in (entry.beyond.backends if entry.beyond else ())
                     ],
                     "backends": [
                         {"address": str(a), "port": p, "name": self._parties.named(a)}

@@ -6,6 +6,7 @@ lab.run_in(spec.workload("frontend").netns, ["curl", "http://10.244.1.11:8080/"]
 lab.down(spec.name)
 """
 
+from penstock.lab.build import add_workload, remove_workload
 from penstock.lab.errors import LabError, LabSpecError
 from penstock.lab.file import load
 from penstock.lab.lab import down, find, list_labs, log_of, names, up
@@ -18,6 +19,7 @@ __all__ = [
     "LabSpec",
     "LabSpecError",
     "LabWorkload",
+    "add_workload",
     "down",
     "entered",
     "find",
@@ -25,6 +27,7 @@ __all__ = [
     "load",
     "log_of",
     "names",
+    "remove_workload",
     "run_in",
     "up",
     "write_manifests",

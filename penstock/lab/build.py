@@ -69,6 +69,30 @@ def build(spec: LabSpec) -> None:
         raise failure[0]
 
 
+def add_workload(spec: LabSpec, name: str) -> None:
+    """Make the namespace and links of a workload that was taken away. Raises LabError."""
+    workload = spec.workload(name)
+    netns.create([workload.netns.name])
+    with netns.entered(workload.netns):
+        netns.write_sysctls(_COMMON)
+    with inside(spec.node(workload.node).netns) as ip:
+        _hang(ip, workload)
+
+
+def remove_workload(spec: LabSpec, name: str) -> None:
+    """End a workload: its processes, its namespace, and with it the links."""
+    gone = spec.workload(name).netns.name
+    netns.end_processes([gone])
+    netns.remove(gone)
+
+
+def _hang(ip: IPRoute, workload: LabWorkload) -> None:
+    if workload.links:
+        bridged.workload(ip, workload)
+    else:
+        _workload(ip, workload)
+
+
 def _build(spec: LabSpec) -> None:
     netns.create(spec.namespaces())
     # Before any link: a link takes its settings from `default` when it comes into the namespace.
@@ -81,10 +105,7 @@ def _build(spec: LabSpec) -> None:
             _node(ip, spec, node)
             for workload in spec.workloads:
                 if workload.node == node.name:
-                    if workload.links:
-                        bridged.workload(ip, workload)
-                    else:
-                        _workload(ip, workload)
+                    _hang(ip, workload)
 
 
 def _underlay(spec: LabSpec) -> None:

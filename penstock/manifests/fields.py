@@ -21,8 +21,10 @@ def _not_yet(names: str, **others: str) -> dict[str, str]:
 
 
 _INGRESS_PEERS = "fromRequires fromGroups"
-_EGRESS_PEERS = "toRequires toFQDNs toGroups"
+_EGRESS_PEERS = "toRequires toGroups"
 _NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
+
+_NO_HOST_POLICY = f"{NOT_YET}: what the nodes' own processes send and get is judged at the workloads only"
 
 UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.ServiceSpec: _not_yet(
@@ -30,15 +32,17 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
         "loadBalancerSourceRanges topologyKeys trafficDistribution"
     ),
     kinds.NodeSpec: _not_yet("configSource externalID"),
-    kinds.PolicyRule: _not_yet("log nodeSelector"),
+    kinds.PolicyRule: _not_yet("log", nodeSelector=_NO_HOST_POLICY),
     kinds.IngressRule: _not_yet(_INGRESS_PEERS),
     kinds.EgressRule: _not_yet(_EGRESS_PEERS),
     kinds.IngressDenyRule: _not_yet(_INGRESS_PEERS),
-    kinds.EgressDenyRule: _not_yet(_EGRESS_PEERS),
+    kinds.EgressDenyRule: _not_yet(
+        _EGRESS_PEERS, toFQDNs="cannot stand in a deny rule: deny rules know no names"
+    ),
     kinds.PortRule: _not_yet("listener originatingTLS serverNames terminatingTLS"),
     kinds.PortDenyRule: _NO_L7_IN_DENY,
-    kinds.L7Rules: _not_yet("dns l7 l7proto", kafka="was removed from Cilium in 1.20"),
-    kinds.HeaderMatch: _not_yet("mismatch secret"),
+    kinds.L7Rules: _not_yet("l7 l7proto", kafka="was removed from Cilium in 1.20"),
+    kinds.HeaderMatch: _not_yet("secret"),
     route_kinds.HTTPRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.GRPCRouteSpec: _not_yet("useDefaultGateways"),
     route_kinds.HTTPRouteFilter: _not_yet("extensionRef"),
@@ -53,6 +57,8 @@ UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] =
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
     (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef",),
     (kinds.Authentication, "mode"): ("test-always-fail",),
+    # A policy changes no request here: that is what an HTTPRoute's RequestHeaderModifier does.
+    (kinds.HeaderMatch, "mismatch"): ("ADD", "DELETE", "REPLACE"),
     (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
 }
 """(type, wire name of a field with fixed values) → values that the API knows and this version does not."""

@@ -14,6 +14,7 @@ from penstock.manifests.kinds import (
     CiliumNetworkPolicy,
     EgressDenyRule,
     EgressRule,
+    FQDNSelector,
     IngressDenyRule,
     IngressRule,
     LabelSelector,
@@ -37,6 +38,7 @@ class RulePeers:
     cidr_sets: Sequence[CIDRRule] | None
     nodes: Sequence[LabelSelector] | None
     services: Sequence[ServiceRef] | None = None
+    fqdns: Sequence[FQDNSelector] | None = None
 
     @property
     def absent(self) -> bool:
@@ -53,6 +55,7 @@ class RulePeers:
             "CIDRSet": self.cidr_sets,
             "Nodes": self.nodes,
             "Services": self.services,
+            "FQDNs": self.fqdns,
         }
         return tuple(self.way + name for name, listed in lists.items() if listed is not None)
 
@@ -75,6 +78,7 @@ def peers_of(rule: DirectionRule) -> RulePeers:
         rule.to_cidr_set,
         rule.to_nodes,
         rule.to_services,
+        rule.to_fqdns if isinstance(rule, EgressRule) else None,
     )
 
 

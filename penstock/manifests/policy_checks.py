@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from ipaddress import ip_interface, ip_network
 
 from penstock.manifests import icmp, syntax
+from penstock.manifests import name_checks as names
 from penstock.manifests.kinds import (
     CIDRRule,
     CiliumCIDRGroup,
@@ -47,6 +48,15 @@ def audit_annotation(policy: CiliumPolicy | NetworkPolicy) -> Iterator[Finding]:
     audit = policy.metadata.annotations.get(AUDIT_ANNOTATION)
     if audit not in (None, "true", "false"):
         yield Finding(("metadata", "annotations", AUDIT_ANNOTATION), f'"{audit}" is not "true" or "false"')
+    if audit == "true" and isinstance(policy, CiliumClusterwideNetworkPolicy):
+        for path, rule in rules_of(policy):
+            chosen = rule.endpoint_selector.match_labels if rule.endpoint_selector else {}
+            if "reserved:ingress" in chosen:
+                where = (*path, "endpointSelector", "matchLabels", "reserved:ingress")
+                message = (
+                    "a policy in audit says nothing of who comes to Gateways in this version of Penstock"
+                )
+                yield Finding(where, message, "put the audit on the policies of the backends")
 
 
 def _rule(rule: PolicyRule, path: Path, *, clusterwide: bool) -> Iterator[Finding]:
@@ -81,6 +91,7 @@ def _direction_rule(rule: DirectionRule, path: Path, *, clusterwide: bool) -> It
         yield from selector(peer, (*path, f"{peers.way}Nodes", i))
     for i, service in enumerate(peers.services or ()):
         yield from _service(service, (*path, "toServices", i), clusterwide=clusterwide)
+    yield from names.selectors(peers.fqdns or (), (*path, "toFQDNs"))
     if rule.to_ports == [] and isinstance(rule, IngressDenyRule | EgressDenyRule):
         yield Finding((*path, "toPorts"), "is empty: nothing is denied", "leave it out to deny every port")
     yield from _icmps(rule, path)
@@ -95,8 +106,18 @@ def _direction_rule(rule: DirectionRule, path: Path, *, clusterwide: bool) -> It
             yield from _port(port, (*here, "ports", j))
         if not isinstance(ports, PortRule) or ports.rules is None:
             continue
+        if ports.rules.http and ports.rules.dns:
+            yield Finding((*here, "rules", "dns"), "cannot stand beside rules.http", "make two entries of it")
         if ports.rules.http:
             yield from _http(ports, here)
+            if peers.fqdns is not None:
+                yield Finding(
+                    (*here, "rules", "http"),
+                    "cannot stand in a rule with toFQDNs: the proxy serves workloads only",
+                    "leave rules out to open the port",
+                )
+        elif ports.rules.dns:
+            yield from names.dns(ports, here, peers)
         else:
             yield Finding((*here, "rules"), "holds no rule: every request is allowed", severity="warning")
 

@@ -43,10 +43,11 @@ Entity = Literal[
 
 
 class HeaderMatch(Kind, frozen=True):
-    """A header that a request must have, with exactly this value."""
+    """A header that a request must have, with exactly this value; `mismatch` LOG: else it is only told."""
 
     name: str
     value: str = ""
+    mismatch: Literal["LOG"] | None = None
 
 
 class PortHTTP(Kind, frozen=True):
@@ -59,8 +60,16 @@ class PortHTTP(Kind, frozen=True):
     header_matches: list[HeaderMatch] = []
 
 
+class FQDNSelector(Kind, frozen=True):
+    """A name, or names by a pattern; case does not count."""
+
+    match_name: str = ""
+    match_pattern: str = ""
+
+
 class L7Rules(Kind, frozen=True):
     http: list[PortHTTP] = []
+    dns: list[FQDNSelector] = []
 
 
 class PortProtocol(Kind, frozen=True):
@@ -147,6 +156,7 @@ class EgressRule(Kind, frozen=True):
     to_cidr_set: list[CIDRRule] | None = msgspec.field(default=None, name="toCIDRSet")
     to_nodes: list[LabelSelector] | None = None
     to_services: list[ServiceRef] | None = None
+    to_fqdns: list[FQDNSelector] | None = msgspec.field(default=None, name="toFQDNs")
     to_ports: list[PortRule] | None = None
     icmps: list[ICMPRule] | None = None
     authentication: Authentication | None = None

@@ -138,6 +138,19 @@ class Flows:
             entry.update(method=record.method, path=record.path, authority=record.authority)
         self._add(entry)
 
+    def question(self, record: dict[str, Any]) -> None:
+        """What the DNS proxy answered, or refused."""
+        names = self.directory
+        source, destination = record["source"], record["destination"]
+        self._add(
+            {
+                **record,
+                "reason": "",
+                "source": names.party(*source),
+                "destination": names.party(*destination),
+            }
+        )
+
     async def follow(self, last: int, *, keep_on: bool) -> AsyncIterator[dict[str, Any]]:
         """The last `last` records, oldest first, and then, if `keep_on`, every new one."""
         queue: asyncio.Queue[dict[str, Any]] = asyncio.Queue(QUEUE)

@@ -84,11 +84,23 @@ def of_status(status: Mapping[str, Any]) -> Iterator[Metric]:
     lost = CounterMetricFamily("penstock_requests_not_recorded", "Requests that `observe` was not told of")
     lost.add_metric([], status["requests_not_recorded"])
     yield lost
+    dns = status["dns"]
+    yield gauge("dns_ready", "1 while the DNS proxy knows what is in force, or none is needed", _ready(dns))
+    yield gauge("dns_addresses", "Addresses that workloads learned by names", dns.get("addresses", 0))
+    answers = dns.get("answers", {})
+    yield counters("dns_answers", "Questions by what became of them", "rcode", answers)
     limits = status["limits"]
     yield gauges("table_entries", "Entries in use", "table", {k: used for k, (used, _) in limits.items()})
     yield gauges("table_limit", "Entries there may be", "table", {k: most for k, (_, most) in limits.items()})
+    full = "Entries that were wanted of a table that holds fewer: what needs them is not in force"
+    yield gauges("table_refused", full, "table", status["overflow"])
+    yield gauge("tables_full", "Tables that forget who is idle, and are full", len(status["pressure"]))
     last = max(status["last_apply_ms"].values(), default=0.0) / 1000
     yield gauge("last_apply_seconds", "Time that the last change took", last)
+
+
+def _ready(dns: Mapping[str, Any]) -> bool:
+    return bool(dns["ready"] or not dns["needed"])
 
 
 def of_certificates(health: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:

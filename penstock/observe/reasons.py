@@ -31,6 +31,12 @@ class Reason(IntEnum):
     EVENT_LOST = 8, "an event that nobody was told of: too many at once"
     AUDIT_DENIED_EGRESS = 9, "a policy in audit would deny it: no egress rule of the sender allows it"
     AUDIT_DENIED_INGRESS = 10, "a policy in audit would deny it: no ingress rule of the receiver allows it"
+    CONNECTION_RESUMED = (
+        11,
+        "judged anew in the middle: a full table had forgotten it, or it is older than the programs",
+    )
+    ANSWERED_RESET = 12, "who was called answered with a reset: no listener, or it gave the connection up"
+    FORWARDED_NODE = 13, "sent on, as it is, to a node that has an endpoint of the Service"
     POLICY_DENIED_EGRESS = 32, "no egress rule of the sender allows it"
     POLICY_DENIED_INGRESS = 33, "no ingress rule of the receiver allows it"
     SPOOFED_SOURCE = 34, "the source address is not the sender's"

@@ -13,7 +13,7 @@ from penstock.differing import Table
 from penstock.manifests.kinds import Node
 from penstock.plan import IpcacheEntry, MeshMode
 from penstock.policy.identities import Member, Members
-from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD
+from penstock.policy.labels import DNS, HOST, INGRESS, REMOTE_NODE, WORLD
 from penstock.policy.mesh_tls import TowardModes
 from penstock.world import Address, Network, World, host_network, parse_address
 
@@ -45,10 +45,14 @@ def strangers(world: World, members: Members, edge: tuple[Address, ...] = ()) ->
         number = own.get(document.key.name, REMOTE_NODE)
         for item in node.status.addresses:
             if item.type == "InternalIP":
-                found[host_network(parse_address(item.address))] = IpcacheEntry(number, number)
+                found[host_network(parse_address(item.address))] = IpcacheEntry(
+                    number, number, node=number != REMOTE_NODE
+                )
     for member in members.ingress[1:]:
         for address in member.addresses:
             found[host_network(address)] = IpcacheEntry(INGRESS, INGRESS, mesh=member.mesh)
+    for address in world.settings.dns_addresses:
+        found[host_network(address)] = IpcacheEntry(DNS, DNS, local=True)
     for address in edge:
         found[host_network(address)] = IpcacheEntry(INGRESS, INGRESS, local=True)
     # A Gateway may stand at the node's own address, which stays the node's.

@@ -8,14 +8,16 @@ a wide one. Each entry therefore carries the strongest verdict of all rules of i
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.identities import Member, Members
-from penstock.policy.rules import PROTOCOLS, TCP, PolicySpec, Port, Rule
+from penstock.policy.labels import DNS
+from penstock.policy.rules import PROTOCOLS, TCP, UDP, PolicySpec, Port, Rule
 from penstock.world import Enforcement
 
+DNS_PORT = 53
 ANY = 0
 """The identity that stands for every peer."""
 
@@ -87,6 +89,7 @@ class _Grant:
     policy: ObjectKey
     origin: Origin
     authenticated: bool = False
+    dns: bool = False
 
     def covers(self, protocol: int, first: int, last: int) -> bool:
         return self.protocol in (0, protocol) and self.first <= first and last <= self.last
@@ -101,7 +104,8 @@ def _grants(
 ) -> dict[int, list[_Grant]]:
     found: dict[int, list[_Grant]] = {}
     for rule in what.rules:
-        verdict = Verdict.DENY if rule.deny else Verdict.REDIRECT if rule.http is not None else Verdict.ALLOW
+        steered = rule.http is not None or rule.dns is not None
+        verdict = Verdict.DENY if rule.deny else Verdict.REDIRECT if steered else Verdict.ALLOW
         peers = peers_of(rule, members)
         for port in (Port(0),) if rule.ports is None else rule.ports:
             # A name means another number on each peer, so "any peer" is everyone who may have it.
@@ -112,9 +116,57 @@ def _grants(
                 named = [member] if direction is Direction.INGRESS else by_identity.get(peer, ())
                 for protocol, first, last in resolve(port, named):
                     found.setdefault(peer, []).append(
-                        _Grant(protocol, first, last, verdict, rule.policy, rule.origin, rule.authenticated)
+                        _Grant(
+                            protocol,
+                            first,
+                            last,
+                            verdict,
+                            rule.policy,
+                            rule.origin,
+                            rule.authenticated,
+                            rule.dns is not None,
+                        )
                     )
+    if direction is Direction.EGRESS:
+        _watch(what, found, members)
     return found
+
+
+def _watch(what: Stance, found: dict[int, list[_Grant]], members: Members) -> None:
+    """Where rules name names: DNS is watched wherever it is allowed, and the node's own may be asked."""
+    naming = [rule for rule in what.rules if rule.peers is not None and rule.peers.names and not rule.deny]
+    if not naming:
+        return
+    lists = set(members.index.names.values())
+    for peer, listed in found.items():
+        if peer in lists:
+            continue
+        for grant in list(listed):
+            if grant.verdict is Verdict.ALLOW:
+                listed += [
+                    replace(
+                        grant,
+                        protocol=protocol,
+                        first=DNS_PORT,
+                        last=DNS_PORT,
+                        verdict=Verdict.REDIRECT,
+                        dns=True,
+                    )
+                    for protocol in (TCP, UDP)
+                    if grant.covers(protocol, DNS_PORT, DNS_PORT)
+                ]
+    asked = found.setdefault(DNS, []) if DNS in members.labels else []
+    for rule in naming:
+        asked += [
+            _Grant(protocol, DNS_PORT, DNS_PORT, Verdict.REDIRECT, rule.policy, rule.origin, dns=True)
+            for protocol in (TCP, UDP)
+        ]
+    if not what.default_deny:
+        found.setdefault(ANY, []).extend(
+            _Grant(protocol, DNS_PORT, DNS_PORT, Verdict.REDIRECT, rule.policy, rule.origin, dns=True)
+            for rule in naming[:1]
+            for protocol in (TCP, UDP)
+        )
 
 
 def entries(
@@ -143,7 +195,8 @@ def entries(
                 verdict = max(g.verdict for g in over)
                 origins = tuple((g.policy, g.origin) for g in over if g.verdict is verdict)
                 proven = any(g.authenticated for g in over)
-                result[key] = PolicyEntry(verdict, origins, proven)
+                dns = any(g.dns for g in over if g.verdict is verdict)
+                result[key] = PolicyEntry(verdict, origins, proven, dns)
     if not what.default_deny:
         wild = PolicyKey(member.subject, direction, ANY)
         result.setdefault(wild, PolicyEntry(Verdict.ALLOW))
@@ -156,6 +209,7 @@ def redirected_ports(table: Mapping[PolicyKey, PolicyEntry], peer: int | None = 
     for key, entry in table.items():
         if (
             entry.verdict is Verdict.REDIRECT
+            and not entry.dns
             and key.protocol == TCP
             and (peer is None or key.identity in (ANY, peer))
         ):

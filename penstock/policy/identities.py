@@ -13,10 +13,13 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 
+from penstock.dns.patterns import Names
 from penstock.manifests.document import Document, ObjectKey, place
 from penstock.manifests.kinds import Namespace, Node, Workload
 from penstock.policy.ingress import ACCOUNT, has_edge, ingress_document, of_node
 from penstock.policy.labels import (
+    DNS,
+    DNS_LABELS,
     HOST,
     INGRESS,
     REMOTE_NODE,
@@ -161,6 +164,11 @@ def meshed_nodes(world: World) -> frozenset[str]:
     )
 
 
+def names_text(names: Names) -> str:
+    """What the number of a list of names is allocated for."""
+    return f"names {' '.join(names)}"
+
+
 def node_names(world: World, read: Policies) -> Mapping[str, str]:
     """The other nodes that need an identity of their own, since policies tell nodes apart: name → what its
     number is allocated for."""
@@ -179,6 +187,8 @@ def members(world: World, read: Policies | None = None, before: Members | None =
     meshed = meshed_nodes(world)
     known = {m.document.key: m for m in before.all} if before is not None else {}
     labels: dict[int, Mapping[str, str]] = {number: reserved_labels(number) for number in RESERVED}
+    if world.settings.dns_addresses:
+        labels[DNS] = DNS_LABELS
     port_sets: dict[int, list[Ports]] = {}
     found: list[tuple[Document, Workload, int, Ports, Member | None]] = []
     for document, workload in world.of_kind(Workload):
@@ -252,7 +262,13 @@ def members(world: World, read: Policies | None = None, before: Members | None =
                 netns=workload.spec.netns,
             )
         )
-    return Members(tuple(result), LabelIndex(labels, PrefixIndex(networks), nodes), ingress_members(world))
+    lists = {
+        wanted: number
+        for wanted in read.names
+        if (number := world.allocations.prefixes.get(names_text(wanted))) is not None
+    }
+    index = LabelIndex(labels, PrefixIndex(networks), nodes, lists)
+    return Members(tuple(result), index, ingress_members(world))
 
 
 def _is_local(workload: Workload, world: World) -> bool:

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+from penstock.dns.compile import wanted
+from penstock.dns.model import SOCKET_NAME
 from penstock.facts import Facts
 from penstock.manifests.kinds import Node
 from penstock.plan import (
+    DNS_LISTENER,
     Direction,
     EndpointEntry,
     KernelTables,
@@ -28,7 +31,8 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
     endpoints: dict[Address, EndpointEntry] = {}
     netns: dict[int, int] = {}
     namespaces: dict[int, str] = {}
-    attach: dict[int, tuple[str, str]] = {}
+    # What is attached early need not be waited for when the addresses come; until then it lets nothing pass.
+    attach: dict[int, tuple[str, str]] = dict(facts.world.coming)
     for member in facts.members.local():
         at = member.attachment
         assert at is not None
@@ -61,7 +65,8 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         listeners={
             ListenerKey(listener.source_class, listener.kind, listener.destination): listener.port
             for listener in listeners
-        },
+        }
+        | _dns(facts),
         netns=netns,
         ports=_ports(facts),
         attach=attach,
@@ -71,6 +76,11 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         served_addresses=facts.frontends.addresses,
         reserved_ports=facts.frontends.reserved_ports,
     )
+
+
+def _dns(facts: Facts) -> dict[ListenerKey, int]:
+    port = facts.world.allocations.listener_ports.get(SOCKET_NAME)
+    return {DNS_LISTENER: port} if port and wanted(facts) else {}
 
 
 def _ports(facts: Facts) -> dict[int, PortEntry]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from penstock.dns.patterns import Names
 from penstock.manifests.kinds import LabelSelector
 from penstock.policy.prefixes import PrefixIndex
 
@@ -22,6 +23,9 @@ NAMESPACE_NAME = "kubernetes.io/metadata.name"
 """The label that every namespace has: its name."""
 
 HOST, WORLD, REMOTE_NODE, INGRESS = 1, 2, 6, 8
+DNS = 102
+"""The node's own DNS, while it has an address: with number and labels of Cilium's identity for kube-dns, so
+that the rules that people have for that mean this."""
 RESERVED = {HOST: "host", WORLD: "world", REMOTE_NODE: "remote-node", INGRESS: "ingress"}
 """Numbers below 256 with a meaning of their own (Cilium's)."""
 
@@ -43,6 +47,13 @@ def workload_labels(
 def reserved_labels(identity: int) -> dict[str, str]:
     return {f"reserved:{RESERVED[identity]}": ""}
 
+
+DNS_LABELS: Mapping[str, str] = {
+    "k8s-app": "kube-dns",
+    NAMESPACE: "kube-system",
+    SERVICE_ACCOUNT: "kube-dns",
+    NAMESPACE_LABELS + NAMESPACE_NAME: "kube-system",
+}
 
 WORLD_LABELS: Mapping[str, str] = reserved_labels(WORLD)
 """What the identities of networks have too: they are part of the world."""
@@ -96,10 +107,18 @@ class LabelIndex:
     """Identities by label and by address, so that a selector touches only those that it may select."""
 
     def __init__(
-        self, labels: Mapping[int, Labels], prefixes: PrefixIndex, nodes: Mapping[int, str] | None = None
+        self,
+        labels: Mapping[int, Labels],
+        prefixes: PrefixIndex,
+        nodes: Mapping[int, str] | None = None,
+        names: Mapping[Names, int] | None = None,
     ) -> None:
-        """`labels` are those of the identities of `prefixes` too, and of `nodes`: other nodes' own."""
+        """`labels` are those of the identities of `prefixes` too, and of `nodes`: other nodes' own.
+
+        `names` are the lists of names in policies (toFQDNs), which nobody has as labels.
+        """
         self.labels = labels
+        self.names: Mapping[Names, int] = names or {}
         self.nodes: Mapping[int, str] = nodes or {}
         self.prefixes = prefixes
         self._all = frozenset(labels)

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from operator import is_
 
+from penstock.dns.patterns import Names
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.kinds import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy, NetworkPolicy
 from penstock.manifests.peers import RulePeers, peers_of, rules_of, sections_of
@@ -24,13 +25,16 @@ POLICY_KINDS = (CiliumNetworkPolicy, CiliumClusterwideNetworkPolicy, NetworkPoli
 
 @dataclass(frozen=True, slots=True)
 class PolicyRead:
-    """One policy. `refers`: what it means depends on other objects."""
+    """One policy. `refers`: what it means depends on other objects. `strict` is what it would say if what it
+    only wants told (headerMatches with mismatch: LOG) were asked for."""
 
     document: Document
     specs: tuple[PolicySpec, ...]
+    strict: tuple[PolicySpec, ...]
     refers: bool
     networks: frozenset[Network]
     nodes: bool
+    names: frozenset[Names]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,11 +49,13 @@ class Policies:
     networks: frozenset[Network]
     nodes: bool
     audit: bool
+    names: frozenset[Names] = frozenset()
+    """Every list of names that a rule allows (toFQDNs)."""
 
     def specs(self, *, audit: bool) -> Iterator[PolicySpec]:
-        """Those that are enforced, and with `audit` the others too."""
+        """Those that are enforced, and with `audit` the others too, and what is only to be told."""
         for each in self.read.values():
-            for spec in each.specs:
+            for spec in each.strict if audit else each.specs:
                 if audit or not spec.audit:
                     yield spec
 
@@ -76,7 +82,8 @@ def policies(world: World, before: Policies | None = None) -> Policies:
         read,
         networks,
         any(each.nodes for each in read.values()),
-        any(s.audit for r in read.values() for s in r.specs),
+        any(r.strict is not r.specs or s.audit for r in read.values() for s in r.specs),
+        frozenset().union(*(each.names for each in read.values())),
     )
 
 
@@ -86,26 +93,29 @@ def _same(documents: tuple[Document, ...], before: tuple[Document, ...]) -> bool
 
 def _read(document: Document, references: References) -> PolicyRead:
     specs = specs_of(document, references)
+    strict = specs_of(document, references, strict=True) if _tells(document) else specs
     if document.metadata.annotations.get(AUDIT_ANNOTATION) == "true":
-        specs = tuple(replace(spec, audit=True) for spec in specs)
+        strict = specs = tuple(replace(spec, audit=True) for spec in strict)
     peers = [rule.peers for spec in specs for rule in spec.rules if rule.peers is not None]
     blocks = [each for listed in peers for each in listed.blocks]
     return PolicyRead(
         document,
         specs,
+        strict,
         any(map(_refers, _peers(document))),
         frozenset(n for each in blocks for n in (each.network, *each.excepted)),
         any(listed.nodes for listed in peers),
+        frozenset(listed.names for listed in peers if listed.names),
     )
 
 
-def specs_of(document: Document, references: References) -> tuple[PolicySpec, ...]:
+def specs_of(document: Document, references: References, *, strict: bool = False) -> tuple[PolicySpec, ...]:
     """What a policy of any kind says."""
     policy = document.value
     if isinstance(policy, NetworkPolicy):
         return network_policy_specs(document, policy)
     assert isinstance(policy, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy)
-    return policy_specs(document, policy, references)
+    return policy_specs(document, policy, references, strict=strict)
 
 
 def _peers(document: Document) -> Iterator[RulePeers]:
@@ -113,6 +123,20 @@ def _peers(document: Document) -> Iterator[RulePeers]:
         for _, spec in rules_of(document.value):
             for _, section in sections_of(spec):
                 yield from map(peers_of, section or ())
+
+
+def _tells(document: Document) -> bool:
+    """Whether there is something that is not asked for, but told where it is missing."""
+    if not isinstance(document.value, CiliumNetworkPolicy | CiliumClusterwideNetworkPolicy):
+        return False
+    return any(
+        match.mismatch is not None
+        for _, spec in rules_of(document.value)
+        for rule in (*(spec.ingress or ()), *(spec.egress or ()))
+        for ports in rule.to_ports or ()
+        for http in (ports.rules.http if ports.rules else ())
+        for match in http.header_matches
+    )
 
 
 def _refers(listed: RulePeers) -> bool:

@@ -9,11 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from penstock.dns.patterns import Names, name_list
 from penstock.manifests.document import Document, ObjectKey, Origin
 from penstock.manifests.icmp import type_number
 from penstock.manifests.kinds import (
     EgressDenyRule,
     EgressRule,
+    FQDNSelector,
     ICMPRule,
     IngressDenyRule,
     IngressRule,
@@ -34,6 +36,7 @@ from penstock.manifests.peers import (
 )
 from penstock.plan import Direction
 from penstock.policy.labels import (
+    DNS,
     HOST,
     INGRESS,
     REMOTE_NODE,
@@ -70,7 +73,7 @@ class Port:
 class Peers:
     """Any of `selectors`, of `blocks` or of the reserved identities; `cluster` is every workload.
 
-    `nodes` select nodes of the mesh, this one among them.
+    `nodes` select nodes of the mesh, this one among them; `names` mean addresses that were learned from DNS.
     """
 
     selectors: tuple[Selector, ...] = ()
@@ -78,6 +81,7 @@ class Peers:
     identities: frozenset[int] = frozenset()
     cluster: bool = False
     nodes: tuple[Selector, ...] = ()
+    names: Names = ()
 
     def resolve(self, index: LabelIndex) -> frozenset[int]:
         """Every identity that is meant."""
@@ -94,6 +98,8 @@ class Peers:
             found |= selector.identities(index)
         for selector in self.nodes:
             found |= {i for i in (HOST, *index.nodes) if selector(index.labels[i])}
+        if self.names in index.names:
+            found.add(index.names[self.names])
         return frozenset(found)
 
 
@@ -110,6 +116,8 @@ class Rule:
     origin: Origin
     authenticated: bool = False
     """Between nodes only over mesh TLS (authentication.mode: required)."""
+    dns: Names | None = None
+    """The names that may be asked for; None: it does not speak of DNS."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +136,7 @@ _ENTITY_IDENTITIES = {
     "host": {HOST},
     "remote-node": {REMOTE_NODE},
     "ingress": {INGRESS},
-    "cluster": {HOST, REMOTE_NODE, INGRESS},
+    "cluster": {HOST, REMOTE_NODE, INGRESS, DNS},
 }
 
 
@@ -156,31 +164,39 @@ def _peers(listed: RulePeers, namespace: str, references: References) -> Peers |
         identities=frozenset(identities),
         cluster="cluster" in entities,
         nodes=tuple(predicate(s) for s in listed.nodes or ()),
+        names=names_of(listed.fqdns or ()),
     )
 
 
-def _ports(ports: list[PortProtocol], *, http: bool) -> tuple[Port, ...]:
-    """HTTP rides on TCP alone, whatever `protocol: ANY` says. No ports are none, not all."""
+def names_of(listed: Sequence[FQDNSelector]) -> Names:
+    return name_list(each.match_name or each.match_pattern for each in listed)
+
+
+def _ports(ports: list[PortProtocol], *, http: bool, dns: bool = False) -> tuple[Port, ...]:
+    """HTTP rides on TCP, DNS on TCP and UDP, whatever `protocol: ANY` says. No ports are none, not all."""
     found = []
     for p in ports:
         protocols = (TCP,) if http else PROTOCOLS[p.protocol]
+        if dns:
+            protocols = tuple(each for each in protocols if each in (TCP, UDP))
         text = str(p.port)
         if not text.isdigit():
             found += [Port(protocol, name=text) for protocol in protocols]
         elif int(text) == 0:
-            wild = (0,) if p.protocol == "ANY" and not http else protocols
+            wild = (0,) if p.protocol == "ANY" and not (http or dns) else protocols
             found += [Port(protocol) for protocol in wild]
         else:
             found += [Port(protocol, int(text), p.end_port or int(text)) for protocol in protocols]
     return tuple(found)
 
 
-def _request(http: PortHTTP) -> RequestMatch:
+def _request(http: PortHTTP, *, strict: bool) -> RequestMatch:
     headers: list[tuple[str, str | None]] = []
     for header in http.headers:
         name, colon, value = header.partition(":")
         headers.append((name.strip().lower(), value.strip() if colon else None))
-    headers += [(match.name.lower(), match.value) for match in http.header_matches]
+    asked = (match for match in http.header_matches if strict or match.mismatch is None)
+    headers += [(match.name.lower(), match.value) for match in asked]
     return RequestMatch(http.method or None, http.path or None, http.host or None, tuple(headers))
 
 
@@ -193,16 +209,17 @@ def _types(icmps: Sequence[ICMPRule]) -> Iterator[Port]:
 
 
 def _port_rules(
-    to_ports: Sequence[PortRule | PortDenyRule] | None,
-) -> Iterator[tuple[int | None, tuple[Port, ...] | None, tuple[RequestMatch, ...] | None]]:
+    to_ports: Sequence[PortRule | PortDenyRule] | None, *, strict: bool
+) -> Iterator[tuple[int | None, tuple[Port, ...] | None, tuple[RequestMatch, ...] | None, Names | None]]:
     if to_ports is None:
-        yield None, None, None
+        yield None, None, None, None
         return
     for index, item in enumerate(to_ports):
-        http = None
-        if isinstance(item, PortRule) and item.rules is not None and item.rules.http:
-            http = tuple(_request(h) for h in item.rules.http)
-        yield index, _ports(item.ports, http=http is not None), http
+        http = dns = None
+        if isinstance(item, PortRule) and item.rules is not None:
+            http = tuple(_request(h, strict=strict) for h in item.rules.http) or None
+            dns = names_of(item.rules.dns) or None
+        yield index, _ports(item.ports, http=http is not None, dns=dns is not None), http, dns
 
 
 def _section(
@@ -210,6 +227,8 @@ def _section(
     path: tuple[str | int, ...],
     section: Sequence[DirectionRule] | None,
     references: References,
+    *,
+    strict: bool,
 ) -> Iterator[Rule]:
     for index, item in enumerate(section or ()):
         listed = peers_of(item)
@@ -219,7 +238,7 @@ def _section(
         authentication = item.authentication if isinstance(item, IngressRule | EgressRule) else None
         peers = _peers(listed, document.key.namespace, references)
         messages = None if item.icmps is None else tuple(_types(item.icmps))
-        for port_index, ports, http in _port_rules(item.to_ports):
+        for port_index, ports, http, dns in _port_rules(item.to_ports, strict=strict):
             where = (*path, index) if port_index is None else (*path, index, "toPorts", port_index)
             yield Rule(
                 Direction.INGRESS if listed.way == "from" else Direction.EGRESS,
@@ -230,16 +249,17 @@ def _section(
                 document.key,
                 document.origin(*where),
                 authenticated=authentication is not None and authentication.mode == "required",
+                dns=dns,
             )
 
 
 def _spec(
-    document: Document, path: tuple[str | int, ...], spec: PolicyRule, references: References
+    document: Document, path: tuple[str | int, ...], spec: PolicyRule, references: References, *, strict: bool
 ) -> PolicySpec:
     rules = tuple(
         rule
         for name, section in sections_of(spec)
-        for rule in _section(document, (*path, name), section, references)
+        for rule in _section(document, (*path, name), section, references, strict=strict)
     )
     closes = set()
     for direction, said, sections in (
@@ -252,6 +272,9 @@ def _spec(
     return PolicySpec(selects, rules, frozenset(closes))
 
 
-def policy_specs(document: Document, policy: CiliumPolicy, references: References) -> tuple[PolicySpec, ...]:
-    """The specs of one document, in order."""
-    return tuple(_spec(document, path, spec, references) for path, spec in rules_of(policy))
+def policy_specs(
+    document: Document, policy: CiliumPolicy, references: References, *, strict: bool = False
+) -> tuple[PolicySpec, ...]:
+    """The specs of one document, in order. With `strict` also what a rule only wants told (mismatch: LOG)
+    must be met."""
+    return tuple(_spec(document, path, spec, references, strict=strict) for path, spec in rules_of(policy))

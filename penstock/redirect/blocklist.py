@@ -22,8 +22,8 @@ import msgspec
 from penstock.errors import HostError, UsageError
 from penstock.files import write_atomically
 from penstock.redirect import decode, layout
-from penstock.redirect.layout import SHAPES
 from penstock.redirect.libbpf import BpfMap
+from penstock.redirect.shapes import SHAPES
 from penstock.world import Network
 
 log = logging.getLogger(__name__)

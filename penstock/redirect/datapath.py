@@ -16,6 +16,7 @@ from pathlib import Path
 
 from penstock.plan import PortEntry
 from penstock.redirect import libbpf
+from penstock.redirect.expedite import expedited
 from penstock.redirect.libbpf import AttachType, BpfError, BpfObject
 
 OBJECTS = Path(__file__).parent / "objects"
@@ -191,11 +192,15 @@ class Datapath:
                 for program, attach in programs.items():
                     wanted[f"{program}-{index}"] = (program, index, attach)
         self._settle_guard()
-        # The new ones first: an interface that changes its kind is never without a program.
-        for name, (program, index, attach) in wanted.items():
-            self._attach(program, index, attach, name)
-        for name in [n for n in self._held if "-" in n and n not in wanted and not n.startswith(XDP_PROGRAM)]:
-            self._detach(name)
+        gone = [n for n in self._held if "-" in n and n not in wanted and not n.startswith(XDP_PROGRAM)]
+        if not gone and wanted.keys() <= self._held.keys():
+            return
+        with expedited():
+            # The new ones first: an interface that changes its kind is never without a program.
+            for name, (program, index, attach) in wanted.items():
+                self._attach(program, index, attach, name)
+            for name in gone:
+                self._detach(name)
 
     def guard(self, wanted: bool) -> None:
         """Whether the node's devices carry the blocklist's program. Raises BpfError."""

@@ -25,8 +25,10 @@ from penstock.redirect.layout import (
     ENDPOINT_ELSEWHERE,
     IPCACHE_LOCAL,
     IPCACHE_MESH,
+    IPCACHE_NODE,
     MAPPED,
     POLICY_AUTHENTICATED,
+    POLICY_DNS,
     POLICY_FIXED_BITS,
     PORT_DIRECT,
     SERVICE_EXTERNAL,
@@ -67,7 +69,12 @@ def ipcache_key(raw: bytes) -> Network:
 def ipcache_value(raw: bytes) -> IpcacheEntry:
     identity, source_class, flags, mode = struct.unpack_from("=IIBB", raw)
     return IpcacheEntry(
-        identity, source_class, bool(flags & IPCACHE_MESH), MeshMode(mode), bool(flags & IPCACHE_LOCAL)
+        identity,
+        source_class,
+        bool(flags & IPCACHE_MESH),
+        MeshMode(mode),
+        bool(flags & IPCACHE_LOCAL),
+        bool(flags & IPCACHE_NODE),
     )
 
 
@@ -86,7 +93,16 @@ def policy_value(raw: bytes) -> tuple[Verdict, int]:
 def policy_entry(raw: bytes) -> PolicyEntry:
     """The entry without its origins."""
     verdict, flags, _ = struct.unpack_from("=BB2xI", raw)
-    return PolicyEntry(Verdict(verdict), authenticated=bool(flags & POLICY_AUTHENTICATED))
+    return PolicyEntry(
+        Verdict(verdict),
+        authenticated=bool(flags & POLICY_AUTHENTICATED),
+        dns=bool(flags & POLICY_DNS),
+    )
+
+
+def name_lists(raw: bytes) -> tuple[int, ...]:
+    count, *lists = struct.unpack(f"={len(raw) // 4}I", raw)
+    return tuple(lists[:count])
 
 
 def listener_key(raw: bytes) -> ListenerKey:
@@ -107,6 +123,7 @@ class ServiceValue:
     affinity: int
     outside: tuple[int, int]
     alias: int
+    beyond: tuple[int, int]
 
     @property
     def http(self) -> bool:
@@ -118,8 +135,11 @@ class ServiceValue:
 
 
 def service_value(raw: bytes) -> ServiceValue:
-    number, count, flags, affinity, outside, outside_count, alias = struct.unpack_from("=IIIIIII", raw)
-    return ServiceValue((number, count), flags, affinity, (outside, outside_count), alias)
+    number, count, flags, affinity, *sets = struct.unpack_from("=IIIIIIIII", raw)
+    outside, outside_count, alias, beyond, beyond_count = sets
+    return ServiceValue(
+        (number, count), flags, affinity, (outside, outside_count), alias, (beyond, beyond_count)
+    )
 
 
 def standing_key(raw: bytes) -> tuple[int, Address, int]:

@@ -31,9 +31,9 @@ from penstock.policy.labels import HOST
 from penstock.redirect import maglev
 from penstock.world import Address, Network
 
-IPCACHE_MESH, IPCACHE_LOCAL = 1, 2
+IPCACHE_MESH, IPCACHE_LOCAL, IPCACHE_NODE = 1, 2, 4
 SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_EXTERNAL, SERVICE_MAGLEV = 1, 2, 4, 8
-POLICY_AUTHENTICATED = 1
+POLICY_AUTHENTICATED, POLICY_DNS = 1, 2
 STANDING_READY, STANDING_ENDING = 1, 2
 NETNS_HOST = 1
 ENDPOINT_ELSEWHERE = 1
@@ -42,33 +42,6 @@ CONFIG_HOST_ACCESS = 1
 POLICY_FIXED_BITS = 32 + 32 + 8
 MAPPED = b"\0" * 10 + b"\xff\xff"
 
-
-@dataclass(frozen=True, slots=True)
-class MapShape:
-    """Sizes in bytes; `entries` is where the kernel would refuse more."""
-
-    key: int
-    value: int
-    entries: int
-
-
-SHAPES: Mapping[str, MapShape] = {
-    "config": MapShape(4, 16, 1),
-    "endpoints": MapShape(16, 20, 16384),
-    "ipcache": MapShape(20, 12, 131072),
-    "policy": MapShape(16, 8, 262144),
-    "listeners": MapShape(12, 4, 8192),
-    "port_modes": MapShape(8, 4, 16384),
-    "services": MapShape(20, 28, 65536),
-    "backends": MapShape(8, 20, 262144),
-    "ports": MapShape(4, 28, 16384),
-    "maglev": MapShape(4, 4 + 2 * maglev.SLOTS, 4096),
-    "standing": MapShape(24, 4, 262144),
-    "blocklist": MapShape(20, 32, 65536),
-    "netns": MapShape(8, 8, 16384),
-    "conntrack": MapShape(40, 24, 262144),
-    "counters": MapShape(4, 16, 64),
-}
 
 Table = dict[bytes, bytes]
 Encoder = Callable[[Any], bytes]
@@ -110,6 +83,7 @@ def ipcache_key(network: Network) -> bytes:
 
 def ipcache_value(entry: IpcacheEntry) -> bytes:
     flags = (IPCACHE_MESH if entry.mesh else 0) | (IPCACHE_LOCAL if entry.local else 0)
+    flags |= IPCACHE_NODE if entry.node else 0
     return struct.pack("=IIBB2x", entry.identity, entry.source_class, flags, entry.mode)
 
 
@@ -128,8 +102,12 @@ def rule_number(entry: PolicyEntry) -> int:
 
 
 def policy_value(entry: PolicyEntry) -> bytes:
-    flags = POLICY_AUTHENTICATED if entry.authenticated else 0
+    flags = (POLICY_AUTHENTICATED if entry.authenticated else 0) | (POLICY_DNS if entry.dns else 0)
     return struct.pack("=BB2xI", entry.verdict, flags, rule_number(entry))
+
+
+def name_key(ifindex: int, address: Address) -> bytes:
+    return struct.pack("=I", ifindex) + address_bytes(address)
 
 
 def port_mode_key(place: PortOf) -> bytes:
@@ -151,9 +129,9 @@ def service_key(key: ServiceKey) -> bytes:
 def service_value(entry: ServiceEntry) -> bytes:
     flags = (SERVICE_HTTP if entry.http else 0) | (SERVICE_GATEWAY if entry.gateway else 0)
     flags |= (SERVICE_EXTERNAL if entry.external else 0) | (SERVICE_MAGLEV if entry.maglev else 0)
-    outside, alias = entry.outside, entry.alias
+    outside, alias, beyond = entry.outside, entry.alias, entry.beyond
     return struct.pack(
-        "=IIIIIII",
+        "=IIIIIIIII",
         entry.service_id,
         len(entry.backends),
         flags,
@@ -161,6 +139,8 @@ def service_value(entry: ServiceEntry) -> bytes:
         outside.number if outside else 0,
         len(outside.backends) if outside else 0,
         alias.number if alias else 0,
+        beyond.number if beyond else 0,
+        len(beyond.backends) if beyond else 0,
     )
 
 

@@ -10,6 +10,7 @@ Source: libbpf's bpf.h and libbpf.h; include/uapi/linux/bpf.h for the attach typ
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -84,6 +85,9 @@ class _TestRunOpts(ctypes.Structure):
     )
 
 
+_BATCH = 4096
+"""Entries that are read at once; more than one bucket of any hash map has."""
+
 _SAMPLE = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t)
 
 _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
@@ -104,6 +108,7 @@ _SIGNATURES: dict[str, tuple[object, tuple[object, ...]]] = {
     "bpf_map_lookup_elem": (ctypes.c_int, (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)),
     "bpf_map_delete_elem": (ctypes.c_int, (ctypes.c_int, ctypes.c_char_p)),
     "bpf_map_get_next_key": (ctypes.c_int, (ctypes.c_int, ctypes.c_char_p, ctypes.c_void_p)),
+    "bpf_map_lookup_batch": (ctypes.c_int, (ctypes.c_int, *[ctypes.c_void_p] * 6)),
     "bpf_prog_test_run_opts": (ctypes.c_int, (ctypes.c_int, ctypes.POINTER(_TestRunOpts))),
     "ring_buffer__new": (ctypes.c_void_p, (ctypes.c_int, _SAMPLE, ctypes.c_void_p, ctypes.c_void_p)),
     "ring_buffer__epoll_fd": (ctypes.c_int, (ctypes.c_void_p,)),
@@ -249,6 +254,25 @@ class BpfMap:
             if value is not None:
                 found[key] = value
         return found
+
+    def count(self) -> int:
+        """How many entries there are now, of a hash map; far quicker than going through its keys."""
+        lib, found = _lib(), 0
+        keys = ctypes.create_string_buffer(_BATCH * self.key_size)
+        values = ctypes.create_string_buffer(_BATCH * self.value_size)
+        place, some = ctypes.c_uint32(), ctypes.c_uint32(_BATCH)
+        start: object = None
+        while True:
+            some.value = _BATCH
+            more = lib.bpf_map_lookup_batch(
+                self.fd, start, ctypes.byref(place), keys, values, ctypes.byref(some), None
+            )
+            if more < 0 and ctypes.get_errno() != errno.ENOENT:
+                _check(more, f"read the map {self.path.name}")
+            found += some.value
+            if more < 0:
+                return found
+            start = ctypes.byref(place)
 
     def close(self) -> None:
         os.close(self.fd)

@@ -17,8 +17,9 @@ from penstock.differing import differing
 from penstock.plan import IpcacheEntry, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
 from penstock.policy.rules import UDP
 from penstock.redirect import decode, layout
-from penstock.redirect.layout import SHAPES, Table
+from penstock.redirect.layout import Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
+from penstock.redirect.shapes import SHAPES
 from penstock.world import Network
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
@@ -67,6 +68,8 @@ class Tables:
         self._now: dict[str, Table] = {name: self._maps[name].items() for name in PUT}
         self.lost_backends = False
         """Whether the last `apply` took a backend from a Service, where there are Services of datagrams."""
+        self.overflow: Mapping[str, int] = {}
+        """Maps that what was wanted last does not fit, and the entries that it needs."""
         # With the settings of a daemon before, perhaps.
         self._stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
         self._epoch = int(struct.unpack_from("=I", self._stood)[0])
@@ -74,8 +77,9 @@ class Tables:
     def apply(self, wanted: KernelTables) -> int:
         """Write the difference; the number of entries changed. Raises TableOverflowError, BpfError."""
         tables = self._encoder.encode(wanted)
+        self.overflow = {n: len(t) for n, t in tables.items() if len(t) > SHAPES[n].entries}
         for name, table in tables.items():
-            if len(table) > SHAPES[name].entries:
+            if name in self.overflow:
                 raise TableOverflowError(
                     f"{len(table)} entries do not fit the map {name}, which holds {SHAPES[name].entries}",
                     hint="nothing was written; the last good state stays in force",

@@ -4,8 +4,9 @@ Each place is one entry of the kernel's service table. What it keeps true:
 
 - who is inside (the node and its workloads) gets any endpoint, wherever it is, but of a Service with
   `internalTrafficPolicy: Local` only those of this node;
-- who comes from outside gets an endpoint of this node, with its own source address kept: policy judges who
-  it really is;
+- who comes from outside keeps its own source address: policy judges who it really is. It gets an endpoint
+  of this node; where there is none, and the Service does not say `externalTrafficPolicy: Local`, its packets
+  go on as they are to a node of the mesh that has one, and that one answers;
 - a Service with a route is the same at every address for workloads: they are sent to its own, where the
   route is. Clients from outside get its endpoints, and with them their rules.
 
@@ -15,16 +16,18 @@ Source: Kubernetes v1 Service; KEP-1669 and KEP-2086 (traffic policies).
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 from penstock.manifests.document import ObjectKey
-from penstock.manifests.kinds import Service
+from penstock.manifests.kinds import Node, Service
 from penstock.manifests.service_kinds import affinity_seconds, maglev_size
 from penstock.plan import BackendSet, ServiceEntry, ServiceKey
+from penstock.policy.identities import meshed_nodes
 from penstock.routing.mesh import MeshRoutes
 from penstock.routing.services import (
     ALIAS_SET,
+    BEYOND_SET,
     LOCAL_SET,
     OUTSIDE_SET,
     Backend,
@@ -112,6 +115,10 @@ def _places(
         _ends(b for b in served.backends if b.local),
         _ends(b for b in served.ending if b.local),
     )
+    beyond = None
+    if service.spec.external_traffic_policy == "Cluster":
+        far = (_ends(b for b in of if _beyond(b)) for of in (served.backends, served.ending))
+        beyond = BackendSet(ids.get(name + BEYOND_SET, 0), *far)
     entry = ServiceEntry(
         number,
         served.name,
@@ -123,6 +130,7 @@ def _places(
         alias=BackendSet(ids.get(name + ALIAS_SET, 0), ((vip, served.port.port),)),
         affinity=affinity,
         maglev=maglev,
+        beyond=beyond if beyond and beyond.number and (beyond.backends or beyond.ending) else None,
     )
     for address in _given(world, served):
         yield ServiceKey(address, served.port.port, served.protocol), entry
@@ -131,6 +139,26 @@ def _places(
         for address in world.node_addresses:
             if address.version == served.family:
                 yield ServiceKey(address, node_port, served.protocol), entry
+        # What another node sends on here is for that node's address.
+        if service.spec.external_traffic_policy == "Cluster" and (outside.backends or outside.ending):
+            entry = replace(entry, beyond=None)
+            for address in _other_nodes(world):
+                if address.version == served.family:
+                    yield ServiceKey(address, node_port, served.protocol), entry
+
+
+def _beyond(backend: Backend) -> bool:
+    """Whether another node of the mesh has it: only such a one knows what is sent on to it."""
+    return not backend.local and backend.member is not None and backend.member.mesh
+
+
+def _other_nodes(world: World) -> Iterator[Address]:
+    meshed = meshed_nodes(world)
+    for document, node in world.of_kind(Node):
+        if document.key.name != world.node and document.key.name in meshed:
+            for each in node.status.addresses:
+                if each.type == "InternalIP":
+                    yield parse_address(each.address)
 
 
 def _given(world: World, served: ServedPort) -> tuple[Address, ...]:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from penstock.plan import AUDIT_VIEW, Direction, MeshMode, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.entries import ANY
 from penstock.policy.identities import INGRESS_SUBJECT, Member, Members
-from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, WORLD
+from penstock.policy.labels import DNS, HOST, INGRESS, REMOTE_NODE, WORLD
 from penstock.policy.mesh_tls import MeshModes, TowardModes
 from penstock.routing.model import EdgeListener, HttpChain, ListenerKind, ProxyListener
 from penstock.world import World
@@ -38,10 +38,10 @@ def _redirected_peers(entries: Mapping[PolicyKey, PolicyEntry], members: Members
     """Who is steered to the proxy on the way to a subject with these ingress entries."""
     peers: set[int] = set()
     for key, entry in entries.items():
-        if entry.verdict is Verdict.REDIRECT:
+        if entry.verdict is Verdict.REDIRECT and not entry.dns:
             peers |= set(members.labels) if key.identity == ANY else {key.identity}
     # Nothing steers what the node's own processes send: no tc hook sees it leave.
-    return peers - {HOST}
+    return peers - {HOST, DNS}
 
 
 def _proven_peers(entries: Mapping[PolicyKey, PolicyEntry]) -> set[int]:
@@ -65,7 +65,7 @@ def _wanted(
         if routed:
             wanted.add((ListenerKind.HTTP_SERVICE, member.identity, 0))
         egress = entries[(member.subject, Direction.EGRESS)]
-        if any(e.verdict is Verdict.REDIRECT for e in egress.values()):
+        if any(e.verdict is Verdict.REDIRECT and not e.dns for e in egress.values()):
             wanted.add((ListenerKind.HTTP_WORKLOAD, member.identity, 0))
         peers = _redirected_peers(entries[(member.subject, Direction.INGRESS)], members)
         wanted |= {(ListenerKind.HTTP_WORKLOAD, peer, 0) for peer in peers}
@@ -108,7 +108,10 @@ def _to_gateways(
         for member in members.local():
             egress = entries[(member.subject, Direction.EGRESS)]
             if any(
-                e.verdict is Verdict.REDIRECT and k.identity in (ANY, INGRESS) and _covers(k, listener.port)
+                e.verdict is Verdict.REDIRECT
+                and not e.dns
+                and k.identity in (ANY, INGRESS)
+                and _covers(k, listener.port)
                 for k, e in egress.items()
             ):
                 peers.add(member.identity)

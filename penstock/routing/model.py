@@ -33,6 +33,8 @@ class ListenerKind(IntEnum):
     """Mesh TLS from another node to a local workload; inside is anything, judged at L4 by the kernel."""
     TCP_MTLS = 5
     """Plain TCP of a local workload to a workload of another node that requires mesh TLS."""
+    DNS = 7
+    """DNS, that a policy names or that is for the node's own address of it: the DNS proxy's, not Envoy's."""
     GATEWAY = 6
     """What an L7 rule about Gateways names: served as by the Gateway's own listener, once it is admitted."""
 

@@ -201,7 +201,7 @@ def served_names(world: World) -> tuple[str, ...]:
     )
 
 
-LOCAL_SET, OUTSIDE_SET, ALIAS_SET = "/local", "/outside", "/alias"
+LOCAL_SET, OUTSIDE_SET, ALIAS_SET, BEYOND_SET = "/local", "/outside", "/alias", "/beyond"
 
 
 def further_sets(service: Service) -> tuple[str, ...]:
@@ -209,6 +209,8 @@ def further_sets(service: Service) -> tuple[str, ...]:
     found = [LOCAL_SET] if service.spec.internal_traffic_policy == "Local" else []
     if service.spec.type != "ClusterIP" or service.spec.external_ips:
         found += [OUTSIDE_SET, ALIAS_SET]
+        if service.spec.external_traffic_policy == "Cluster":
+            found.append(BEYOND_SET)
     return tuple(found)
 
 

@@ -69,13 +69,15 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Surroundings:
-    """What was found of the workloads, and the ports of this node's bridges that are none of theirs.
+    """What was found of the workloads, and what of this node's links is none of theirs, or not yet.
 
-    `up` are the node's links that are up, by index, without its loopback device.
+    `coming` are the host sides of routed veths that lead to a workload which has no address yet, `up` the
+    node's links that are up, by index, without its loopback device.
     """
 
     found: Mapping[Wanted, Found]
     other_ports: tuple[Link, ...] = ()
+    coming: Mapping[int, WorkloadName] = field(default_factory=dict)
     up: Mapping[int, str] = field(default_factory=dict)
 
 
@@ -110,6 +112,9 @@ class _Node:
             if link.kind == "veth" and link.nsid >= 0:
                 self.leading.setdefault(link.nsid, set()).add(link.index)
         self._filtered = {version for version, name in _BRIDGE_NETFILTER.items() if _is_set(name)}
+
+    def leading_to(self, netns: str) -> Iterable[int]:
+        return self.leading.get(_nsid(netns), ())
 
     def bridge_of(self, link: HostLink) -> HostLink | None:
         master = self.links.get(link.master)
@@ -150,19 +155,28 @@ def attachments(wanted: Iterable[Wanted], known: Mapping[Wanted, Found]) -> Surr
     """All that are attached now. Blocks; enters namespaces on the calling thread."""
     node = _Node()
     found = {}
+    coming: dict[int, WorkloadName] = {}
     for each in wanted:
         with suppress(OSError):
             one = _find(each, known.get(each), node)
             if one is not None:
                 found[each] = one
+            else:
+                coming.update(dict.fromkeys(node.leading_to(each.netns), each.name))
     own = {link.ifindex for one in found.values() for link in one.attachment.links}
     others = tuple(
         node.link(link)
         for link in node.links.values()
         if link.index not in own and node.bridge_of(link) is not None
     )
+    routed = {index: name for index, name in coming.items() if node.bridge_of(node.links[index]) is None}
     up = {link.index: link.name for link in node.links.values() if link.up and link.name != "lo"}
-    return Surroundings(found, others, up)
+    return Surroundings(found, others, routed, up)
+
+
+def _nsid(netns: str) -> int:
+    with open(netns, "rb") as there:
+        return rtnetlink.namespace_id(there.fileno())
 
 
 def _find(wanted: Wanted, before: Found | None, node: _Node) -> Found | None:
@@ -173,8 +187,7 @@ def _find(wanted: Wanted, before: Found | None, node: _Node) -> Found | None:
             attachment = node.attachment(before.attachment.cookie, before.inside, sides)
             if attachment is not None:
                 return Found(attachment, inode, before.nsid, sides, before.inside)
-    with open(wanted.netns, "rb") as there:
-        nsid = rtnetlink.namespace_id(there.fileno())
+    nsid = _nsid(wanted.netns)
     sides = frozenset(node.leading.get(nsid, ()))
     if not sides:
         return None

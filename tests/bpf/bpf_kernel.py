@@ -12,8 +12,9 @@ from penstock.observe.reasons import Reason
 from penstock.plan import KernelTables
 from penstock.redirect import libbpf
 from penstock.redirect.datapath import Datapath
-from penstock.redirect.layout import SHAPES, KernelEvent, decode_event
+from penstock.redirect.layout import KernelEvent, decode_event
 from penstock.redirect.libbpf import BpfMap, BpfObject, RingBuffer, open_pin
+from penstock.redirect.shapes import SHAPES
 from penstock.redirect.tables import Tables
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,6 +11,7 @@ import btf
 import pytest
 from bpf_kernel import ROOT, Kernel, built_object
 
+from penstock.dns import kernel
 from penstock.envoy import marks
 from penstock.envoy.process import UID
 from penstock.observe.reasons import Reason
@@ -28,10 +29,11 @@ from penstock.plan import (
     ServiceKey,
     Verdict,
 )
-from penstock.policy import labels
+from penstock.policy import labels, prefixes
 from penstock.redirect import host, layout, maglev
-from penstock.redirect.layout import SHAPES, KernelEvent
+from penstock.redirect.layout import KernelEvent
 from penstock.redirect.libbpf import open_pin
+from penstock.redirect.shapes import FORGETFUL, SHAPES
 from penstock.routing.model import ListenerKind
 
 STRUCTS = {
@@ -40,6 +42,7 @@ STRUCTS = {
     "ipcache": ("ipcache_key", "ipcache_value"),
     "policy": ("policy_key", "policy_value"),
     "listeners": ("listener_key", "listener_value"),
+    "names": ("name_key", "name_value"),
     "port_modes": ("port_mode_key", "port_mode_value"),
     "services": ("service_key", "service_value"),
     "backends": ("backend_key", "backend_value"),
@@ -58,10 +61,10 @@ def header() -> btf.Btf:
     return btf.read(built_object("layout"))
 
 
-@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("name", {**SHAPES, **FORGETFUL})
 def test_sizes_of_maps(name: str, header: btf.Btf, loaded: Kernel) -> None:
-    shape = SHAPES[name]
-    key, value = STRUCTS[name]
+    shape = {**SHAPES, **FORGETFUL}[name]
+    key, value = STRUCTS.get(name, ("", ""))
     if value:
         assert header.structs[value].size == shape.value
     if key:
@@ -104,6 +107,12 @@ def test_constants(header: btf.Btf) -> None:
             "MARK_PROXY_EDGE": marks.EDGE,
             "IDENTITY_HOST": labels.HOST,
             "IDENTITY_WORLD": labels.WORLD,
+            "IDENTITY_DNS": labels.DNS,
+            "IDENTITY_PREFIXES": prefixes.FIRST,
+            "IPCACHE_NODE": layout.IPCACHE_NODE,
+            "POLICY_AUTHENTICATED": layout.POLICY_AUTHENTICATED,
+            "POLICY_DNS": layout.POLICY_DNS,
+            "MAX_NAME_LISTS": kernel.MOST_LISTS,
             "IPCACHE_MESH": layout.IPCACHE_MESH,
             "IPCACHE_LOCAL": layout.IPCACHE_LOCAL,
             "ENDPOINT_ELSEWHERE": layout.ENDPOINT_ELSEWHERE,

@@ -68,6 +68,7 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
             bridges: Bridges | None = None,
             bridged: bool = False,
             serve_ca: bool = False,
+            options: tuple[str, ...] = (),
         ) -> rig.Mesh:
             used = {w["node"] for w in workloads}
             nodes = {
@@ -79,6 +80,7 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
                 nodes = {n: {**e, "bridges": {"net": e["podCIDRs"]}} for n, e in nodes.items()}
                 workloads = tuple({**w, "bridges": ["net"]} for w in workloads)
             spec = _named({"nodes": nodes, "workloads": list(workloads)})
-            return stack.enter_context(rig.mesh(spec, tmp_path_factory.mktemp("mesh"), serve_ca=serve_ca))
+            base = tmp_path_factory.mktemp("mesh")
+            return stack.enter_context(rig.mesh(spec, base, serve_ca=serve_ca, options=options))
 
         yield make

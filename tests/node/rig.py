@@ -273,7 +273,9 @@ class CaServer:
 class Mesh:
     """A lab with its daemons, all reading one folder of manifests."""
 
-    def __init__(self, spec: LabSpec, base: Path, *, serve_ca: bool = False) -> None:
+    def __init__(
+        self, spec: LabSpec, base: Path, *, serve_ca: bool = False, options: tuple[str, ...] = ()
+    ) -> None:
         """With `serve_ca` the nodes share no directory: the first of them has a CA server, all join it."""
         self.spec = spec
         self.base = base
@@ -288,6 +290,7 @@ class Mesh:
                 base,
                 Path(f"/run/{spec.name}-{node.name}"),
                 self.ca.options(node.name) if self.ca else ("--ca-dir", str(base / "ca")),
+                options,
             )
             for node in spec.nodes
         }
@@ -378,12 +381,14 @@ def workload(name: str, node: str, *, serves: bool = False, **more: Any) -> dict
 
 
 @contextmanager
-def mesh(spec: LabSpec, base: Path, *, serve_ca: bool = False) -> Iterator[Mesh]:
+def mesh(
+    spec: LabSpec, base: Path, *, serve_ca: bool = False, options: tuple[str, ...] = ()
+) -> Iterator[Mesh]:
     """Bring a mesh up, and take it down whatever happens."""
     lab.up(spec)
     made: Mesh | None = None
     try:
-        made = Mesh(spec, base, serve_ca=serve_ca)
+        made = Mesh(spec, base, serve_ca=serve_ca, options=options)
         made.open()
         yield made
     finally:

@@ -14,8 +14,8 @@ from rig import Mesh, workload
 
 from penstock import lab
 from penstock.lab.links import inside
-from penstock.redirect.layout import SHAPES
 from penstock.redirect.libbpf import BpfMap
+from penstock.redirect.shapes import SHAPES
 
 VERSIONS = pytest.mark.parametrize("version", [4, 6])
 SMALL = 1400

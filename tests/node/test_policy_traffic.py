@@ -164,6 +164,27 @@ def test_audit_of_requests_answers_none_itself(mesh: Mesh, target: str) -> None:
     )
 
 
+@pytest.mark.parametrize("target", ["api", "far"])
+def test_a_header_whose_mismatch_is_only_logged(mesh: Mesh, target: str) -> None:
+    asked = [{"name": "X-Team", "value": "blue", "mismatch": "LOG"}, {"name": "X-Day", "value": "1"}]
+    rule = {"fromEndpoints": [select()], "toPorts": [ports(8080, http=[{"headerMatches": asked}])]}
+    mesh.apply(into(target, rule))
+    address = mesh[target].address()
+
+    def status(path: str, **headers: str) -> int:
+        return ask(mesh["client"], address, 8080, path, headers=headers).status
+
+    assert status(f"/blue/{target}", **{"X-Team": "blue", "X-Day": "1"}) == 200
+    assert status(f"/red/{target}", **{"X-Team": "red", "X-Day": "1"}) == 200
+    assert status(f"/late/{target}", **{"X-Team": "blue", "X-Day": "2"}) == 403
+    node = mesh[target].node
+    told(mesh, node, "AUDIT", type="request", path=f"/red/{target}")
+    assert not any(
+        r["verdict"] == "AUDIT" and r.get("path") == f"/blue/{target}"
+        for r in mesh.daemons[node].observed(400)
+    )
+
+
 def test_audit_beside_an_enforced_policy_opens_nothing(mesh: Mesh) -> None:
     mesh.apply(
         into("api", {"fromEndpoints": [select(app="other")]}),

@@ -3,37 +3,20 @@
 from __future__ import annotations
 
 import socket
-import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass
 from ipaddress import ip_address
-from pathlib import Path
 from typing import Any
 
 import pytest
 from clients import REFUSED, ask, connect, echoes, make_socket, udp_echoes
 from conftest import MeshFactory
 from objects import policy, ports, select, service
+from outside import BALANCED, DGRAM, DUAL, ECHO, EXTERNAL, World, node, outside, refused, world_of
 from packets_raw import udp_packet
 from rig import Mesh, workload
 
 from penstock import lab
-
-DUAL = {"ipFamilyPolicy": "RequireDualStack"}
-HTTP = {"name": "web", "port": 80, "targetPort": "http", "nodePort": 30080}
-ECHO = {"name": "echo", "port": 7, "targetPort": 9090, "nodePort": 30007}
-DGRAM = {"name": "dgram", "port": 7, "targetPort": "dgram", "protocol": "UDP", "nodePort": 30007}
-BALANCED = {4: "10.98.0.9", 6: "fd00:10:98::9"}
-EXTERNAL = {4: "198.51.100.7", 6: "2001:db8:7::7"}
-
-
-@dataclass(frozen=True)
-class World:
-    """A host on the wire between the nodes that is none of them."""
-
-    netns: Path
-    addresses: dict[int, str]
 
 
 @pytest.fixture(scope="module")
@@ -46,39 +29,10 @@ def mesh(make_mesh: MeshFactory) -> Mesh:
     )
 
 
-def _ip(where: Path, *arguments: str) -> None:
-    assert lab.run_in(where, ["ip", *arguments], stderr=subprocess.DEVNULL).wait() == 0
-
-
 @pytest.fixture(scope="module")
 def world(mesh: Mesh) -> Iterator[World]:
-    """It knows the way to the addresses of Services: by node-a."""
-    where, addresses = mesh.spec.underlay_netns, {}
-    for network in mesh.spec.underlay:
-        address = str(network.network_address + 200)
-        addresses[network.version] = address
-        flags = ["nodad"] if network.version == 6 else []
-        _ip(where, "addr", "add", f"{address}/{network.prefixlen}", "dev", "br0", *flags)
-        via = str(node(mesh, network.version))
-        for target in (BALANCED[network.version], EXTERNAL[network.version]):
-            _ip(where, "route", "add", target, "via", via, "dev", "br0")
-    yield World(where, addresses)
-
-
-def node(mesh: Mesh, version: int, number: int = 0) -> Any:
-    return next(a for a in mesh.spec.nodes[number].addresses if a.version == version)
-
-
-def outside(name: str = "api", kind: str = "NodePort", **more: Any) -> dict[str, Any]:
-    return service(name, HTTP, ECHO, DGRAM, selector={"app": name}, type=kind, **DUAL, **more)
-
-
-def refused(client: Any, address: Any, port: int) -> bool:
-    """At once, and not by silence."""
-    with suppress(ConnectionRefusedError):
-        connect(client, address, port, timeout=3).close()
-        return False
-    return True
+    with world_of(mesh) as found:
+        yield found
 
 
 # --- each kind of Service -------------------------------------------------------------------------------

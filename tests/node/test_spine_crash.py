@@ -15,8 +15,8 @@ from conftest import MeshFactory
 from objects import policy, ports, route, select, service, to
 from rig import Daemon, Mesh, workload
 
-from penstock.redirect.layout import SHAPES
 from penstock.redirect.libbpf import BpfMap
+from penstock.redirect.shapes import SHAPES
 
 TABLES = ("endpoints", "ipcache", "policy", "services", "backends", "listeners", "netns")
 

@@ -117,10 +117,10 @@ def test_a_bad_regular_expression() -> None:
 
 
 def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None:
-    lines = policy("  ingres: []\n  egress:\n  - toFQDNs: []\n    toPort: []\n")
+    lines = policy("  ingres: []\n  egress:\n  - toGroups: []\n    toPort: []\n")
     assert [line.split(": ")[2] for line in lines] == [
         "spec.ingres",
-        "spec.egress[0].toFQDNs",
+        "spec.egress[0].toGroups",
         "spec.egress[0].toPort",
     ]
 
@@ -132,11 +132,11 @@ def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None
         ("fromGroups: [{}]", "fromGroups"),
         ("toPorts: [{serverNames: [a]}]", "toPorts[0].serverNames"),
         ("toPorts: [{terminatingTLS: {}}]", "toPorts[0].terminatingTLS"),
-        ("toPorts: [{rules: {dns: []}}]", "toPorts[0].rules.dns"),
+        ("toPorts: [{rules: {l7: []}}]", "toPorts[0].rules.l7"),
         (
             "toPorts: [{ports: [{port: 80}], rules: {http: [{headerMatches: "
-            "[{name: a, value: b, mismatch: LOG}]}]}}]",
-            "toPorts[0].rules.http[0].headerMatches[0].mismatch",
+            "[{name: a, secret: {name: b}}]}]}}]",
+            "toPorts[0].rules.http[0].headerMatches[0].secret",
         ),
     ],
 )

@@ -20,7 +20,7 @@ from penstock.explain.offline import compiled
 from penstock.manifests.loader import load
 from penstock.plan import AUDIT_VIEW, Direction, ListenerKey, Plan, Verdict
 from penstock.policy.lookup import look_up
-from penstock.routing.model import ListenerKind
+from penstock.routing.model import ListenerKind, Rights
 
 PEOPLE = workload("web", "10.1.0.1") + workload("api", "10.1.0.2") + workload("db", "10.1.0.3")
 AUDITED = 'namespace: default, annotations: {penstock.dev/audit: "true"}}'
@@ -70,6 +70,50 @@ def test_l7_rules_in_audit_are_judged_in_the_shadow() -> None:
     assert plan.proxy.workload_audit is not None
     named = [r for r in plan.proxy.workload_audit if r.sources and web in r.sources]
     assert [m.method for r in named for group in r.requests for m in group] == ["GET"]
+
+
+HEADER_TOLD = (
+    "{fromEndpoints: [{matchLabels: {app: web}}], toPorts: [{ports: [{port: 80}], rules: {http: "
+    "[{method: GET, headerMatches: [{name: X-Team, value: blue, mismatch: LOG}, "
+    "{name: X-Day, value: '1'}]}]}}]}"
+)
+
+
+def test_a_header_whose_mismatch_is_only_logged() -> None:
+    """It is asked for in the view alone; the others are asked for in both."""
+    _, plan = make(PEOPLE + policy(INTO_API % HEADER_TOLD))
+    web = identity_of(plan, "10.1.0.1")
+
+    def headers(rights: tuple[Rights, ...] | None) -> list[tuple[str, str | None]]:
+        (found,) = [
+            match.headers
+            for right in rights or ()
+            if right.sources and web in right.sources
+            for group in right.requests
+            for match in group
+        ]
+        return list(found)
+
+    assert headers(plan.proxy.workload_rights) == [("x-day", "1")]
+    assert headers(plan.proxy.workload_audit) == [("x-team", "blue"), ("x-day", "1")]
+    assert verdicts(plan, "10.1.0.1", "10.1.0.2") == (Verdict.REDIRECT, Verdict.REDIRECT)
+    assert verdicts(plan, "10.1.0.3", "10.1.0.2") == (Verdict.DENY, Verdict.DENY)
+
+
+def test_audit_of_who_comes_to_gateways_is_refused_by_name() -> None:
+    selects = "{endpointSelector: {matchLabels: {'reserved:ingress': ''}}, ingress: [{}]}"
+    text = audited(selects).replace("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy")
+    text = text.replace("namespace: default, ", "")
+    (problem,) = [p for p in load(text, "a.yaml").problems if p.severity == "error"]
+    assert "in audit says nothing of who comes to Gateways" in problem.message
+
+
+@pytest.mark.parametrize("mismatch", ["ADD", "DELETE", "REPLACE"])
+def test_a_policy_changes_no_request(mismatch: str) -> None:
+    text = policy(INTO_API % HEADER_TOLD.replace("LOG", mismatch))
+    (problem,) = [p for p in load(text, "a.yaml").problems if p.severity == "error"]
+    assert problem.field.endswith("headerMatches[0].mismatch")
+    assert mismatch in problem.message
 
 
 def test_without_audit_nothing_is_there_for_it() -> None:

@@ -24,6 +24,7 @@ from penstock.plan import (
     Verdict,
 )
 from penstock.redirect import decode, layout
+from penstock.redirect.shapes import SHAPES
 from penstock.routing.model import ListenerKind
 
 A, B = ip_address("10.1.0.1"), ip_address("fd00::1")
@@ -55,6 +56,7 @@ TABLES = KernelTables(
             ending=((B, 3),),
             external=True,
             outside=BackendSet(8, ((A, 1),)),
+            beyond=BackendSet(13, ((ip_address("10.2.0.1"), 8080),)),
             alias=BackendSet(9, ((B, 53),)),
             affinity=60,
             maglev=251,
@@ -86,13 +88,14 @@ def test_every_table_comes_back() -> None:
             s.affinity,
             (s.outside.number, len(s.outside.backends)) if s.outside else (0, 0),
             s.alias.number if s.alias else 0,
+            (s.beyond.number, len(s.beyond.backends)) if s.beyond else (0, 0),
         )
         for key, s in TABLES.services.items()
     }
     standing = {decode.standing_key(k): v[0] for k, v in RAW["standing"].items()}
     assert standing[7, A, 1] == standing[8, A, 1] == layout.STANDING_READY
     assert standing[7, B, 3] == layout.STANDING_ENDING
-    assert {struct.unpack("=I", k)[0] for k in RAW["maglev"]} == {7, 8}
+    assert {struct.unpack("=I", k)[0] for k in RAW["maglev"]} == {7, 8, 13}
     assert {decode.listener_key(k): decode.port(v) for k, v in RAW["listeners"].items()} == TABLES.listeners
     backends = {struct.unpack("=II", k): decode.backend(v) for k, v in RAW["backends"].items()}
     assert backends == {
@@ -102,6 +105,7 @@ def test_every_table_comes_back() -> None:
         (7, 1): (B, 2),
         (8, 0): (A, 1),
         (9, 0): (B, 53),
+        (13, 0): (ip_address("10.2.0.1"), 8080),
     }
 
 
@@ -109,7 +113,7 @@ def test_every_table_comes_back() -> None:
 def test_a_connection_is_told_from_the_side_that_began(second: bool, epoch: int, verdict: int) -> None:
     key = layout.address_bytes(A) + layout.address_bytes(B) + b"\x1f\x90\x00\x50" + bytes([6, 0, 0, 0])
     value = struct.pack("=QIIIBB2s", 99, epoch, 7, 0, int(second), verdict, (15001).to_bytes(2, "big"))
-    assert (len(key), len(value)) == (layout.SHAPES["conntrack"].key, layout.SHAPES["conntrack"].value)
+    assert (len(key), len(value)) == (SHAPES["conntrack"].key, SHAPES["conntrack"].value)
     found = decode.connection(key, value)
     ends = ((found.source, found.source_port), (found.destination, found.destination_port))
     assert ends == (((B, 80), (A, 8080)) if second else ((A, 8080), (B, 80)))

@@ -71,17 +71,44 @@ def test_a_load_balancer_and_external_addresses() -> None:
     assert len(without.kernel.served_addresses) == 1
 
 
+NODE_B = """
+apiVersion: v1
+kind: Node
+metadata: {name: node-b%s}
+spec: {podCIDRs: [10.244.2.0/24]}
+status: {addresses: [{type: InternalIP, address: 192.0.2.2}]}
+---"""
+PORTS = "type: NodePort, ports: [{port: 80, targetPort: 8080, nodePort: 30080}]"
+
+
+def test_what_other_nodes_send_on_is_for_their_address() -> None:
+    plan = made(NODE_B % "" + service(PORTS))
+    own, others = at(plan, NODES[0], 30080), at(plan, "192.0.2.2", 30080)
+    assert own.beyond is not None
+    assert who(own.beyond.backends) == [THERE]
+    # What was sent on once is not sent on again.
+    assert (others.outside, others.beyond) == (own.outside, None)
+
+
+def test_nothing_is_sent_on_where_that_is_not_wanted_or_not_understood() -> None:
+    local = made(NODE_B % "" + service(PORTS + ", externalTrafficPolicy: Local"))
+    foreign = made(NODE_B % ", annotations: {penstock.dev/mesh: 'false'}" + service(PORTS))
+    for plan in (local, foreign):
+        assert at(plan, NODES[0], 30080).beyond is None
+        assert ServiceKey(ip_address("192.0.2.2"), 30080, TCP) not in plan.kernel.services
+
+
 def test_local_endpoints_only() -> None:
     plan = made(service("clusterIP: 10.96.0.7, internalTrafficPolicy: Local"))
     assert who(at(plan, "10.96.0.7").backends) == [HERE]
 
 
 def test_numbers_of_sets_are_their_own() -> None:
-    plan = made(service("type: NodePort, internalTrafficPolicy: Local"))
+    plan = made(NODE_B % "" + service("type: NodePort, internalTrafficPolicy: Local"))
     numbers = {each.number: each for entry in plan.kernel.services.values() for each in entry.sets}
     assert 0 not in numbers
-    # Own (local), all, outside and alias.
-    assert len(numbers) == 4
+    # Own (local), all, outside, alias and beyond.
+    assert len(numbers) == 5
 
 
 def test_two_services_of_one_node_port() -> None:
