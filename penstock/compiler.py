@@ -239,6 +239,7 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     found.update({key: ObjectStatus(pending=why) for key, why in facts.frontends.conflicts.items()})
     found.update(facts.mesh.statuses)
     found.update(facts.services.policies.statuses())
+    found.update(facts.services.http.statuses(facts.world))
     for key, status in facts.edge.statuses.items():
         found[key] = joined(facts.mesh.statuses.get(key), status)
     return found

@@ -14,6 +14,7 @@ from penstock.differing import Table
 from penstock.dns.compile import service_names
 from penstock.dns.model import ServiceName
 from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.http_policy_kinds import HTTPPolicy
 from penstock.manifests.kinds import (
     EndpointSlice,
     Namespace,
@@ -33,7 +34,7 @@ from penstock.policy.mesh_tls import MeshModes, TowardModes
 from penstock.policy.policies import Policies, policies
 from penstock.policy.rights import Destination, SourceRights, Stances, rights
 from penstock.policy.rules import PolicySpec
-from penstock.routing import backend_policies
+from penstock.routing import backend_policies, http_policies
 from penstock.routing.edge import EDGE_KINDS, Edge
 from penstock.routing.frontends import Frontends, frontends
 from penstock.routing.gateways import compile_edge
@@ -309,7 +310,10 @@ class Facts:
     @cached_property
     def services(self) -> Services:
         """The very same while neither Services nor grants nor policies about traffic change."""
-        before, kinds = self._before, (ReferenceGrant, *backend_policies.KINDS)
+        before = self._before
+        kinds = [ReferenceGrant, *backend_policies.KINDS, HTTPPolicy]
+        if self.world.documents_of(HTTPPolicy):
+            kinds += http_policies.SOURCES
         if before is not None and self.served is before.served and self._same_documents(*kinds):
             return before.services
         return services_of(self.world, self.served)

@@ -24,6 +24,7 @@ from penstock.redirect.layout import rule_number
 from penstock.routing.review import review_routes
 from penstock.routing.review_attach import review_attachments
 from penstock.routing.review_edge import review_edge
+from penstock.routing.review_traffic import review_traffic
 from penstock.status import Transitions
 from penstock.world import World
 from penstock.xds.watch import SyncState
@@ -95,6 +96,7 @@ class Report:
                 *review_routes(documents),
                 *review_edge(documents),
                 *review_attachments(documents),
+                *review_traffic(documents),
             )
         return (*self._problems, *self._reviewed)
 

@@ -16,6 +16,7 @@ import msgspec
 from penstock import gateway_status
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.http_policy_kinds import HTTPPolicy
 from penstock.manifests.ingress_kinds import Ingress
 from penstock.manifests.kinds import Namespace, Service, Workload
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
@@ -193,7 +194,7 @@ def view(
     if isinstance(value, Ingress):
         shown["status"] = _front_door(status, edge or {})
         return shown
-    if isinstance(value, BackendTLSPolicy | BackendPolicy | XBackendTrafficPolicy):
+    if isinstance(value, BackendTLSPolicy | BackendPolicy | XBackendTrafficPolicy | HTTPPolicy):
         shown["status"] = _ancestors(document, status, transitions, now)
         return shown
     if isinstance(value, HTTPRoute | GRPCRoute | TLSRoute | TCPRoute | UDPRoute):

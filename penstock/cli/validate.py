@@ -18,6 +18,7 @@ from penstock.manifests.store import Store
 from penstock.routing.review import review_routes
 from penstock.routing.review_attach import review_attachments
 from penstock.routing.review_edge import review_edge
+from penstock.routing.review_traffic import review_traffic
 from penstock.sources.reading import Absent, find, read
 
 STDIN = "(stdin)"
@@ -51,6 +52,7 @@ def validate(paths: tuple[str, ...], more: tuple[str, ...], output: str) -> None
             *review_routes(documents),
             *review_edge(documents),
             *review_attachments(documents),
+            *review_traffic(documents),
         ],
         key=lambda problem: (problem.file, problem.line),
     )

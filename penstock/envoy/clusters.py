@@ -184,6 +184,25 @@ def service(
     return made
 
 
+def helper(name: str, protocol: Protocol, source_ports: tuple[int, int]) -> cluster_pb2.Cluster:
+    """What the proxy itself asks, from the node's own address. No mark says that anybody judged it, so the
+    kernel does."""
+    options = http_protocol_options_pb2.HttpProtocolOptions()
+    if protocol is Protocol.HTTP2:
+        options.explicit_http_config.http2_protocol_options.SetInParent()
+    else:
+        options.explicit_http_config.http_protocol_options.SetInParent()
+    return _Cluster(
+        name=name,
+        type=_Cluster.DiscoveryType.EDS,
+        eds_cluster_config=_Cluster.EdsClusterConfig(eds_config=ADS),
+        connect_timeout=seconds(1),
+        circuit_breakers=unlimited(),
+        upstream_bind_config=_bind(source_ports),
+        typed_extension_protocol_options={HTTP_OPTIONS: pack(options)},
+    )
+
+
 def stream(
     name: str,
     servers: tuple[str, ...],

@@ -29,7 +29,18 @@ from envoy.extensions.filters.udp.udp_proxy.v3 import udp_proxy_pb2
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
-from penstock.envoy import accesslog, edge_tls, http, listeners, marks, names, rbac, routes, states
+from penstock.envoy import (
+    accesslog,
+    edge_tls,
+    http,
+    listeners,
+    marks,
+    names,
+    rbac,
+    routes,
+    states,
+    treatments,
+)
 from penstock.envoy.protos import ADS, Joined, pack, seconds, socket_address, socket_option
 from penstock.policy.labels import INGRESS
 from penstock.routing.model import (
@@ -73,7 +84,9 @@ def _manager(name: str, table: str, *, judged: bool) -> hcm_pb2.HttpConnectionMa
     made.rds.CopyFrom(hcm_pb2.Rds(config_source=ADS, route_config_name=table))
     if judged:
         made.http_filters.append(http.http_filter(names.ADMISSION_FILTER, rbac.admission(())))
-    made.http_filters.extend([http.http_filter(names.CORS_FILTER, cors_pb2.Cors()), http.router()])
+    made.http_filters.extend(
+        [http.http_filter(names.CORS_FILTER, cors_pb2.Cors()), *treatments.places(), http.router()]
+    )
     return made
 
 
@@ -210,6 +223,7 @@ def _host(each: HostRoutes) -> route_components_pb2.VirtualHost:
         )
     else:
         made.routes.extend(chain.from_iterable(map(routes.compiled, each.routes)))
+        treatments.configure(made, each.treatment)
     return made
 
 

@@ -24,7 +24,7 @@ from envoy.type.matcher.v3 import string_pb2
 from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
-from penstock.envoy import accesslog, names, routes
+from penstock.envoy import accesslog, names, routes, treatments
 from penstock.envoy.protos import ADS, extension, pack, seconds
 from penstock.routing.model import ProxyListener
 
@@ -63,8 +63,13 @@ def _local_reply() -> hcm_pb2.LocalReplyConfig:
         )
     )
     grpc_denied = accesslog_pb2.AccessLogFilter(and_filter=accesslog_pb2.AndFilter(filters=[forbidden, grpc]))
+    # What a service that was asked, a token's check or a fault on purpose answers, it words itself.
+    worded = accesslog_pb2.AccessLogFilter(
+        response_flag_filter=accesslog_pb2.ResponseFlagFilter(flags=["UAEX", "FI"])
+    )
     return hcm_pb2.LocalReplyConfig(
         mappers=[
+            hcm_pb2.ResponseMapper(filter=worded),
             hcm_pb2.ResponseMapper(
                 filter=grpc_denied, body=base_pb2.DataSource(inline_string=DENIED.strip())
             ),
@@ -122,7 +127,9 @@ def by_service(listener: ProxyListener, stat_prefix: str) -> hcm_pb2.HttpConnect
             scoped_rds=hcm_pb2.ScopedRds(scoped_rds_config_source=ADS),
         )
     )
-    manager.http_filters.extend([http_filter(names.CORS_FILTER, cors_pb2.Cors()), router()])
+    manager.http_filters.extend(
+        [http_filter(names.CORS_FILTER, cors_pb2.Cors()), *treatments.places(), router()]
+    )
     return manager
 
 

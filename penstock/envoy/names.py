@@ -63,6 +63,10 @@ CORS_FILTER = "envoy.filters.http.cors"
 DESTINATION_HEADER = "x-penstock-destination"
 """Carries the dialled address inside Envoy; whatever a client sends under this name is overwritten."""
 
+CLIENT_HEADER = "x-penstock-client"
+"""Tells a rate limit who the client is; nobody else sees it, and whatever a client sends under this name is
+overwritten."""
+
 METADATA = "penstock"
 METADATA_CLASS = "class"
 """Endpoint metadata: the policy class, which the rights filter reads."""

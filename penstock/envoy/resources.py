@@ -121,6 +121,9 @@ def _add_cluster(add: Callable[..., None], cluster: ProxyCluster, ports: tuple[i
     assignment: Callable[..., Message] = clusters.assignment
     if cluster.stream:
         add(CLUSTER, name, clusters.stream, name, servers, ports, cluster.source, cluster.tls)
+    elif cluster.helper:
+        protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
+        add(CLUSTER, name, clusters.helper, name, protocol, ports)
     else:
         how: tuple[Hashable, ...] = (cluster.source, cluster.tls, traffic)
         while how and how[-1] is None:

@@ -16,7 +16,7 @@ from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import any_pb2, wrappers_pb2
 
-from penstock.envoy import actions, names, rbac
+from penstock.envoy import actions, names, rbac, treatments
 from penstock.envoy.protos import pack, seconds
 from penstock.routing.actions import NO_ACTIONS, Actions, Redirect
 from penstock.routing.model import Rights, Route, RouteBackend, RouteMatch, ServiceTable, StringMatch
@@ -145,12 +145,15 @@ def compiled(route: Route) -> Iterator[components.Route]:
             actions.change_headers(each, route.actions.request, route.actions.response)
         if route.actions.cors is not None:
             each.typed_per_filter_config[names.CORS_FILTER].CopyFrom(pack(actions.cors(route.actions.cors)))
+        treatments.configure(each, route.actions.treatment)
         yield each
 
 
 def service(routes: ServiceTable) -> route_pb2.RouteConfiguration:
     made = chain.from_iterable(map(compiled, routes.routes))
-    return table(routes.name, made, routes.rights, routes.audit)
+    found = table(routes.name, made, routes.rights, routes.audit)
+    treatments.configure(found.virtual_hosts[0], routes.treatment)
+    return found
 
 
 def scope(name: str, address: Address, port: int) -> scoped_route_pb2.ScopedRouteConfiguration:

@@ -19,6 +19,9 @@ HTTP_REASONS: Mapping[str, str] = {
     "REQUEST_DENIED": "no L7 rule allows this request at the endpoint: Envoy answers 403",
     "NO_ROUTE": "a route applies to the Service and none of its matches is met: Envoy answers 404",
     "NO_USABLE_BACKEND": "the route leads to no endpoint: Envoy answers 500 or 503",
+    "FAULT": "an HTTPPolicy breaks it on purpose",
+    "NOT_AUTHENTICATED": "an HTTPPolicy wants a token that it has not: 401, or 500 without keys",
+    "NOT_AUTHORIZED": "an HTTPPolicy names a service to ask that is not there: Envoy answers 500",
 }
 """What the proxy answers, and the kernel has no number for."""
 

@@ -19,6 +19,7 @@ from penstock.explain.parties import Ends, Parties, Party, name_of
 from penstock.explain.requests import nearest, route_differences
 from penstock.explain.rewriting import rewritten
 from penstock.explain.sides import Origins, Sides
+from penstock.explain.treated import treated
 from penstock.facts import Facts
 from penstock.plan import DNS_LISTENER, Direction, ListenerKey, MeshMode, Plan, ServiceKey, Verdict
 from penstock.policy.entries import DNS_PORT
@@ -362,7 +363,17 @@ class Way:
         route = self._route(replace(table, routes=theirs), source, home)
         if route is None:
             return [Outcome(False, "NO_ROUTE", code=404)]
-        return [o for r in route for o in self._shares(r, source, identity, home)]
+        return [
+            o for r in route for o in self._treated(table, r, home) or self._shares(r, source, identity, home)
+        ]
+
+    def _treated(self, table: ServiceTable, route: Route, home: str) -> list[Outcome]:
+        """What policies about traffic do with it; the outcome if that ends its way."""
+        for text, outcome in treated(self._facts, table, route, self._request):
+            self._step("policy", text, ok=outcome is None, node=home)
+            if outcome is not None:
+                return [outcome]
+        return []
 
     def _route(self, table: ServiceTable, source: Party, home: str) -> list[Route] | None:
         """The route that the request takes; all of them where no request is told."""

@@ -12,6 +12,7 @@ from typing import Any
 
 from penstock.manifests import (
     gateway_checks,
+    http_policy_checks,
     ingress_checks,
     l4_checks,
     netpol_checks,
@@ -23,6 +24,7 @@ from penstock.manifests import (
 )
 from penstock.manifests.base import Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.http_policy_kinds import HTTPPolicy
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.kinds import (
     AnyKind,
@@ -193,4 +195,5 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     BackendTLSPolicy: l4_checks.check_backend_tls,
     BackendPolicy: traffic_checks.check_backend,
     XBackendTrafficPolicy: traffic_checks.check_retries,
+    HTTPPolicy: http_policy_checks.check,
 }

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from penstock.manifests import ingress_kinds, kinds, route_kinds, traffic_kinds
+from penstock.manifests import ingress_kinds, kinds, route_kinds, shared_kinds
 
 NOT_YET = "is not supported by this version of Penstock"
 
@@ -43,10 +43,8 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.PortDenyRule: _NO_L7_IN_DENY,
     kinds.L7Rules: _not_yet("l7 l7proto", kafka="was removed from Cilium in 1.20"),
     kinds.HeaderMatch: _not_yet("secret"),
-    route_kinds.HTTPRouteRule: _not_yet("sessionPersistence"),
-    route_kinds.GRPCRouteRule: _not_yet("sessionPersistence"),
-    route_kinds.HTTPRouteFilter: _not_yet("extensionRef externalAuth"),
-    traffic_kinds.XBackendTrafficPolicySpec: _not_yet("sessionPersistence"),
+    route_kinds.HTTPRouteFilter: _not_yet("extensionRef"),
+    shared_kinds.SessionPersistence: _not_yet("idleTimeout"),
     ingress_kinds.IngressBackend: {"resource": f"as a backend {NOT_YET}: only Services can be backends"},
 }
 """Wire name of a field → why it is refused."""
@@ -54,7 +52,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
 UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] = {
     (kinds.ServiceSpec, "type"): ("ExternalName",),
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
-    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef", "ExternalAuth"),
+    (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef",),
     (kinds.Authentication, "mode"): ("test-always-fail",),
     # A policy changes no request here: that is what an HTTPRoute's RequestHeaderModifier does.
     (kinds.HeaderMatch, "mismatch"): ("ADD", "DELETE", "REPLACE"),

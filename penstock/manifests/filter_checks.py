@@ -10,8 +10,9 @@ import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
 
-from penstock.manifests import syntax
+from penstock.manifests import http_policy_checks, syntax
 from penstock.manifests.fields import NOT_YET
+from penstock.manifests.measures import duration, ms
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import (
     GRPCRouteRule,
@@ -33,6 +34,7 @@ _FIELDS = {
     "URLRewrite": "url_rewrite",
     "CORS": "cors",
     "RequestMirror": "request_mirror",
+    "ExternalAuth": "external_auth",
 }
 _OF_BACKENDS = ("RequestHeaderModifier", "ResponseHeaderModifier", "URLRewrite")
 
@@ -54,7 +56,6 @@ _FRAMING = frozenset(
 )
 """Say where a message goes or where it ends: another value there is another message (RFC 9110, 7.6.1)."""
 
-_DURATION = re.compile(r"([0-9]{1,5}(h|m|s|ms)){1,4}")
 _ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://[A-Za-z0-9.*-]+(:([0-9]{1,5}|\*))?|\*|null")
 _METHOD = re.compile(r"[A-Z]+|\*")
 
@@ -87,6 +88,8 @@ def check(rule: HTTPRouteRule, path: Path) -> Iterator[Finding]:
     yield from _timeouts(rule.timeouts, (*path, "timeouts"))
     if rule.retry is not None:
         yield from _retry(rule.retry, (*path, "retry"))
+    if rule.session_persistence is not None:
+        yield from http_policy_checks.session(rule.session_persistence, (*path, "sessionPersistence"))
 
 
 def check_grpc(rule: GRPCRouteRule, path: Path) -> Iterator[Finding]:
@@ -98,6 +101,8 @@ def check_grpc(rule: GRPCRouteRule, path: Path) -> Iterator[Finding]:
         for i, item in enumerate(filters):
             if item.type not in _OF_GRPC:
                 yield Finding((*at, i, "type"), f'"{item.type}" is not for a GRPCRoute')
+    if rule.session_persistence is not None:
+        yield from http_policy_checks.session(rule.session_persistence, (*path, "sessionPersistence"))
 
 
 def _filters(filters: Sequence[HTTPRouteFilter], rule: HTTPRouteRule, path: Path) -> Iterator[Finding]:
@@ -132,6 +137,8 @@ def _filter(item: HTTPRouteFilter, rule: HTTPRouteRule, path: Path) -> Iterator[
         yield from _cors(item.cors, (*path, "cors"))
     if item.request_mirror is not None:
         yield from _mirror(item.request_mirror, (*path, "requestMirror"))
+    if item.external_auth is not None:
+        yield from http_policy_checks.external_auth(item.external_auth, (*path, "externalAuth"))
 
 
 def _wire(field: str) -> str:
@@ -239,11 +246,6 @@ def _mirror(mirror: HTTPRequestMirrorFilter, path: Path) -> Iterator[Finding]:
             yield Finding((*path, "fraction", "numerator"), message)
 
 
-def duration(text: str | None, path: Path) -> Iterator[Finding]:
-    if text is not None and not _DURATION.fullmatch(text):
-        yield Finding(path, f'"{text}" is no duration', 'write it like "10s", "1m30s" or "500ms"')
-
-
 def _timeouts(timeouts: HTTPRouteTimeouts, path: Path) -> Iterator[Finding]:
     found = [
         *duration(timeouts.request, (*path, "request")),
@@ -255,11 +257,6 @@ def _timeouts(timeouts: HTTPRouteTimeouts, path: Path) -> Iterator[Finding]:
     whole, each = ms(timeouts.request), ms(timeouts.backend_request)
     if whole and each > whole:
         yield Finding((*path, "backendRequest"), "is longer than the timeout of the whole request")
-
-
-def ms(text: str | None) -> int:
-    units = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
-    return sum(int(n) * units[unit] for n, unit in re.findall(r"([0-9]+)(ms|h|m|s)", text or ""))
 
 
 def _retry(retry: HTTPRouteRetry, path: Path) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.http_policy_kinds import HTTPPolicy
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.l4_kinds import BackendTLSPolicy, TCPRoute, TLSRoute, UDPRoute
 from penstock.manifests.policy_kinds import (
@@ -320,4 +321,5 @@ AnyKind = (
     | IngressClass
     | BackendPolicy
     | XBackendTrafficPolicy
+    | HTTPPolicy
 )

@@ -40,6 +40,8 @@ Code = Literal[
     "unattached",  # a route that no listener takes (this and the next: routing/review_attach.py)
     "listener",
     "certificate",  # not for the host name that it is shown for (routing/review_edge.py)
+    "conflict",  # two policies for one target (this and the next: routing/review_traffic.py)
+    "untouched",
     "passed-over",
 ]
 

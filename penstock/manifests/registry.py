@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
+from penstock.manifests.http_policy_kinds import HTTPPolicy
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
 from penstock.manifests.kinds import (
     AnyKind,
@@ -137,6 +138,7 @@ SERVED: Mapping[str, ServedKind] = {
         ServedKind(Secret, "v1", "secrets", custom=False),
         ServedKind(ConfigMap, "v1", "configmaps", ("cm",), custom=False),
         ServedKind(BackendPolicy, "penstock.dev/v1alpha1", "backendpolicies", ("bpol",)),
+        ServedKind(HTTPPolicy, "penstock.dev/v1alpha1", "httppolicies", ("hpol",)),
         ServedKind(
             XBackendTrafficPolicy,
             "gateway.networking.x-k8s.io/v1alpha1",

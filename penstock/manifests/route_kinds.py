@@ -10,6 +10,7 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.manifests.base import Kind, ObjectMeta
+from penstock.manifests.shared_kinds import HTTPExternalAuth, SessionPersistence
 
 
 class ParentReference(Kind, frozen=True):
@@ -120,6 +121,7 @@ class HTTPRouteFilter(Kind, frozen=True):
         "URLRewrite",
         "CORS",
         "RequestMirror",
+        "ExternalAuth",
     ]
     request_header_modifier: HTTPHeaderFilter | None = None
     response_header_modifier: HTTPHeaderFilter | None = None
@@ -127,6 +129,7 @@ class HTTPRouteFilter(Kind, frozen=True):
     url_rewrite: HTTPURLRewriteFilter | None = None
     cors: HTTPCORSFilter | None = None
     request_mirror: HTTPRequestMirrorFilter | None = None
+    external_auth: HTTPExternalAuth | None = None
 
 
 class HTTPRouteTimeouts(Kind, frozen=True):
@@ -159,6 +162,7 @@ class HTTPRouteRule(Kind, frozen=True):
     backend_refs: list[HTTPBackendRef] = []
     timeouts: HTTPRouteTimeouts = HTTPRouteTimeouts()
     retry: HTTPRouteRetry | None = None
+    session_persistence: SessionPersistence | None = None
 
 
 class HTTPRouteSpec(Kind, frozen=True):
@@ -196,6 +200,7 @@ class GRPCRouteRule(Kind, frozen=True):
     matches: list[GRPCRouteMatch] = msgspec.field(default_factory=lambda: [GRPCRouteMatch()])
     filters: list[HTTPRouteFilter] = []
     backend_refs: list[HTTPBackendRef] = []
+    session_persistence: SessionPersistence | None = None
 
 
 class GRPCRouteSpec(Kind, frozen=True):

@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
-from penstock.manifests import filter_checks, syntax
+from penstock.manifests import http_policy_checks, syntax
+from penstock.manifests.measures import between, duration, interval, ms
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.traffic_kinds import (
     BackendPolicy,
@@ -69,6 +70,8 @@ def check_retries(policy: XBackendTrafficPolicy) -> Iterator[Finding]:
         here = (*at, "retryConstraint")
         yield from _budget(limit.budget, (*here, "budget"))
         yield from _rate(limit.min_retry_rate, (*here, "minRetryRate"))
+    if (rules := policy.spec.session_persistence) is not None:
+        yield from http_policy_checks.session(rules, (*at, "sessionPersistence"))
 
 
 def targets(refs: list[tuple[object, ...]]) -> Iterator[Finding]:
@@ -120,7 +123,7 @@ def _hash_key(key: HashKey, path: Path) -> Iterator[Finding]:
         if key.type != "Cookie":
             yield Finding((*path, "ttl"), "is only for cookies")
         else:
-            yield from filter_checks.duration(key.ttl, (*path, "ttl"))
+            yield from duration(key.ttl, (*path, "ttl"))
 
 
 def _outliers(outliers: OutlierDetection, path: Path) -> Iterator[Finding]:
@@ -136,7 +139,7 @@ def _probe(probe: HealthCheck, path: Path) -> Iterator[Finding]:
         yield Finding(path, f"needs exactly one of http, grpc and tcp, and has {len(given)}")
     yield from interval(probe.interval, (*path, "interval"))
     yield from interval(probe.timeout, (*path, "timeout"))
-    if filter_checks.ms(probe.timeout) > MOST_PROBE_MS:
+    if ms(probe.timeout) > MOST_PROBE_MS:
         yield Finding((*path, "timeout"), f"is more than {MOST_PROBE_MS // 1000} s")
     yield from between(probe.healthy_threshold, 1, 100, (*path, "healthyThreshold"))
     yield from between(probe.unhealthy_threshold, 1, 100, (*path, "unhealthyThreshold"))
@@ -161,16 +164,3 @@ def _budget(budget: RetryBudget, path: Path) -> Iterator[Finding]:
 def _rate(rate: RequestRate, path: Path) -> Iterator[Finding]:
     yield from between(rate.count, 1, 1_000_000, (*path, "count"))
     yield from interval(rate.interval, (*path, "interval"))
-
-
-def between(value: int, low: int, high: int, path: Path) -> Iterator[Finding]:
-    if not low <= value <= high:
-        yield Finding(path, f"{value} is not between {low} and {high}")
-
-
-def interval(text: str, path: Path) -> Iterator[Finding]:
-    """A duration that is more than nothing."""
-    wrong = list(filter_checks.duration(text, path))
-    yield from wrong
-    if not wrong and not filter_checks.ms(text):
-        yield Finding(path, f'"{text}" is no time at all')

@@ -13,6 +13,7 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.manifests.base import Kind, ObjectMeta
+from penstock.manifests.shared_kinds import SessionPersistence
 
 
 class ServiceReference(Kind, frozen=True):
@@ -135,10 +136,11 @@ class RetryConstraint(Kind, frozen=True):
 class XBackendTrafficPolicySpec(Kind, frozen=True):
     target_refs: list[LocalTarget]
     retry_constraint: RetryConstraint | None = None
+    session_persistence: SessionPersistence | None = None
 
 
 class XBackendTrafficPolicy(Kind, frozen=True):
-    """A budget for the retries towards a Service."""
+    """A budget for the retries towards a Service, and who had an endpoint of it gets it again."""
 
     api_version: str
     kind: Literal["XBackendTrafficPolicy"]

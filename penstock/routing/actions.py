@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from penstock.routing.traffic import HashOn
+from penstock.routing.treatment import Treatment
 
 Header = tuple[str, str]
 
@@ -108,6 +109,7 @@ class Actions:
     mirrors: tuple[Mirror, ...] = ()
     hashes: tuple[HashOn, ...] = ()
     """What chooses the endpoint, where the backends hash."""
+    treatment: Treatment | None = None
 
 
 NO_ACTIONS = Actions()

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
 from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.shared_kinds import SessionPersistence
 from penstock.manifests.traffic_kinds import (
     BackendPolicy,
     BackendPolicySpec,
@@ -27,9 +28,12 @@ from penstock.plan import Condition, ObjectStatus
 from penstock.routing.filters import milliseconds
 from penstock.routing.services import ServedPort
 from penstock.routing.traffic import Breaker, HashOn, Outliers, Probe, RetryBudget, Traffic
+from penstock.routing.treatment import Session
 from penstock.world import World
 
 KINDS = (BackendPolicy, XBackendTrafficPolicy)
+
+SESSION = "penstock-session"
 
 HTTP_PROTOCOLS = ("http", "grpc", "kubernetes.io/h2c", "kubernetes.io/ws")
 """appProtocols by which a port is known to speak HTTP."""
@@ -46,6 +50,7 @@ class _Policy:
     targets: tuple[Target, ...]
     traffic: Traffic
     ancestors: dict[ObjectKey, Condition] = field(default_factory=dict)
+    session: SessionPersistence | None = None
 
 
 class _Attached:
@@ -112,6 +117,7 @@ class BackendPolicies:
                         if (t.group, t.kind) == ("", "Service")
                     ),
                     Traffic(retries=_budget(p.spec.retry_constraint)),
+                    session=p.spec.session_persistence,
                 )
                 for d, p in world.of_kind(XBackendTrafficPolicy)
             ],
@@ -128,6 +134,11 @@ class BackendPolicies:
         if traffic is not None and traffic.probe is not None:
             traffic = replace(traffic, probe=self._probe(traffic.probe, served))
         return traffic
+
+    def session_of(self, served: ServedPort) -> Session | None:
+        """How clients of a port get their endpoint again, where their route does not say."""
+        policy, _ = self._retries.of(served)
+        return session(policy.session) if policy is not None else None
 
     def _probe(self, probe: Probe, served: ServedPort) -> Probe | None:
         """gRPC is HTTP/2, so a port that speaks none is only connected to; without host access there is
@@ -156,6 +167,14 @@ class BackendPolicies:
                 pending = "health checks are the node's own requests, and host access is off: none is made"
             ancestors = tuple((key, (condition,)) for key, condition in each.ancestors.items())
             yield each.document.key, ObjectStatus(pending=pending, extra={"ancestors": ancestors})
+
+
+def session(rules: SessionPersistence | None) -> Session | None:
+    if rules is None:
+        return None
+    permanent = rules.cookie_config.lifetime_type == "Permanent"
+    ttl = (milliseconds(rules.absolute_timeout) or 0) if permanent else 0
+    return Session(rules.type, rules.session_name or SESSION, ttl)
 
 
 def _traffic(spec: BackendPolicySpec, document: Document) -> Traffic:

@@ -102,7 +102,8 @@ class Tables:
     ) -> EdgeTable:
         """The table of the listeners `mine`, which share a port with those of `beside`."""
         names = tuple(e.hostname for e in beside)
-        inputs = (port, each.edge, names, tuple((e.hostname, each.at(e)) for e in mine))
+        treatments = tuple(self._services.http.of(e.gateway.key, e.listener.name) for e in mine)
+        inputs = (port, each.edge, names, tuple((e.hostname, each.at(e)) for e in mine), treatments)
         known = self._before.tables.get(name)
         same = known is not None and known[0] == inputs
         found: list[HostRoutes] = []
@@ -112,14 +113,15 @@ class Tables:
             assert isinstance(document.value, HTTPRoute | GRPCRoute)
             return self._attachments.rules(document, document.value, port, each.edge)
 
-        for entry in mine:
+        for entry, about in zip(mine, treatments, strict=True):
             place = (name, entry.hostname)
             hosts_of = self._before.hosts.get(place)
             if not same or hosts_of is None:
                 hosts_of = listener_hosts(entry.hostname, names, each.at(entry), rules, hosts_of)
             self._memo.hosts[place] = hosts_of
             if not same:
-                found += [host for host in hosts_of.made.values() if host is not None]
+                made = [host for host in hosts_of.made.values() if host is not None]
+                found += [replace(host, treatment=about) for host in made] if about else made
                 clusters.update({name: cluster for name, (cluster, _) in hosts_of.clusters.items()})
         if known is None or not same:
             for other in beside:

@@ -22,6 +22,7 @@ from penstock.routing.matches import GROUP
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
 from penstock.routing.rules import Compiled, Ranked, Services, compile_rules, hashes_of
 from penstock.routing.services import ServedPort
+from penstock.routing.treatment import NO_TREATMENT, Treatment
 from penstock.world import World
 
 _EVERYTHING = RouteMatch(StringMatch("prefix", "/"))
@@ -39,6 +40,7 @@ class RouteTable:
     routes: tuple[Route, ...]
     clusters: tuple[ServedPort, ...]
     plain: bool = False
+    treatment: Treatment | None = None
 
 
 @dataclass(slots=True)
@@ -141,10 +143,12 @@ def mesh_routes(
     for each in served:
         if each.vip is None or each.name in collected:
             continue
-        if services.policies.steers(each):
+        if services.steers(each):
             tables.append(RouteTable(each, (_to_itself(each, services),), (each,)))
         elif (each.vip, each.port.port) in carried:
             tables.append(RouteTable(each, (_to_itself(each, services),), (each,), plain=True))
+    about = services.http.of_service
+    tables = [t if t.plain else replace(t, treatment=about(t.served)) for t in tables]
     return MeshRoutes(tuple(tables), statuses, memo)
 
 
@@ -195,5 +199,8 @@ def _rank(ranked: Ranked) -> tuple[object, ...]:
 
 
 def _to_itself(served: ServedPort, services: Services) -> Route:
-    actions = Actions(hashes=hashes_of([served], services))
+    treatment = Treatment(session=services.policies.session_of(served))
+    actions = Actions(
+        hashes=hashes_of([served], services), treatment=treatment if treatment != NO_TREATMENT else None
+    )
     return Route(f"{served.name}/plain", _EVERYTHING, (RouteBackend(served.name, 1),), actions)

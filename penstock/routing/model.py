@@ -13,6 +13,7 @@ from typing import Literal
 
 from penstock.routing.actions import NO_ACTIONS, NO_CHANGES, Actions, HeaderChanges
 from penstock.routing.traffic import Traffic
+from penstock.routing.treatment import Treatment
 from penstock.world import Address
 
 
@@ -148,11 +149,21 @@ class ServiceTable:
     rights: tuple[Rights, ...]
     audit: tuple[Rights, ...] | None = None
     """What `rights` would be with the policies in audit enforced; None is no difference."""
+    treatment: Treatment | None = None
+    """What is done with requests where their route says nothing of it."""
     _hash: int = field(default=0, init=False, repr=False, compare=False)
 
     def __hash__(self) -> int:
         if not self._hash:
-            inputs = (self.name, self.address, self.port, self.routes, self.rights, self.audit)
+            inputs = (
+                self.name,
+                self.address,
+                self.port,
+                self.routes,
+                self.rights,
+                self.audit,
+                self.treatment,
+            )
             object.__setattr__(self, "_hash", hash(inputs) or 1)
         return self._hash
 
@@ -208,12 +219,13 @@ class HostRoutes:
     host: str
     routes: tuple[Route, ...] = ()
     misdirected: bool = False
+    treatment: Treatment | None = None
     _hash: int = field(default=0, init=False, repr=False, compare=False)
 
     def __hash__(self) -> int:
         # Thousands of hosts stay the same when one changes, and all are asked.
         if not self._hash:
-            found = hash((self.host, self.routes, self.misdirected))
+            found = hash((self.host, self.routes, self.misdirected, self.treatment))
             object.__setattr__(self, "_hash", found or 1)
         return self._hash
 
@@ -301,6 +313,8 @@ class ProxyCluster:
     stream: bool = False
     """Bytes that nobody can judge here: the kernel judges what leaves from `source`, packet by packet."""
     traffic: Traffic | None = None
+    helper: bool = False
+    """The proxy itself asks there, in the name of the node: the kernel judges it."""
 
 
 @dataclass(frozen=True, slots=True)

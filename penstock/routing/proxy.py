@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
 from ipaddress import IPv4Address
@@ -60,6 +61,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
             *(_mesh_cluster(facts, name, s) for name, s in sorted(clusters.items())),
             *(_edge_cluster(facts, each) for each in facts.edge.clusters),
             *(_mix(facts, each) for each in facts.edge.mixes),
+            *_helpers(facts),
         ),
         workloads=tuple(workloads),
         mirrored=mirrored,
@@ -98,6 +100,15 @@ def _mesh_cluster(facts: Facts, name: str, served: ServedPort) -> ProxyCluster:
     tls = policies.of(served)
     usable = _plain(endpoints) if tls else ()
     return ProxyCluster(name, served.family, usable, served.http2, tls=tls, traffic=traffic)
+
+
+def _helpers(facts: Facts) -> Iterator[ProxyCluster]:
+    """What the proxy itself asks. It speaks for no workload, so mesh TLS is not for it."""
+    facts.edge, facts.mesh  # noqa: B018  (their routes name some)
+    for name, served in sorted(facts.services.http.helpers.items()):
+        backends = tuple(b for b in served.backends if not _strict(facts, b))
+        endpoints = tuple(replace(e, server_id=None) for e in _endpoints(facts, backends))
+        yield ProxyCluster(name, served.family, endpoints, served.http2, helper=True)
 
 
 def _plain(endpoints: tuple[ProxyEndpoint, ...]) -> tuple[ProxyEndpoint, ...]:
@@ -218,11 +229,12 @@ def _table(facts: Facts, table: RouteTable) -> ServiceTable:
     assert table.served.vip is not None
     reached = [_destination(facts, b) for s in table.clusters for b in s.backends]
     rights, audit = facts.rights(reached), facts.audit_rights(reached)
-    inputs = (table.served.vip, table.routes, rights, audit)
+    inputs = (table.served.vip, table.routes, rights, audit, table.treatment)
     name = table.served.name
     known = facts.services_memo.get(name)
     if known is None or known[0] != inputs:
-        made = ServiceTable(name, table.served.vip, table.served.port.port, table.routes, rights, audit)
+        port = table.served.port.port
+        made = ServiceTable(name, table.served.vip, port, table.routes, rights, audit, table.treatment)
         known = facts.services_memo[name] = (inputs, made)
     return known[1]
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.route_kinds import (
@@ -22,13 +23,16 @@ from penstock.manifests.route_kinds import (
     HTTPRouteRule,
     ReferenceGrant,
 )
+from penstock.manifests.shared_kinds import ServiceBackend
 from penstock.plan import Condition
-from penstock.routing.backend_policies import BackendPolicies
+from penstock.routing.backend_policies import BackendPolicies, session
 from penstock.routing.filters import actions, header_changes, mirrors
+from penstock.routing.http_policies import HttpPolicies
 from penstock.routing.matches import grpc_match, http_match, permitted, precedence
 from penstock.routing.model import Route, RouteBackend
 from penstock.routing.services import ServedPort
 from penstock.routing.traffic import HashOn
+from penstock.routing.treatment import NO_TREATMENT, Treatment
 from penstock.world import World
 
 Ranked = tuple[tuple[object, ...], Route]
@@ -42,6 +46,11 @@ class Services:
     ports: Mapping[tuple[str, str], tuple[ServedPort, ...]]
     grants: Mapping[str, tuple[ReferenceGrant, ...]]
     policies: BackendPolicies
+    http: HttpPolicies
+
+    def steers(self, served: ServedPort) -> bool:
+        """Whether a policy has requests to a port go through the proxy even without a route."""
+        return self.policies.steers(served) or self.http.steers(served)
 
     def find(self, namespace: str, name: str, port: int | None, family: int | None) -> list[ServedPort]:
         return [
@@ -63,11 +72,23 @@ def services_of(world: World, served: tuple[ServedPort, ...]) -> Services:
     for document, grant in world.of_kind(ReferenceGrant):
         grants.setdefault(document.key.namespace, []).append(grant)
     by_name = {key: tuple(ports) for key, ports in grouped.items()}
-    return Services(
+    services = Services(
         by_name,
         {namespace: tuple(found) for namespace, found in grants.items()},
         BackendPolicies(world, by_name),
+        HttpPolicies(world),
     )
+    services.http.read(partial(_helper, services=services))
+    return services
+
+
+def _helper(
+    document: Document, ref: ServiceBackend, *, services: Services
+) -> tuple[ServedPort | None, Condition | None]:
+    named = HTTPBackendRef(
+        name=ref.name, group=ref.group, kind=ref.kind, namespace=ref.namespace, port=ref.port
+    )
+    return backend(document, named, None, services)
 
 
 def backend(
@@ -118,6 +139,26 @@ def hashes_of(reached: Sequence[ServedPort], services: Services) -> tuple[HashOn
     return tuple(dict.fromkeys(key for traffic in said if traffic is not None for key in traffic.hashes))
 
 
+def _treatment(
+    document: Document,
+    rule: HTTPRouteRule | GRPCRouteRule,
+    reached: Sequence[ServedPort],
+    services: Services,
+    made: Compiled,
+) -> Treatment | None:
+    """What the rule itself says, over what policies say of it and of its route."""
+    auth = None
+    asked = next((f.external_auth for f in rule.filters if f.external_auth is not None), None)
+    if asked is not None:
+        auth, problem = services.http.external_auth(document, asked)
+        made.problems += [problem] if problem is not None else []
+    kept = session(rule.session_persistence) or next(
+        (found for port in reached if (found := services.policies.session_of(port)) is not None), None
+    )
+    does = Treatment(auth=auth, session=kept).over(services.http.of(document.key, rule.name))
+    return does if does != NO_TREATMENT else None
+
+
 def compile_rules(
     document: Document,
     route: HTTPRoute | GRPCRoute,
@@ -149,11 +190,12 @@ def compile_rules(
         reached.clear()
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
         hashes = hashes_of(reached, services)
+        treatment = _treatment(document, rule, reached, services, made)
         copies = mirrors(rule, resolve)
         if edge and copies:
             families = {c.name: c.family for c in made.clusters}
             copies = tuple(replace(m, edge6=families[m.cluster] == 6) for m in copies)
-        does = replace(actions(rule, port), mirrors=copies, hashes=hashes)
+        does = replace(actions(rule, port), mirrors=copies, hashes=hashes, treatment=treatment)
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):
             match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)

@@ -104,3 +104,12 @@ def backend_policy(name: str, target: str, port: int | None = 80, **spec: Any) -
         "metadata": {"name": name},
         "spec": {"targetRefs": [ref], **spec},
     }
+
+
+def http_policy(name: str, *targets: dict[str, Any], **spec: Any) -> dict[str, Any]:
+    return {
+        "apiVersion": "penstock.dev/v1alpha1",
+        "kind": "HTTPPolicy",
+        "metadata": {"name": name},
+        "spec": {"targetRefs": list(targets), **spec},
+    }

@@ -22,7 +22,9 @@ class Scripted:
         answer: Callable[[int], int] = lambda _: 200,
         *,
         version: int = 4,
+        body: bytes = b"",
     ) -> None:
+        self._body = body
         self.heads: list[str] = []
         self.peers: list[str] = []
         self._clients: list[socket.socket] = []
@@ -54,7 +56,8 @@ class Scripted:
                 status = self._answer(number)
                 if not status:
                     return
-                client.sendall(b"HTTP/1.1 %d X\r\nContent-Length: 0\r\n\r\n" % status)
+                head = b"HTTP/1.1 %d X\r\nContent-Length: %d\r\n\r\n" % (status, len(self._body))
+                client.sendall(head + self._body)
 
     @staticmethod
     def _read(client: socket.socket) -> str:

@@ -52,3 +52,40 @@ def test_a_route_of_another_namespace_is_for_its_own_clients() -> None:
     assert ask(text, "db", "default/orders:80", "GET", "/").decisive.code == 301
     own = ask(text, "shop", "default/orders:80", "GET", "/")
     assert (own.verdict, own.decisive.code) == ("ALLOWED", None)
+
+
+def http_policy(said: str, target: str = "{kind: HTTPRoute, name: r}") -> str:
+    return f"""
+apiVersion: penstock.dev/v1alpha1
+kind: HTTPPolicy
+metadata: {{name: h}}
+spec: {{targetRefs: [{target}], {said}}}
+---"""
+
+
+TOKEN = "jwt: {providers: [{name: a, issuer: me, jwks: {ref: {name: keys}}}]}"
+KEYS = """
+apiVersion: v1
+kind: ConfigMap
+metadata: {name: keys}
+data: {jwks: '{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}'}
+---"""
+
+
+@pytest.mark.parametrize(
+    ("said", "reason", "code"),
+    [
+        ("fault: {abort: {httpStatus: 418}}", "FAULT", 418),
+        ("fault: {abort: {httpStatus: 418, percent: 50}}", "REDIRECTED", None),
+        ("rateLimit: {requests: 5, per: Identity}", "REDIRECTED", None),
+        (TOKEN, "NOT_AUTHENTICATED", 401),
+        (TOKEN.replace("keys", "gone"), "NOT_AUTHENTICATED", 500),
+        ("extAuth: {protocol: GRPC, backendRef: {name: gone, port: 1}}", "NOT_AUTHORIZED", 500),
+    ],
+)
+@pytest.mark.parametrize("target", ["{kind: HTTPRoute, name: r}", "{kind: Service, name: orders, port: 80}"])
+def test_the_policy_that_refuses_is_named(said: str, reason: str, code: int | None, target: str) -> None:
+    text = ALL + SERVICES + route(f"{{{TO}}}") + KEYS + http_policy(said, target)
+    found = ask(text, "shop", "orders:80", "GET", "/x")
+    assert (found.decisive.reason, found.decisive.code) == (reason, code)
+    assert any(s.what == "policy" and "HTTPPolicy default/h" in s.text for s in found.steps)

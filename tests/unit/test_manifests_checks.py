@@ -206,7 +206,10 @@ def test_good_routes(body: str) -> None:
             rule("{backendRefs: [{name: a, port: 80, weight: 1000001}]}"),
             "spec.rules[0].backendRefs[0].weight: ",
         ),
-        (rule("{sessionPersistence: {}}"), "spec.rules[0].sessionPersistence: is not supported"),
+        (
+            rule("{sessionPersistence: {idleTimeout: 5s}}"),
+            "spec.rules[0].sessionPersistence.idleTimeout: is not supported",
+        ),
     ],
 )
 def test_bad_routes(body: str, start: str) -> None:

@@ -156,7 +156,8 @@ def mirror(ref: str, share: str = "") -> str:
             mirror("name: a, port: 80", "fraction: {numerator: 3, denominator: 2}"),
             "spec.rules[0].filters[0].requestMirror.fraction.numerator: 3 is not",
         ),
-        (filters("{type: ExternalAuth}"), "spec.rules[0].filters[0].type: "),
+        (filters("{type: ExternalAuth}"), "spec.rules[0].filters[0].externalAuth: is missing"),
+        (filters("{type: ExtensionRef}"), "spec.rules[0].filters[0].type: "),
         (filters("{type: CORS}"), "spec.rules[0].filters[0].cors: is missing"),
         (
             filters("{type: CORS, cors: {}, urlRewrite: {}}"),

@@ -1,14 +1,18 @@
-"""BackendPolicy and XBackendTrafficPolicy: what is refused, what they mean for clusters, and whose counts."""
+"""Policies about traffic: what is refused, what they mean for clusters and routes, and whose counts."""
 
 from __future__ import annotations
+
+from pathlib import Path
 
 import pytest
 import worlds
 
+from penstock.manifests import jwks
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.loader import load
 from penstock.plan import ObjectStatus, Plan
 from penstock.routing.traffic import Breaker, HashOn, RetryBudget, Traffic
+from penstock.routing.treatment import Compression, Fault, Jwt, RateLimit, Treatment
 from penstock.world import Settings
 
 WORKLOADS = worlds.workload("web", "10.244.1.2") + worlds.workload("far", "10.244.2.2", node="node-b")
@@ -192,3 +196,147 @@ def test_near_endpoints_come_first(mode: str, zone: str, ranks: list[int]) -> No
     _, plan = worlds.make(text)
     (cluster,) = plan.proxy.clusters
     assert [e.priority for e in cluster.endpoints] == ranks
+
+
+# --- HTTPPolicy ----------------------------------------------------------------------------------------
+
+
+def http_policy(spec: str, name: str = "h") -> str:
+    return f"""
+apiVersion: penstock.dev/v1alpha1
+kind: HTTPPolicy
+metadata: {{name: {name}}}
+spec: {spec}
+---"""
+
+
+ON_WEB = "targetRefs: [{kind: Service, name: web, port: 80}]"
+KEYS = '{inline: \'{"keys": [{"kty": "oct", "k": "c2VjcmV0"}]}\'}'
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ("{targetRefs: []}", "spec.targetRefs: holds 0 entries"),
+        ("{targetRefs: [{kind: Ingress, name: a}]}", '"Ingress" is not one of'),
+        (
+            "{targetRefs: [{kind: Gateway, name: a, port: 80}], fault: {abort: {httpStatus: 500}}}",
+            "is not for",
+        ),
+        ("{targetRefs: [{kind: Service, group: x, name: a}]}", 'not of the group "x"'),
+        (f"{{{ON_WEB}, rateLimit: {{requests: 0}}}}", "requests: 0 is not between"),
+        (f"{{{ON_WEB}, rateLimit: {{requests: 9, burst: 3}}}}", "burst: 3 is not between"),
+        (f"{{{ON_WEB}, rateLimit: {{requests: 1, interval: 10ms}}}}", "is less than 50 ms"),
+        (f"{{{ON_WEB}, fault: {{}}}}", "needs a delay or an abort"),
+        (f"{{{ON_WEB}, fault: {{abort: {{}}}}}}", "exactly one of httpStatus and grpcStatus"),
+        (f"{{{ON_WEB}, fault: {{delay: {{duration: 20m}}}}}}", "more than 10 minutes"),
+        (f"{{{ON_WEB}, jwt: {{providers: []}}}}", "providers: holds 0 entries"),
+        (f"{{{ON_WEB}, jwt: {{providers: [{{name: a, issuer: b, jwks: {{}}}}]}}}}", "exactly one of inline"),
+        (
+            f"{{{ON_WEB}, jwt: {{providers: [{{name: a, issuer: b, jwks: {{inline: '{{}}'}}}}]}}}}",
+            "is no JWKS",
+        ),
+        (f"{{{ON_WEB}, extAuth: {{protocol: HTTP, backendRef: {{name: a}}}}}}", "port: is missing"),
+        (
+            f"{{{ON_WEB}, extAuth: {{protocol: HTTP, grpc: {{}}, backendRef: {{name: a, port: 1}}}}}}",
+            "does not belong to the protocol",
+        ),
+        (f"{{{ON_WEB}, compression: {{types: [lzw]}}}}", '"lzw" is not one of'),
+        (f"{{{ON_WEB}, compression: {{minSize: 1}}}}", "minSize: 1 is not between"),
+    ],
+)
+def test_what_is_refused_of_http(spec: str, said: str) -> None:
+    problems = [str(p) for p in load(http_policy(spec), "p.yaml").problems if p.severity == "error"]
+    assert any(said in p for p in problems), problems
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", "is no JWKS"),
+        ('{"keys": []}', "holds no keys"),
+        ('{"keys": [{"kty": "XYZ"}]}', 'of the type "XYZ"'),
+        ('{"keys": [{"kty": "RSA", "n": "ab"}]}', 'without a right "e"'),
+        ('{"keys": [{"kty": "EC", "crv": "P-1", "x": "a", "y": "b"}]}', 'of the curve "P-1"'),
+        ('{"keys": [{"kty": "oct", "k": "a+b"}]}', 'without a right "k"'),
+        ('{"keys": [{"kty": "OKP", "crv": "Ed25519", "x": "ab"}]}', ""),
+    ],
+)
+def test_keys_are_looked_at_before_envoy_is(text: str, said: str) -> None:
+    assert (said in jwks.fault(text)) if said else jwks.fault(text) == ""
+
+
+ROUTE = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: r}
+spec:
+  parentRefs: [{group: "", kind: Service, name: web}]
+  rules:
+  - {name: one, matches: [{path: {value: /one}}], backendRefs: [{name: web, port: 80}]}
+  - {name: two, backendRefs: [{name: web, port: 80}]}
+---"""
+
+
+def test_the_nearest_policy_counts_part_by_part() -> None:
+    """A rule's parts before its route's; the Service's are on the table, where Envoy looks last."""
+    text = WORKLOADS + service() + ROUTE
+    text += http_policy(f"{{{ON_WEB}, compression: {{minSize: 500}}}}", "a")
+    text += http_policy(
+        "{targetRefs: [{kind: HTTPRoute, name: r}], rateLimit: {requests: 5}, "
+        "fault: {abort: {httpStatus: 500}}}",
+        "b",
+    )
+    text += http_policy(
+        "{targetRefs: [{kind: HTTPRoute, name: r, sectionName: one}], rateLimit: {requests: 9, burst: 20}}",
+        "c",
+    )
+    _, plan = worlds.make(text)
+    (table,) = plan.proxy.services
+    fault = Fault(http_status=500)
+    assert [r.actions.treatment for r in table.routes] == [
+        Treatment(fault, RateLimit(9, 1000, 20)),
+        Treatment(fault, RateLimit(5, 1000, 5)),
+    ]
+    assert table.treatment == Treatment(compression=Compression(("gzip", "brotli", "zstd"), 500))
+
+
+def test_what_cannot_be_checked_is_closed() -> None:
+    asks = "extAuth: {protocol: GRPC, backendRef: {name: gone, port: 9}}"
+    provider = "{name: a, issuer: b, jwks: {ref: {name: keys}}}"
+    spec = f"{{{ON_WEB}, {asks}, jwt: {{optional: true, providers: [{provider}]}}}}"
+    _, plan = worlds.make(WORKLOADS + service() + http_policy(spec))
+    (table,) = plan.proxy.services
+    assert table.treatment is not None
+    assert table.treatment.jwt == Jwt(())
+    assert table.treatment.auth is not None
+    assert table.treatment.auth.cluster is None
+    (_, conditions), *_ = status(plan, "h", "HTTPPolicy").extra["ancestors"]  # type: ignore[misc]
+    assert [c.reason for c in conditions] == ["Accepted", "BackendNotFound"]
+
+
+def test_who_is_asked_is_asked_in_plain_text_by_the_node() -> None:
+    asks = "extAuth: {protocol: GRPC, backendRef: {name: far, port: 80}}"
+    _, plan = worlds.make(WORKLOADS + service() + service("far") + http_policy(f"{{{ON_WEB}, {asks}}}"))
+    helper = next(c for c in plan.proxy.clusters if c.helper)
+    assert (helper.name, helper.http2, helper.source) == ("default/far:80/4/grpc/helper", True, None)
+    assert [e.server_id for e in helper.endpoints] == [None]
+
+
+def test_a_policy_about_what_is_not_there() -> None:
+    targets = "targetRefs: [{kind: Gateway, name: gw}, {kind: HTTPRoute, name: r, sectionName: six}]"
+    spec = f"{{{targets}, rateLimit: {{requests: 1}}}}"
+    _, plan = worlds.make(WORKLOADS + service() + ROUTE + http_policy(spec))
+    listed = status(plan, "h", "HTTPPolicy").extra["ancestors"]
+    assert [c[0].reason for _, c in listed] == ["TargetNotFound", "TargetNotFound"]  # type: ignore[attr-defined]
+    assert "there is no Gateway default/gw" in status(plan, "h", "HTTPPolicy").pending
+
+
+def test_the_examples_of_the_docs_are_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "traffic.md").read_text()
+    blocks = [part.partition("```")[0] for part in page.split("```yaml\n")[1:]]
+    assert len(blocks) == 3
+    for block in blocks:
+        result = load(block, "traffic.md")
+        assert [d.key.kind for d in result.documents]
+        assert not [str(p) for p in result.problems]

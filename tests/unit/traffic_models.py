@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from ipaddress import IPv4Address
 
 from penstock.routing.actions import Actions
@@ -17,6 +18,16 @@ from penstock.routing.model import (
     StringMatch,
 )
 from penstock.routing.traffic import Breaker, HashOn, Outliers, Probe, RetryBudget, Traffic
+from penstock.routing.treatment import (
+    Compression,
+    ExternalAuth,
+    Fault,
+    Jwt,
+    JwtProvider,
+    RateLimit,
+    Session,
+    Treatment,
+)
 
 V1, V2 = IPv4Address("10.244.0.11"), IPv4Address("10.244.0.12")
 WEB = "spiffe://penstock.local/ns/default/sa/web"
@@ -29,6 +40,12 @@ def table(*routes: Route) -> ServiceTable:
 
 def _cluster(port: int, traffic: Traffic, *endpoints: ProxyEndpoint, http2: bool = False) -> ProxyCluster:
     return ProxyCluster(f"default/web:{port}/4", 4, endpoints, http2, traffic=traffic)
+
+
+def treated(name: str, treatment: Treatment) -> Route:
+    match = RouteMatch(StringMatch("exact", f"/{name}"))
+    backends = (RouteBackend("default/web:80/4", 1),)
+    return Route(f"default/web/{name}/0", match, backends, Actions(treatment=treatment))
 
 
 MODELS = {
@@ -72,6 +89,57 @@ MODELS = {
             ),
             _cluster(
                 82, Traffic("Maglev", probe=Probe("tcp", 500, 250, 1, 1)), ProxyEndpoint(V1, 8082, "v1")
+            ),
+        ),
+    ),
+    "traffic-http": ProxyModel(
+        services=(
+            replace(
+                table(
+                    treated("limit", Treatment(limit=RateLimit(5, 1000, 10))),
+                    treated("identity", Treatment(limit=RateLimit(5, 500, 5, "Identity"))),
+                    treated("fault", Treatment(fault=Fault(250, 10, http_status=503, abort_percent=20))),
+                    treated("grpc", Treatment(fault=Fault(grpc_status=14))),
+                    treated(
+                        "jwt",
+                        Treatment(
+                            jwt=Jwt(
+                                (
+                                    JwtProvider(
+                                        "a", "me", ("x",), '{"keys": []}', claims=(("sub", "x-sub"),)
+                                    ),
+                                    JwtProvider(
+                                        "b",
+                                        "you",
+                                        cluster="default/keys:80/4/helper",
+                                        uri="http://keys.default/k",
+                                        cache=60_000,
+                                        header="x-token",
+                                        forward=True,
+                                    ),
+                                ),
+                                optional=True,
+                            )
+                        ),
+                    ),
+                    treated("no-keys", Treatment(jwt=Jwt(()))),
+                    treated("asks", Treatment(auth=ExternalAuth("helper", "a.b", True, body=10))),
+                    treated(
+                        "asks-http",
+                        Treatment(auth=ExternalAuth("helper", "a.b", False, "/may", ("x-a",), ("x-b",))),
+                    ),
+                    treated("asks-nobody", Treatment(auth=ExternalAuth(None))),
+                    treated("kept", Treatment(session=Session("Header", "X-Seat"))),
+                ),
+                treatment=Treatment(
+                    compression=Compression(("gzip", "brotli", "zstd"), 100, ("text/html",)),
+                    session=Session("Cookie", "seat", 3_600_000),
+                ),
+            ),
+        ),
+        clusters=(
+            ProxyCluster(
+                "default/keys:80/4/helper", 4, (ProxyEndpoint(V1, 8080, "v1"),), http2=True, helper=True
             ),
         ),
     ),
