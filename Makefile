@@ -22,7 +22,7 @@ OBJECTS := $(patsubst bpf/%.c,penstock/redirect/objects/%.o,$(wildcard bpf/*.c))
 TEST_OBJECTS := $(patsubst bpf/tests/%.c,build/bpf/%.o,$(wildcard bpf/tests/*.c))
 
 # Node scenarios that run side by side.
-NODE_WORKERS ?= 4
+NODE_WORKERS ?= 3
 
 # The node scenario that `quick` runs.
 QUICK_NODE ?= tests/node/test_spine_redirect.py
@@ -35,6 +35,8 @@ help: ## Show this
 
 .PHONY: setup packages
 setup: packages $(VENV)/.installed bpf ## Install system packages, .venv and the BPF objects, as far as missing
+	@# Where Python may write no byte code of its own, each of the many processes of a test would compile everything anew.
+	@$(BIN)/python -m compileall -q penstock
 
 packages:
 	@$(PACKAGES)

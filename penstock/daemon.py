@@ -3,7 +3,7 @@
 Whatever happens (a file, a namespace, Envoy, a certificate's age) only sets the loop going; the loop
 reads the facts as they are, compiles, and applies the difference. So nothing depends on the order of
 events, and a daemon that starts anew ends in the same state. SIGTERM ends it and leaves the datapath and
-Envoy up; `tear_down` removes all.
+Envoy up; `teardown` removes all.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from prometheus_client.metrics_core import Metric
 
-from penstock import state
+from penstock import rundir, state
 from penstock.apply import Applied
 from penstock.control import ControlServer, socket_path
 from penstock.dns.process import NoDnsError
@@ -38,7 +38,7 @@ from penstock.manifests.kinds import Workload
 from penstock.manifests.problem import Problem
 from penstock.manifests.store import Store
 from penstock.metrics import served
-from penstock.node import Node, Options, hosts_record, leads_record, open_node
+from penstock.node import Node, Options, open_node
 from penstock.observe.als import access_log_service
 from penstock.observe.flows import Flows
 from penstock.observe.metrics import Metrics, of_certificates, of_status
@@ -89,8 +89,8 @@ class Daemon:
         self._planner = Planner()
         self._proxyless: Proxyless[Resource] = Proxyless(resource)
         self._docker = _docker_source(options.docker) if options.docker else None
-        self._leads = Leads(leads_record(options.run_dir), options.settings.service_ranges)
-        self._hosts_files = HostsFiles(hosts_record(options.run_dir))
+        self._leads = Leads(rundir.leads_record(options.run_dir), options.settings.service_ranges)
+        self._hosts_files = HostsFiles(rundir.hosts_record(options.run_dir))
         self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)

@@ -1,16 +1,12 @@
-"""What one node's daemon holds: opened in order, let go in order, and taken down for good by `tear_down`.
+"""What one node's daemon holds: opened in order, let go in order, and taken down for good by `teardown`.
 
 `close` leaves the datapath, the host's settings and Envoy as they are: the next daemon adopts them.
 """
 
 from __future__ import annotations
 
-import asyncio
-import fcntl
 import os
-import shutil
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from functools import partial
@@ -19,18 +15,15 @@ from typing import Any
 
 import grpc
 
-from penstock import state
+from penstock import rundir, state
 from penstock.apply import Applier
 from penstock.blocks import Blocks
 from penstock.certs import Certificates
-from penstock.control import socket_path
 from penstock.dns.process import DnsProxy
-from penstock.dns.process import stop as stop_dns
 from penstock.dns.resolvers import resolvers
 from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
-from penstock.errors import HostError, UsageError
-from penstock.hostnames import HostsFiles
+from penstock.errors import UsageError
 from penstock.mtls import keys
 from penstock.mtls.authority import Authority, Reporting
 from penstock.mtls.ca import CertificateAuthority
@@ -38,9 +31,8 @@ from penstock.mtls.issuer import LIFETIME, Issuer
 from penstock.mtls.remote import RemoteAuthority
 from penstock.mtls.reports import Reporter
 from penstock.redirect.blocklist import Blocklist
-from penstock.redirect.datapath import Datapath, take_down
+from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
-from penstock.redirect.leads import Leads
 from penstock.redirect.libbpf import RingBuffer, open_pin
 from penstock.redirect.pressure import Pressure
 from penstock.redirect.tables import Tables
@@ -82,24 +74,6 @@ class Options:
     """Seconds that a learned address counts at least."""
     dns_grace: float = 60.0
     """Seconds that it goes on to count after its time."""
-
-
-def _pins(run_dir: Path) -> Path:
-    return run_dir / "bpf"
-
-
-def _host_record(run_dir: Path) -> Path:
-    return run_dir / "host.json"
-
-
-def hosts_record(run_dir: Path) -> Path:
-    """Whose hosts files were written to."""
-    return run_dir / "containers.json"
-
-
-def leads_record(run_dir: Path) -> Path:
-    """Whose namespaces have routes of ours."""
-    return run_dir / "leads.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,14 +132,14 @@ async def open_node(
         directory.mkdir(parents=True, exist_ok=True)
     # Envoy's user passes through to its own folder and to the xDS socket, and sees nothing else.
     options.run_dir.chmod(0o711)
-    lock = _lock(options.run_dir)
+    lock = rundir.lock(options.run_dir)
     settings = options.settings
     ca_dir = options.ca_dir or options.state_dir / "ca"
     ca, reporter = await blocking(_authority, options, ca_dir)
     allocations = await blocking(state.load, options.state_dir)
-    host: HostSettings = await blocking(HostSettings, _host_record(options.run_dir))
+    host: HostSettings = await blocking(HostSettings, rundir.host_record(options.run_dir))
     await blocking(host.up, settings.proxy_source_ports)
-    datapath = Datapath(_pins(options.run_dir))
+    datapath = Datapath(rundir.pins(options.run_dir))
     blocks = Blocks(Blocklist(options.state_dir, datapath.pins), datapath)
     tables = Tables(
         datapath.pins,
@@ -234,7 +208,7 @@ async def open_node(
         clients=clients,
         held=held,
         workload_api=WorkloadAPI(
-            *_workload_sockets(options.run_dir),
+            *rundir.workload_sockets(options.run_dir),
             held,
             lambda spiffe_id, audience, owner: blocking(
                 partial(ca.sign_jwt, spiffe_id, audience, owner=owner)
@@ -266,54 +240,3 @@ def _authority(options: Options, ca_dir: Path) -> tuple[Authority, Reporting]:
     reporter = Reporter.open(ca_dir, options.node)
     passphrase = keys.passphrase(options.ca_passphrase_file)
     return CertificateAuthority.open(ca_dir, domain, passphrase=passphrase), reporter
-
-
-def _workload_sockets(run_dir: Path) -> tuple[Path, Path]:
-    """That of the Workload API, and the folder behind it."""
-    return run_dir / "workload.sock", run_dir / "workload"
-
-
-def _lock(run_dir: Path) -> int:
-    """One daemon for each run directory."""
-    fd = os.open(run_dir / "daemon.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as e:
-        os.close(fd)
-        raise HostError(
-            f"another daemon runs at {run_dir}", hint="give this one a --run-dir of its own, or stop that one"
-        ) from e
-    return fd
-
-
-def tear_down(run_dir: Path) -> None:
-    """Remove programs, maps, rules, routes, sysctls and Envoy of `run_dir`, and it too; twice is fine.
-
-    Raises HostError while a daemon runs there.
-    """
-    if not run_dir.is_dir():
-        return
-    lock = _lock(run_dir)
-    try:
-        asyncio.run(EnvoyProcess(run_dir, node="").stop())
-        stop_dns(run_dir)
-        take_down(_pins(run_dir))
-        host = HostSettings(_host_record(run_dir))
-        host.down()
-        host.close()
-        HostsFiles(hosts_record(run_dir)).forget()
-        Leads(leads_record(run_dir)).forget()
-        for left in (socket_path(run_dir), xds_socket(run_dir), clients_socket(run_dir)):
-            left.unlink(missing_ok=True)
-        shutil.rmtree(run_dir / "envoy", ignore_errors=True)
-        shutil.rmtree(run_dir / "dns", ignore_errors=True)
-        (run_dir / "dns.log").unlink(missing_ok=True)
-        socket, inner = _workload_sockets(run_dir)
-        socket.unlink(missing_ok=True)
-        shutil.rmtree(inner, ignore_errors=True)
-    finally:
-        os.close(lock)
-        (run_dir / "daemon.lock").unlink(missing_ok=True)
-    # What others keep there is theirs.
-    with suppress(OSError):
-        run_dir.rmdir()

@@ -16,6 +16,6 @@ def down(run_dir: Path) -> None:
 
     Run it in the network namespace that the daemon ran in, after the daemon has ended.
     """
-    from penstock.node import tear_down
+    from penstock.teardown import tear_down
 
     tear_down(run_dir.resolve())
