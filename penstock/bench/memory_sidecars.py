@@ -56,7 +56,10 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     ):
         identities = sidecar.identities(directory, names)
         pids: list[int] = []
-        envoy, steps = running.envoy_pid(), dict[str, dict[str, float]]()
+        steps = dict[str, dict[str, float]]()
+        parts = {"daemon": running.pid, "envoy": running.envoy_pid()}
+        if dns := running.dns_pid():
+            parts["dns"] = dns
         for number, (own, peer) in enumerate(peers.items(), 1):
             config = sidecar.bootstrap(
                 many.address(own), many.address(peer), log,
@@ -68,23 +71,24 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
                 running.write("policies", *rules[:number])
                 running.settle()
                 steps[str(number)] = {
-                    "node": _together((running.pid, envoy))["rss_mb"],
+                    "node": _together(parts.values())["rss_mb"],
                     "sidecars": _together(pids)["rss_mb"],
                 }
-        parts = {"daemon": (running.pid,), "envoy": (envoy,), "sidecars": tuple(pids)}
-        found = {name: _together(these) for name, these in parts.items()}
-        spent = {name: cpu.processes(these) for name, these in parts.items()}
+        everybody = {**{name: (pid,) for name, pid in parts.items()}, "sidecars": tuple(pids)}
+        found = {name: _together(these) for name, these in everybody.items()}
+        spent = {name: cpu.processes(these) for name, these in everybody.items()}
         time.sleep(seconds)
-        for name, these in parts.items():
+        for name, these in everybody.items():
             found[name]["idle_cpu_ms_per_s"] = round(1000 * (cpu.processes(these) - spent[name]) / seconds, 2)
-    node = {size: round(found["daemon"][size] + found["envoy"][size], 1) for size in _SIZES}
+    node = {size: round(sum(found[name][size] for name in parts), 1) for size in _SIZES}
     ratios = {f"{size}, node / sidecars": round(node[size] / found["sidecars"][size], 4) for size in _SIZES}
     return Result(
         bench="memory-sidecars",
-        method="MB resident (smaps_rollup), idle: one Envoy and the daemon against a sidecar per workload",
+        method="MB resident (smaps_rollup), idle: one Envoy, the daemon and its DNS proxy, against a sidecar "
+        "for each workload",
         settings={"workloads": count, "idle_seconds": seconds},
         arms={
-            "node": {**node, "daemon": found["daemon"], "envoy": found["envoy"]},
+            "node": {**node, **{name: found[name] for name in parts}},
             "sidecars": found["sidecars"],
         },
         ratios=ratios,
@@ -108,12 +112,13 @@ def rows(data: dict[str, Any]) -> list[tuple[Any, ...]]:
     lines = (
         ("the node's Envoy", arms["node"]["envoy"]),
         ("the daemon", arms["node"]["daemon"]),
+        *([("the DNS proxy", arms["node"]["dns"])] if "dns" in arms["node"] else []),
         (f"{count} sidecars", arms["sidecars"]),
     )
     return [(name, *(part[size] for size in _SIZES), part["idle_cpu_ms_per_s"]) for name, part in lines]
 
 
-WORDS = {"node": "one Envoy and the daemon", "sidecars": "a sidecar for each"}
+WORDS = {"node": "one Envoy, the daemon and its DNS proxy", "sidecars": "a sidecar for each"}
 
 
 def reports(data: dict[str, Any]) -> dict[str, str]:

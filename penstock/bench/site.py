@@ -203,6 +203,11 @@ class DaemonUnderTest:
     def envoy_pid(self) -> int:
         return int(self._client.call("status")["envoy"]["pid"])
 
+    def dns_pid(self) -> int | None:
+        """None where no DNS proxy runs."""
+        found: int | None = self._client.call("status")["dns"]["pid"]
+        return found
+
     def gateway_address(self, name: str) -> str:
         """The first address of the Gateway `name`."""
         found = self._client.call(
