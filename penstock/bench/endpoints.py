@@ -13,6 +13,7 @@ import gc
 import os
 import time
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 from envoy.service.discovery.v3 import discovery_pb2
@@ -102,7 +103,7 @@ def own_part() -> dict[str, float]:
     if len(snapshot.of(TypeUrl.EDS)) <= SERVICES:
         raise BenchError(f"only {len(snapshot.of(TypeUrl.EDS))} clusters came of {SERVICES} Services")
     names = ("plan", "resources", "responses")
-    found = {name: round(b - a, 4) for name, a, b in zip(names, laps, laps[1:], strict=True)}
+    found = {name: round(b - a, 4) for name, (a, b) in zip(names, pairwise(laps), strict=True)}
     gc.unfreeze()
     return {"read": round(read, 4), **found, "own": round(laps[-1] - laps[0], 4), "mb": round(size / 1e6, 2)}
 
