@@ -11,27 +11,28 @@
 #define TCP_STATE_TIME_WAIT 6
 #define TCP_STATE_LISTEN 10
 
+static __always_inline void socket_tuple(struct bpf_sock_tuple *to, const struct packet *p, const struct tuple *t)
+{
+	if (!p->ipv6) {
+		to->ipv4.saddr = t->src.w[3];
+		to->ipv4.daddr = t->dst.w[3];
+		to->ipv4.sport = t->sport;
+		to->ipv4.dport = t->dport;
+		return;
+	}
+	__builtin_memcpy(to->ipv6.saddr, t->src.w, sizeof(to->ipv6.saddr));
+	__builtin_memcpy(to->ipv6.daddr, t->dst.w, sizeof(to->ipv6.daddr));
+	to->ipv6.sport = t->sport;
+	to->ipv6.dport = t->dport;
+}
+
 static __always_inline struct bpf_sock *lookup_tcp(struct __sk_buff *skb, const struct packet *p, const struct tuple *t)
 {
 	struct bpf_sock_tuple tuple = {};
 
-	if (p->ipv6) {
-		tuple.ipv6.saddr[0] = t->src.w[0];
-		tuple.ipv6.saddr[1] = t->src.w[1];
-		tuple.ipv6.saddr[2] = t->src.w[2];
-		tuple.ipv6.saddr[3] = t->src.w[3];
-		tuple.ipv6.daddr[0] = t->dst.w[0];
-		tuple.ipv6.daddr[1] = t->dst.w[1];
-		tuple.ipv6.daddr[2] = t->dst.w[2];
-		tuple.ipv6.daddr[3] = t->dst.w[3];
-		tuple.ipv6.sport = t->sport;
-		tuple.ipv6.dport = t->dport;
+	socket_tuple(&tuple, p, t);
+	if (p->ipv6)
 		return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
-	}
-	tuple.ipv4.saddr = t->src.w[3];
-	tuple.ipv4.daddr = t->dst.w[3];
-	tuple.ipv4.sport = t->sport;
-	tuple.ipv4.dport = t->dport;
 	return bpf_skc_lookup_tcp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 }
 
@@ -104,23 +105,9 @@ static __always_inline struct bpf_sock *lookup_udp(struct __sk_buff *skb, const 
 {
 	struct bpf_sock_tuple tuple = {};
 
-	if (p->ipv6) {
-		tuple.ipv6.saddr[0] = t->src.w[0];
-		tuple.ipv6.saddr[1] = t->src.w[1];
-		tuple.ipv6.saddr[2] = t->src.w[2];
-		tuple.ipv6.saddr[3] = t->src.w[3];
-		tuple.ipv6.daddr[0] = t->dst.w[0];
-		tuple.ipv6.daddr[1] = t->dst.w[1];
-		tuple.ipv6.daddr[2] = t->dst.w[2];
-		tuple.ipv6.daddr[3] = t->dst.w[3];
-		tuple.ipv6.sport = t->sport;
-		tuple.ipv6.dport = t->dport;
+	socket_tuple(&tuple, p, t);
+	if (p->ipv6)
 		return bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv6), BPF_F_CURRENT_NETNS, 0);
-	}
-	tuple.ipv4.saddr = t->src.w[3];
-	tuple.ipv4.daddr = t->dst.w[3];
-	tuple.ipv4.sport = t->sport;
-	tuple.ipv4.dport = t->dport;
 	return bpf_sk_lookup_udp(skb, &tuple, sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 }
 

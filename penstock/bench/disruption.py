@@ -13,7 +13,7 @@ import random
 import re
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
@@ -78,7 +78,7 @@ def _service(name: str, **spec: Any) -> dict[str, Any]:
     }
 
 
-def _slice(service: str, ready: list[str], draining: list[str] = []) -> dict[str, Any]:  # noqa: B006
+def _slice(service: str, ready: Sequence[str], draining: Sequence[str] = ()) -> dict[str, Any]:
     gone = {"ready": False, "serving": True, "terminating": True}
     return {
         "apiVersion": "discovery.k8s.io/v1",

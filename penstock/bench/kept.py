@@ -39,7 +39,7 @@ class Kept:
                 self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._connection.connect(self._address)
             self._connection.sendall(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
-            return _status(self._connection)
+            return answered(self._connection)
         except OSError:
             self.lost += 1
             if self._connection:
@@ -60,7 +60,8 @@ class Kept:
             time.sleep(PACE)
 
 
-def _status(connection: socket.socket) -> int:
+def answered(connection: socket.socket) -> int:
+    """The status of the next answer (HTTP/1.1 with a content-length). Raises OSError if there is none."""
     received = b""
     while b"\r\n\r\n" not in received:
         if not (part := connection.recv(65536)):

@@ -24,6 +24,7 @@ from typing import Any
 from penstock import lab
 from penstock.bench import crowd
 from penstock.bench.errors import BenchError
+from penstock.bench.kept import answered
 from penstock.bench.record import Bar, Result
 from penstock.bench.serving import HTTP_PORT
 from penstock.bench.site import DaemonUnderTest, Site, alone, daemon, scratch, site
@@ -197,29 +198,13 @@ class KeptAlive:
                 self._connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 self._connection.connect(self._address)
             self._connection.sendall(self._request)
-            return self._status(self._connection)
+            return answered(self._connection)
         except OSError:
             self.lost += 1
             if self._connection:
                 self._connection.close()
             self._connection = None
             return 0
-
-    @staticmethod
-    def _status(connection: socket.socket) -> int:
-        received = b""
-        while b"\r\n\r\n" not in received:
-            if not (part := connection.recv(65536)):
-                raise ConnectionResetError
-            received += part
-        head, _, body = received.partition(b"\r\n\r\n")
-        fields = dict(line.lower().split(b": ", 1) for line in head.split(b"\r\n")[1:])
-        left = int(fields[b"content-length"]) - len(body)
-        while left > 0:
-            if not (part := connection.recv(65536)):
-                raise ConnectionResetError
-            left -= len(part)
-        return int(head.split(b" ", 2)[1])
 
     def until(self, status: int, started: float) -> float:
         """When the first answer with `status` was there, followed by more of them (CLOCK_MONOTONIC, s)."""
