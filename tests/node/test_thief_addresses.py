@@ -21,7 +21,7 @@ from test_spine_workloads import create, destroy, relabel, workload_state
 from thief import Stolen
 
 from penstock import lab
-from penstock.lab import LabWorkload
+from penstock.lab import LabError, LabWorkload
 
 STRICT = peer_authentication("far", "STRICT", app="far")
 WEB = service("far", {"port": 80, "targetPort": 8080}, selector={"app": "far"})
@@ -181,7 +181,7 @@ def test_an_address_of_a_new_workload_under_load(mesh: Mesh) -> None:
                     while not stop.wait(0.002):
                         if connection.ask(f"/hands/{who}/{sent[who]}").status == 200:
                             sent[who] += 1
-            except (OSError, http.client.HTTPException):
+            except (OSError, LabError, http.client.HTTPException):
                 # Its namespace goes, and comes again before it may speak: what counts is what arrives.
                 stop.wait(0.002)
 
