@@ -149,7 +149,7 @@ class Daemon:
                 "explain": self._explain,
                 "diff": self._diff,
                 **{call: partial(self._look, call) for call in CALLS},
-                **node.certificates.calls,
+                **node.certificates.commands.calls,
                 "metrics": self._metrics_text,
                 **node.blocks.calls,
                 "fqdn": self._fqdn,
@@ -450,7 +450,7 @@ class Daemon:
         busy = self._applied_revision < self._revision
         found = self._report.status(busy=busy, documents=self._documents)
         yield from of_status(found)
-        entries = self._node.certificates.entries(time.time())
+        entries = self._node.certificates.commands.entries(time.time())
         yield from of_certificates(found["certificate_health"], entries)
 
     async def _get(self, request: dict[str, Any]) -> Any:
