@@ -60,6 +60,8 @@ log = logging.getLogger(__name__)
 
 # A namespace may be told of before its addresses are there; nobody outside it sees them come.
 UNSETTLED_RETRY = (0.02, 2.0)
+ENGINE_SETTLE = 0.02
+"""Seconds for which events of links are gathered where an engine tells of its containers by itself."""
 
 
 def _docker_source(socket: str) -> DockerSource:
@@ -80,7 +82,7 @@ class Daemon:
         self._files = files
         self._flows = flows
         self._thread = thread
-        self._namespaces = NamespaceEvents()
+        self._namespaces = NamespaceEvents(ENGINE_SETTLE if options.docker else 0.0)
         self._report = Report(options, node, flows)
         self.metrics = Metrics()
         self.metrics.add(self._of_status)
