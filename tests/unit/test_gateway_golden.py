@@ -213,9 +213,9 @@ CASES = {
         rule(
             "matches: [{path: {type: PathPrefix, value: /old}}]",
             "{name: api, port: 80, weight: 3, filters: [{type: URLRewrite, urlRewrite: {hostname: b.example, "
-            "path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}]}, {name: other, port: 80, filters: ["
-            "{type: RequestMirror, requestMirror: {backendRef: {name: api, port: 80}}}, {type: CORS, cors: "
-            "{allowOrigins: ['https://a.example']}}]}, {name: api, port: 80, filters: [{type: "
+            "path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}]}, {name: other, port: 80, "
+            "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: api, port: 80}}}, "
+            "{type: CORS, cors: {allowOrigins: ['https://a.example']}}]}, {name: api, port: 80, filters: [{type: "
             "RequestRedirect, requestRedirect: {scheme: https}}]}",
         )
     ),
