@@ -215,8 +215,8 @@ CASES = {
             "{name: api, port: 80, weight: 3, filters: [{type: URLRewrite, urlRewrite: {hostname: b.example, "
             "path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}]}, {name: other, port: 80, "
             "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: api, port: 80}}}, "
-            "{type: CORS, cors: {allowOrigins: ['https://a.example']}}]}, {name: api, port: 80, filters: [{type: "
-            "RequestRedirect, requestRedirect: {scheme: https}}]}",
+            "{type: CORS, cors: {allowOrigins: ['https://a.example']}}]}, {name: api, port: 80, filters: ["
+            "{type: RequestRedirect, requestRedirect: {scheme: https}}]}",
         )
     ),
     "headers": gateway()
