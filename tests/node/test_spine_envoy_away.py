@@ -97,7 +97,7 @@ def test_what_is_newly_named_while_envoy_is_stopped_is_closed_after_five_seconds
     daemon = mesh.on("api")
     with stopped(mesh):
         mesh.write("scenario.yaml", mesh.text(guard(NAMED, of("client", ports(8081, 9090, http=HTTP)))))
-        until("8081 is closed", lambda: answer(mesh, 8081, "/private") is None)
+        until("8081 is closed", lambda: answer(mesh, 8081, "/private") is None, 15)
         assert answer(mesh, 8081, "/public/x") is None
         assert not echoes(mesh["client"], mesh["api"].address(), 9090)
         status = daemon.status()
