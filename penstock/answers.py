@@ -100,7 +100,7 @@ class Answers:
         self._report.dns = None
 
     async def _fqdn(self, _: dict[str, Any]) -> Any:
-        found = await self._node.dns.ask("names")
+        found = [] if self._node.dns.at_rest else await self._node.dns.ask("names")
         return with_rules(found, self._planner.facts)
 
     async def _metrics_text(self, _: dict[str, Any]) -> Any:

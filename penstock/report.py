@@ -150,11 +150,7 @@ class Report:
                 "resources": self._resources(),
             },
             "dns": {
-                "pid": self._node.dns.pid,
-                "needed": self._node.dns.needed,
-                "bound": self._node.dns.bound,
-                "ready": self._node.dns.ready,
-                "starts": self._node.dns.starts,
+                **self._node.dns.shown(),
                 **(self.dns or {}),
             },
             "limits": {
