@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from penstock.cli.options import DURATION, passphrase_option, run_dir_option
+from penstock.dns.model import OWN_ADDRESSES
 from penstock.errors import UsageError
 
 if TYPE_CHECKING:
@@ -111,7 +112,7 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     "dns_addresses",
     multiple=True,
     metavar="ADDRESS",
-    default=("10.96.0.10", "fd00:10:96::a"),
+    default=OWN_ADDRESSES,
     show_default=True,
     help="Where workloads reach the node's own DNS, one of each family; `none`: nowhere.",
 )
@@ -137,6 +138,14 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     show_default=True,
     metavar="SECONDS",
     help="How long it goes on to count after its time; with a connection to it longer.",
+)
+@click.option(
+    "--dns-idle",
+    type=click.FloatRange(0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the DNS proxy stays without a question while no rule needs it.",
 )
 @click.option(
     "--log-level",
@@ -167,6 +176,7 @@ def run(
     dns_upstreams: tuple[str, ...],
     dns_min_ttl: int,
     dns_grace: float,
+    dns_idle: float,
     log_level: str,
 ) -> None:
     """Run the daemon in the foreground, for the network namespace that it is started in.
@@ -211,6 +221,7 @@ def run(
         dns_upstreams=tuple(map(str, _addresses(dns_upstreams, "--dns-upstream"))),
         dns_min_ttl=dns_min_ttl,
         dns_grace=dns_grace,
+        dns_idle=dns_idle,
     )
 
     async def main() -> None:

@@ -210,7 +210,7 @@ class Daemon:
     def look_back(self) -> None:
         """AssertionError if anything is left or not as before, or the daemon told of a fault of ours."""
         with suppress(AssertionError):
-            until("all is gone", lambda: not self.left(), 5.0)
+            until("all is gone", lambda: not self.left())
         problems = [f"left: {what}" for what in self.left()]
         changed = set(self.before.splitlines()) ^ set(self.network().splitlines())
         problems += [f"not as before: {line}" for line in sorted(changed)]
