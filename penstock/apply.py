@@ -26,24 +26,14 @@ from penstock.envoy.admin import Admin
 from penstock.envoy.errors import EnvoyAdminError
 from penstock.envoy.resources import Builder
 from penstock.errors import HostError
+from penstock.kernel import Kernel
 from penstock.mtls.issuer import Issuer
 from penstock.mtls.secrets import secrets, workload_secret
 from penstock.mtls.svid import SVID
 from penstock.plan import DNS_LISTENER, KernelTables, ListenerKey, Plan
-from penstock.redirect.datapath import Datapath
-from penstock.redirect.host import HostSettings
-from penstock.redirect.sockets import proxied, reset, reset_proxied, unsteered
 from penstock.redirect.stage import (
-    InKernel,
-    Steering,
     after_proxy,
-    before_proxy,
-    changing_hands,
-    past_admission,
-    steering,
 )
-from penstock.redirect.tables import Tables
-from penstock.redirect.terminated import end_datagrams, lost_sockets
 from penstock.routing.model import HttpChain, ListenerKind
 from penstock.routing.transition import between
 from penstock.world import Carried, Settings
@@ -98,9 +88,7 @@ class Applier:
         self,
         *,
         settings: Settings,
-        datapath: Datapath,
-        tables: Tables,
-        host: HostSettings,
+        kernel: Kernel,
         server: XdsServer,
         admin: Admin,
         issuer: Issuer,
@@ -113,25 +101,19 @@ class Applier:
 
         `blocking(function, *arguments)` runs a call on the one thread that owns netlink and the disk.
         """
-        self._datapath, self.tables, self._host = datapath, tables, host
+        self.kernel = kernel
         self._server, self._admin = server, admin
         self._issuer, self._trusted, self._clock = issuer, trusted, clock
         self.trusted: Trusted = (b"", b"")
         """The trust bundle that is published."""
         self._blocking = blocking
         self._dns = dns
-        self._source_ports = settings.proxy_source_ports
         self._builder: Builder[Resource] = Builder(settings, resource)
         # Listener → version that is known to serve.
         self._active: dict[str, str] = {}
         self.svids: Mapping[str, SVID] = {}
         self._secrets: dict[str, tuple[SVID, Resource]] = {}
         self._bundle_resource: Resource | None = None
-        self._place: object = None
-        self.links: Mapping[int, str] = {}
-        """The node's links that are up, by index, without its loopback device."""
-        self._carried: frozenset[Carried] = frozenset()
-        self._looked = False
         self._plan: Plan | None = None
         """The last one that was to be made real."""
 
@@ -149,9 +131,9 @@ class Applier:
         """Step 1: what needs no proxy, and the end of connections that it must not carry any more."""
         started = time.perf_counter()
         errors: list[str] = []
-        changed, carried = 0, self._carried
+        changed, carried = 0, self.kernel.carried
         try:
-            changed, carried = await self._close(plan.kernel, errors)
+            changed, carried = await self.kernel.close(plan.kernel, errors)
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         errors = [e if e.startswith("kernel") else f"kernel: {e}" for e in errors]
@@ -178,7 +160,7 @@ class Applier:
         # What nothing protects need not wait, and stays as it is.
         bound = bool(plan.dns.rules)
         named = await self._dns.publish(plan.dns, DNS_PATIENCE if bound else DOOR_PATIENCE)
-        named = named or (not bound and DNS_LISTENER in self.tables.listeners())
+        named = named or (not bound and DNS_LISTENER in self.kernel.tables.listeners())
         lap("built")
 
         rollout = Rollout(self._server.published, snapshot, self._between(plan, snapshot))
@@ -197,13 +179,13 @@ class Applier:
         lap("proxy_ready")
 
         try:
-            changed += self.tables.apply(
+            changed += self.kernel.tables.apply(
                 self._steered(plan, wanted, snapshot, refused, proxy=not waiting, dns=named)
             )
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
         if changed and not errors and any(x.kind is ListenerKind.GATEWAY for x in plan.proxy.listeners):
-            await self._blocking(self._end_unjudged, wanted)
+            await self.kernel.end_unjudged(wanted)
         self._dns.release()
         lap("kernel_open")
 
@@ -219,84 +201,6 @@ class Applier:
         lap("done")
         edge = self._edge(plan, waiting, next((e for e in errors if e.startswith("kernel")), ""))
         return Applied(tuple(dict.fromkeys(errors)), waiting, took, changed, edge)
-
-    # --- the kernel ------------------------------------------------------------------------------------
-
-    async def _close(self, wanted: KernelTables, errors: list[str]) -> tuple[int, frozenset[Carried]]:
-        now = InKernel(
-            self.tables.policy(),
-            self.tables.listeners(),
-            self.tables.http_services(),
-            self.tables.ipcache(),
-        )
-        changed = self.tables.apply(before_proxy(wanted, now))
-        if self.tables.lost_backends:
-            await self._blocking(self._end_datagrams, wanted)
-        # Before the proxy's connections are looked at, which takes its time.
-        errors += await self._attach(wanted)
-        if leaving := changing_hands(wanted, now):
-            await self._blocking(reset_proxied, leaving)
-        # What the proxy carries is looked at when it may have lost its way there, and while something has.
-        if now.listeners and (changed or self._carried or not self._looked):
-            self._looked = True
-            self._carried = await self._blocking(self._sort_out, wanted)
-        return changed, self._carried
-
-    def _end_datagrams(self, tables: KernelTables) -> None:
-        cookies = lost_sockets(self._datapath.pins, tables)
-        if cookies:
-            ended = end_datagrams(cookies, tuple(tables.namespaces.values()))
-            log.info("datagram sockets lost their backend", extra={"sockets": ended})
-
-    def _sort_out(self, tables: KernelTables) -> frozenset[Carried]:
-        """Reset the proxy's connections that are forbidden now; return what goes on without being steered.
-
-        This comes before Envoy learns of the change: later it would answer for what it does not know, or a
-        listener would be gone without a word.
-        """
-        found = steering(tables, self._source_ports, proxied())
-        gone = [c for c, how in found.items() if how is Steering.FORBIDDEN]
-        if gone:
-            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
-            reset(gone)
-        return frozenset(
-            (c.client, c.address, c.port) for c, how in found.items() if how is Steering.PAST_PROXY
-        )
-
-    def _end_unjudged(self, tables: KernelTables) -> None:
-        """Reset what began at a Gateway's own address and is now a matter of L7 rules."""
-        gone = past_admission(tables, unsteered())
-        if gone:
-            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
-            reset(gone)
-
-    async def _attach(self, wanted: KernelTables) -> list[str]:
-        """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
-        place = (
-            wanted.attach,
-            wanted.ports,
-            wanted.routes,
-            wanted.underlay,
-            wanted.addresses,
-            wanted.served_addresses,
-            wanted.reserved_ports,
-            self.links,
-        )
-        if place == self._place:
-            return []
-        workloads = frozenset(wanted.attach)
-        bridges = frozenset(port.bridge for port in wanted.ports.values() if port.bridge)
-        near, far, problems = await self._blocking(self._host.ways, wanted.routes)
-        netdevs, more = await self._blocking(
-            self._host.settle, workloads, bridges, self.links, far, wanted.underlay
-        )
-        problems += more
-        problems += await self._blocking(self._host.addresses, wanted.addresses)
-        problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
-        self._datapath.attach(wanted.attach, netdevs, wanted.ports)
-        problems += await self._blocking(self._host.routes, near, far)
-        self._place = place if not problems else None
-        return list(problems)
 
     def _steered(
         self,
@@ -318,7 +222,7 @@ class Applier:
             for each in plan.proxy.listeners
             if each.kind is ListenerKind.HTTP_SERVICE
         )
-        held = {wanted.services[k].name for k in self.tables.http_services() if k in wanted.services}
+        held = {wanted.services[k].name for k in self.kernel.tables.http_services() if k in wanted.services}
         routed = held
         if proxy and classes_ready:
             routed = {

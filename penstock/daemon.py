@@ -255,7 +255,7 @@ class Daemon:
         documents = self._documents
         different = await self._places.look(documents)
         surroundings = self._places.surroundings
-        self._node.applier.links = surroundings.up
+        self._node.applier.kernel.links = surroundings.up
         if only_looking and not different and self._report.settled and not self._world.carried:
             self._plan_ahead()
             return

@@ -25,6 +25,7 @@ from penstock.dns.resolvers import resolvers
 from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import UID, EnvoyProcess
 from penstock.errors import UsageError
+from penstock.kernel import Kernel
 from penstock.mtls import keys
 from penstock.mtls.authority import Authority, Reporting
 from penstock.mtls.ca import CertificateAuthority
@@ -183,9 +184,7 @@ async def open_node(
     )
     applier = Applier(
         settings=settings,
-        datapath=datapath,
-        tables=tables,
-        host=host,
+        kernel=Kernel(datapath, tables, host, source_ports=settings.proxy_source_ports, blocking=blocking),
         server=server,
         admin=envoy.admin,
         issuer=issuer,

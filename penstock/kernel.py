@@ -1,0 +1,126 @@
+"""The kernel's side of a change: what is closed before the proxy learns of it, where programs hang, and whose
+connections end.
+
+Tables are written by `Tables`, programs attached by `Datapath`, routes and addresses set by `HostSettings`;
+here is in which order, and what becomes of connections that are open meanwhile.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
+
+from penstock.plan import KernelTables
+from penstock.redirect.datapath import Datapath
+from penstock.redirect.host import HostSettings
+from penstock.redirect.sockets import proxied, reset, reset_proxied, unsteered
+from penstock.redirect.stage import InKernel, Steering, before_proxy, changing_hands, past_admission, steering
+from penstock.redirect.tables import Tables
+from penstock.redirect.terminated import end_datagrams, lost_sockets
+from penstock.world import Carried
+
+log = logging.getLogger(__name__)
+
+
+class Kernel:
+    """The kernel of one node. `blocking` runs a call on the thread that owns netlink."""
+
+    def __init__(
+        self,
+        datapath: Datapath,
+        tables: Tables,
+        host: HostSettings,
+        *,
+        source_ports: tuple[int, int],
+        blocking: Callable[..., Awaitable[Any]],
+    ) -> None:
+        self._datapath, self.tables, self._host = datapath, tables, host
+        self._source_ports = source_ports
+        self._blocking = blocking
+        self._place: object = None
+        self.links: Mapping[int, str] = {}
+        """The node's links that are up, by index, without its loopback device."""
+        self.carried: frozenset[Carried] = frozenset()
+        """What the proxy goes on to carry without being steered any more."""
+        self._looked = False
+
+    async def close(self, wanted: KernelTables, errors: list[str]) -> tuple[int, frozenset[Carried]]:
+        """What needs no proxy: (entries changed, `carried`). Raises HostError, OSError."""
+        now = InKernel(
+            self.tables.policy(),
+            self.tables.listeners(),
+            self.tables.http_services(),
+            self.tables.ipcache(),
+        )
+        changed = self.tables.apply(before_proxy(wanted, now))
+        if self.tables.lost_backends:
+            await self._blocking(self._end_datagrams, wanted)
+        # Before the proxy's connections are looked at, which takes its time.
+        errors += await self._attach(wanted)
+        if leaving := changing_hands(wanted, now):
+            await self._blocking(reset_proxied, leaving)
+        # What the proxy carries is looked at when it may have lost its way there, and while something has.
+        if now.listeners and (changed or self.carried or not self._looked):
+            self._looked = True
+            self.carried = await self._blocking(self._sort_out, wanted)
+        return changed, self.carried
+
+    def _end_datagrams(self, tables: KernelTables) -> None:
+        cookies = lost_sockets(self._datapath.pins, tables)
+        if cookies:
+            ended = end_datagrams(cookies, tuple(tables.namespaces.values()))
+            log.info("datagram sockets lost their backend", extra={"sockets": ended})
+
+    def _sort_out(self, tables: KernelTables) -> frozenset[Carried]:
+        """Reset the proxy's connections that are forbidden now; return what goes on without being steered.
+
+        This comes before Envoy learns of the change: later it would answer for what it does not know, or a
+        listener would be gone without a word.
+        """
+        found = steering(tables, self._source_ports, proxied())
+        gone = [c for c, how in found.items() if how is Steering.FORBIDDEN]
+        if gone:
+            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
+            reset(gone)
+        return frozenset(
+            (c.client, c.address, c.port) for c, how in found.items() if how is Steering.PAST_PROXY
+        )
+
+    async def end_unjudged(self, tables: KernelTables) -> None:
+        """After redirects stand: reset what began at a Gateway's own address and L7 rules name now."""
+        await self._blocking(self._end_unjudged, tables)
+
+    def _end_unjudged(self, tables: KernelTables) -> None:
+        gone = past_admission(tables, unsteered())
+        if gone:
+            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
+            reset(gone)
+
+    async def _attach(self, wanted: KernelTables) -> list[str]:
+        """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""
+        place = (
+            wanted.attach,
+            wanted.ports,
+            wanted.routes,
+            wanted.underlay,
+            wanted.addresses,
+            wanted.served_addresses,
+            wanted.reserved_ports,
+            self.links,
+        )
+        if place == self._place:
+            return []
+        workloads = frozenset(wanted.attach)
+        bridges = frozenset(port.bridge for port in wanted.ports.values() if port.bridge)
+        near, far, problems = await self._blocking(self._host.ways, wanted.routes)
+        netdevs, more = await self._blocking(
+            self._host.settle, workloads, bridges, self.links, far, wanted.underlay
+        )
+        problems += more
+        problems += await self._blocking(self._host.addresses, wanted.addresses)
+        problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
+        self._datapath.attach(wanted.attach, netdevs, wanted.ports)
+        problems += await self._blocking(self._host.routes, near, far)
+        self._place = place if not problems else None
+        return list(problems)
