@@ -95,6 +95,8 @@ class _Stream:
         """Send responses for ever, one at a time: a slow client holds its own stream back, nothing else."""
         while True:
             await self._ready.wait()
+            # Before anything is looked at: who pushes while a response is being written wakes us once more.
+            self._ready.clear()
             if why := self.refusal():
                 # The end of the call ends its requests too.
                 with suppress(grpc.aio.AbortError):
@@ -103,7 +105,6 @@ class _Stream:
             while self._responses:
                 await context.write(self.session.encode(self._responses.popleft()))
                 self._taken.set()
-            self._ready.clear()
 
     @property
     def waiting(self) -> int:

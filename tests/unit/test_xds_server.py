@@ -19,7 +19,8 @@ from xds_dialogue import CDS, EDS, LDS, RDS, cds, res, snap
 from penstock.errors import HostError
 from penstock.observe.als import RequestRecord, access_log_service
 from penstock.xds.order import Rollout
-from penstock.xds.server import XdsServer
+from penstock.xds.server import XdsServer, _Stream
+from penstock.xds.session import DeltaSession
 from penstock.xds.watch import Refusal
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
@@ -206,3 +207,25 @@ async def test_a_failing_callback_costs_its_own_entry_only(path: Path) -> None:
         await asyncio.wait_for(call, SOON)
     await server.stop()
     assert heard == ["l /0", "l /2", "l /1", "l /3"]
+
+
+async def test_who_may_not_stay_goes_even_if_that_turns_out_while_an_answer_is_written() -> None:
+    """Nothing more is sent to a client that owes an answer, so nothing else would look at it again."""
+    why = ""
+    ended = asyncio.Event()
+
+    class Call:
+        async def write(self, _: Any) -> None:
+            nonlocal why
+            why = "revoked"
+            stream.push([])
+
+        async def abort(self, *_: Any) -> None:
+            ended.set()
+
+    stream = _Stream(DeltaSession(), lambda: why)
+    stream.session.publish(snap(*cds("a")))
+    stream.push(stream.session.receive(discovery_pb2.DeltaDiscoveryRequest(type_url=CDS)))
+    writer = asyncio.create_task(stream.write(Call()))
+    await asyncio.wait_for(ended.wait(), SOON)
+    await writer
