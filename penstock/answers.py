@@ -64,7 +64,7 @@ class Answers:
                 "explain": self._explain,
                 "diff": self._diff,
                 **{call: partial(self._look, call) for call in CALLS},
-                **self._node.certificates.calls,
+                **self._node.certificates.commands.calls,
                 "metrics": self._metrics_text,
                 **self._node.blocks.calls,
                 "fqdn": self._fqdn,
@@ -111,7 +111,7 @@ class Answers:
     def _of_status(self) -> Iterator[Metric]:
         found = self._now()
         yield from of_status(found)
-        entries = self._node.certificates.entries(time.time())
+        entries = self._node.certificates.commands.entries(time.time())
         yield from of_certificates(found["certificate_health"], entries)
 
     async def _get(self, request: dict[str, Any]) -> Any:

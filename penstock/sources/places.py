@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 # A namespace may be told of before its addresses are there; nobody outside it sees them come.
 UNSETTLED_RETRY = (0.02, 2.0)
 """Seconds of the first pause, and of the longest."""
+ENGINE_SETTLE = 0.02
+"""Seconds for which events of links are gathered where an engine tells of its containers by itself."""
 
 
 class Places:
@@ -41,7 +43,7 @@ class Places:
         self._node_addresses = node_addresses
         self._leads = leads
         self._blocking = blocking
-        self._events = NamespaceEvents()
+        self._events = NamespaceEvents(ENGINE_SETTLE if containers else 0.0)
         self._sought: list[Wanted] = []
         self._stale = True
         self._pause = UNSETTLED_RETRY[0]
