@@ -1,8 +1,8 @@
 """BackendTLSPolicies that mesh TLS keeps from workloads of other nodes: only whole nodes show it.
 
 What leaves for another mesh node is mesh TLS, which carries no TLS of a backend's own: routes of the mesh do
-not reach such a workload there, and Gateways do not where it takes nothing else (STRICT). Each node is compiled
-as it would be, and asked.
+not reach such a workload there, and Gateways do not where it takes nothing else (STRICT). Each node is
+compiled as it would be, and asked.
 """
 
 from __future__ import annotations
