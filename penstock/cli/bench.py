@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from penstock.cli.output import table
+from penstock.errors import UsageError
 
 BENCHES = (
     "compile",
@@ -100,9 +101,16 @@ def l4(**options: Any) -> None:
 
 @bench.command(name="scale")
 @_options
-def scale(**options: Any) -> None:
+@click.option("--sizes", default="", metavar="N,N", help="How many rules and Services, the fewest first.")
+@click.option("--rounds", type=click.IntRange(1), help="How often each is measured.")
+@click.option("--seconds", type=click.FloatRange(1), help="How long each time.")
+def scale(sizes: str, rounds: int | None, seconds: float | None, **options: Any) -> None:
     """What 10, 1,000 and 10,000 rules and Services cost a connection, beside the same in iptables."""
-    _run(["scale"], **options)
+    try:
+        wanted = [int(each) for each in sizes.split(",") if each]
+    except ValueError:
+        raise UsageError(f"--sizes {sizes}: not numbers", hint="such as --sizes 10,10000") from None
+    _run(["scale"], **options, sizes=wanted, rounds=rounds, seconds=seconds)
 
 
 @bench.command(name="l4-bridge")
@@ -231,7 +239,7 @@ def all_(**options: Any) -> None:
     _run(BENCHES, **options)
 
 
-def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output: str) -> None:
+def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output: str, **more: Any) -> None:
     from penstock.bench.record import save
 
     # What was set up is taken down on the way out, also when somebody ends the command.
@@ -239,7 +247,7 @@ def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output:
     found = []
     for name in names:
         module = import_module(f"penstock.bench.{name.replace('-', '_')}")
-        data = module.run(_teller(name), quick=quick).data()
+        data = module.run(_teller(name), quick=quick, **more).data()
         kept = save(data, results)
         if hasattr(module, "reports"):
             for suffix, text in module.reports(data).items():
