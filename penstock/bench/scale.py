@@ -35,7 +35,7 @@ from penstock.bench.site import (
     site,
     workload,
 )
-from penstock.bench.stats import median, ratio, turns
+from penstock.bench.stats import doubt, median, paired, turns
 from penstock.bench.verdict import verdict_ns
 
 CLIENT, SERVER = "client", "server"
@@ -207,14 +207,14 @@ def _ratios(raw: Samples, sizes: Sequence[int]) -> dict[str, float]:
         for size in sizes[1:]:
             arm = raw[f"{kind} {size}"]
             for name in base:
-                found[f"{kind} {size}: {name}"] = round(ratio(_rate(arm[name]), _rate(base[name])), 4)
+                found[f"{kind} {size}: {name}"] = round(paired(_rate(arm[name]), _rate(base[name])), 4)
             slow, fast = ([s["p50_us"] for s in each["c1"]] for each in (arm, base))
-            found[f"{kind} {size}: c1 p50"] = round(ratio(slow, fast), 4)
+            found[f"{kind} {size}: c1 p50"] = round(paired(slow, fast), 4)
     for name, samples in raw["self"].items():
-        found[f"self: {name}"] = round(ratio(_rate(samples), _rate(raw[f"mesh {smallest}"][name])), 4)
+        found[f"self: {name}"] = round(paired(_rate(samples), _rate(raw[f"mesh {smallest}"][name])), 4)
     for size in sizes:
         new = raw[f"mesh {size}"]["new"]
-        found[f"mesh {size}: new, against none"] = round(ratio(_rate(new), _rate(raw["none"]["new"])), 4)
+        found[f"mesh {size}: new, against none"] = round(paired(_rate(new), _rate(raw["none"]["new"])), 4)
     return found
 
 
@@ -226,8 +226,8 @@ def _so_far(raw: Samples, sizes: Sequence[int]) -> str:
     return ", ".join(f"{name} {ratios[name]:.3f}" for name in (*shown, f"mesh {last}: new, against none"))
 
 
-def _noise(ratios: Mapping[str, float], load: str) -> float:
-    return round(abs(ratios[f"self: {load}"] - 1), 4)
+def _noise(raw: Samples, sizes: Sequence[int], load: str) -> float:
+    return round(doubt(_rate(raw["self"][load]), _rate(raw[f"mesh {sizes[0]}"][load])), 4)
 
 
 def _result(
@@ -241,14 +241,15 @@ def _result(
     for size in sizes[1:]:
         for name in LOADS:
             key = f"mesh {size}: {name}"
-            noise = _noise(ratios, name)
+            noise = _noise(raw, sizes, name)
             bars.append(Bar(f"{key}, against {sizes[0]}", ratios[key], SLOPE_BAR, above=True, noise=noise))
     largest = f"mesh {sizes[-1]}: new, against none"
-    bars.append(Bar(largest, ratios[largest], NEW_BAR, above=True, noise=_noise(ratios, "new")))
+    bars.append(Bar(largest, ratios[largest], NEW_BAR, above=True, noise=_noise(raw, sizes, "new")))
     return Result(
         bench="scale",
         method="1 KB answers (wrk, nginx) over kept-alive connections to a workload, over new ones to it and "
-        "to a Service's address, with few and many rules and Services, in our maps and in iptables; medians",
+        "to a Service's address, with few and many rules and Services, in our maps and in iptables; "
+        "medians, and medians of the ratios of neighbours in time",
         settings={
             "rounds": rounds,
             "seconds": seconds,
