@@ -276,6 +276,7 @@ class Applier:
             wanted.attach,
             wanted.ports,
             wanted.routes,
+            wanted.underlay,
             wanted.addresses,
             wanted.served_addresses,
             wanted.reserved_ports,
@@ -285,12 +286,15 @@ class Applier:
             return []
         workloads = frozenset(wanted.attach)
         bridges = frozenset(port.bridge for port in wanted.ports.values() if port.bridge)
-        netdevs, problems = await self._blocking(
-            self._host.settle, workloads, bridges, self.links, wanted.routes
+        near, far, problems = await self._blocking(self._host.ways, wanted.routes)
+        netdevs, more = await self._blocking(
+            self._host.settle, workloads, bridges, self.links, far, wanted.underlay
         )
+        problems += more
         problems += await self._blocking(self._host.addresses, wanted.addresses)
         problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
         self._datapath.attach(wanted.attach, netdevs, wanted.ports)
+        problems += await self._blocking(self._host.routes, near, far)
         self._place = place if not problems else None
         return list(problems)
 

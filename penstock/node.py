@@ -140,7 +140,9 @@ async def open_node(
     ca_dir = options.ca_dir or options.state_dir / "ca"
     ca, reporter = await blocking(_authority, options, ca_dir)
     allocations = await blocking(state.load, options.state_dir)
-    host: HostSettings = await blocking(HostSettings, rundir.host_record(options.run_dir))
+    host: HostSettings = await blocking(
+        HostSettings, rundir.host_record(options.run_dir), settings.between_nodes
+    )
     await blocking(host.up, settings.proxy_source_ports)
     datapath = Datapath(rundir.pins(options.run_dir))
     blocks = Blocks(Blocklist(options.state_dir, datapath.pins), datapath)

@@ -18,6 +18,7 @@ from penstock.manifests.review import review
 from penstock.mtls.health import health
 from penstock.observe.floods import PERIOD, Floods
 from penstock.observe.flows import Directory, Flows
+from penstock.observe.origins import Origins
 from penstock.observe.reasons import BY_NUMBER
 from penstock.plan import Plan
 from penstock.policy.identities import members
@@ -56,7 +57,7 @@ def directory(world: World, plan: Plan) -> Directory:
         (str(key.address), key.port): entry.name.rpartition(":")[0]
         for key, entry in plan.kernel.services.items()
     }
-    return Directory(workloads, identities, rules, services)
+    return Directory(workloads, identities, rules, services, Origins(world))
 
 
 class Report:

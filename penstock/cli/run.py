@@ -15,7 +15,7 @@ from penstock.dns.model import OWN_ADDRESSES
 from penstock.errors import UsageError
 
 if TYPE_CHECKING:
-    from penstock.world import Address, Enforcement
+    from penstock.world import Address, Between, Enforcement
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -68,6 +68,14 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     default="default",
     show_default=True,
     help="Closed to what no rule allows: whom a policy selects, every workload, or nobody (no policy holds).",
+)
+@click.option(
+    "--between-nodes",
+    type=click.Choice(["auto", "direct", "vxlan"]),
+    default="auto",
+    show_default=True,
+    help="How the ranges of other nodes are reached: by routes via the node, in vxlan (UDP 7444), or by "
+    "routes where the node is on a link of this one and else in vxlan.",
 )
 @click.option(
     "--metrics", metavar="ADDRESS:PORT", default="", help="Serve metrics at http://ADDRESS:PORT/metrics."
@@ -158,6 +166,7 @@ def run(
     cert_lifetime: timedelta,
     host_access: bool,
     policy_enforcement: Enforcement,
+    between_nodes: Between,
     metrics: str,
     xds: str,
     concurrency: int | None,
@@ -201,6 +210,7 @@ def run(
             host_access=host_access,
             policy_enforcement=policy_enforcement,
             dns_addresses=_addresses(dns_addresses, "--dns-address"),
+            between_nodes=between_nodes,
             proxy_rate=proxy_rate,
         ),
         metrics=metrics,

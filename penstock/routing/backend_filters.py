@@ -44,9 +44,9 @@ def draws(refs: Sequence[HTTPBackendRef]) -> Iterator[tuple[HTTPBackendRef, int 
         yield ref, None if ref is shares[-1] else max(1, before * DRAWS // total)
 
 
-def with_filters(does: Actions, ref: HTTPBackendRef, parent_port: int) -> Actions:
+def with_filters(does: Actions, ref: HTTPBackendRef, parent_port: int, *, secure: bool) -> Actions:
     """What is done with the requests of `ref`: the rule's actions, and its own over them."""
-    own = filter_actions(ref.filters, parent_port)
+    own = filter_actions(ref.filters, parent_port, secure=secure)
     return replace(
         does,
         request=does.request.then(own.request),

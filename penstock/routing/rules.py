@@ -178,8 +178,10 @@ def compile_rules(
     port: int,
     family: int | None = None,
     edge: str = "",
+    secure: bool = False,
 ) -> Compiled:
-    """All rules of `route` for requests that were dialled at `port`; `edge`: through Gateways, and which."""
+    """All rules of `route` for requests that were dialled at `port`, `secure` over TLS; `edge`: through
+    Gateways, and which."""
     made = Compiled()
     grpc = isinstance(route, GRPCRoute)
 
@@ -215,7 +217,7 @@ def compile_rules(
             share = backend_filters.plain(of_ref[id(ref)])
             own = does
             if share.cluster is not None:
-                own = backend_filters.with_filters(does, ref, port)
+                own = backend_filters.with_filters(does, ref, port, secure=secure)
                 own = replace(own, mirrors=(*own.mirrors, *copies(ref.filters)))
                 asked = _asked(document, ref.filters, services, made)
                 if asked is not None:
@@ -230,7 +232,12 @@ def compile_rules(
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
         hashes = hashes_of(reached, services)
         treatment = _treatment(document, rule, reached, services, made)
-        does = replace(actions(rule, port), mirrors=copies(rule.filters), hashes=hashes, treatment=treatment)
+        does = replace(
+            actions(rule, port, secure=secure),
+            mirrors=copies(rule.filters),
+            hashes=hashes,
+            treatment=treatment,
+        )
         divided = ways(rule, backends, does)
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):

@@ -217,6 +217,7 @@ async def test_a_lab_comes_up_inside_a_running_event_loop(
     assert reaches(spec.nodes[0].netns, spec.nodes[1].addresses[0])
 
 
+@pytest.mark.alone
 def test_fifty_workloads_are_up_in_five_seconds(
     make_lab: LabFactory, two_nodes: Mapping[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
