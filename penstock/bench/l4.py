@@ -47,6 +47,8 @@ def run(
     tell: Tell,
     *,
     quick: bool = False,
+    rounds: int | None = None,
+    seconds: float | None = None,
     bridged: bool = False,
     prepare: Callable[[Site], None] = lambda _: None,
 ) -> Result:
@@ -55,7 +57,8 @@ def run(
     Raises PenstockError.
     """
     need("nginx", "wrk")
-    rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if quick else (ROUNDS, SECONDS)
+    rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    seconds = seconds or (QUICK_SECONDS if quick else SECONDS)
     stream = find("iperf3") is not None
     raw: dict[str, dict[str, list[Any]]] = {arm: {} for arm in ARMS}
     with alone(), scratch() as directory, ExitStack() as stack:

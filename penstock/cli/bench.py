@@ -62,6 +62,12 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _how_long(command: Callable[..., Any]) -> Callable[..., Any]:
+    rounds = click.option("--rounds", type=click.IntRange(1), help="How often each is measured.")
+    seconds = click.option("--seconds", type=click.FloatRange(1), help="How long each time.")
+    return rounds(seconds(command))
+
+
 @click.group()
 def bench() -> None:
     """Measure on this machine, in labs of its own; progress goes to stderr.
@@ -94,6 +100,7 @@ def compile_(**options: Any) -> None:
 
 @bench.command(name="l4")
 @_options
+@_how_long
 def l4(**options: Any) -> None:
     """Throughput and latency of L4-only traffic, against the same lab without any program."""
     _run(["l4"], **options)
@@ -102,19 +109,19 @@ def l4(**options: Any) -> None:
 @bench.command(name="scale")
 @_options
 @click.option("--sizes", default="", metavar="N,N", help="How many rules and Services, the fewest first.")
-@click.option("--rounds", type=click.IntRange(1), help="How often each is measured.")
-@click.option("--seconds", type=click.FloatRange(1), help="How long each time.")
-def scale(sizes: str, rounds: int | None, seconds: float | None, **options: Any) -> None:
+@_how_long
+def scale(sizes: str, **options: Any) -> None:
     """What 10, 1,000 and 10,000 rules and Services cost a connection, beside the same in iptables."""
     try:
         wanted = [int(each) for each in sizes.split(",") if each]
     except ValueError:
         raise UsageError(f"--sizes {sizes}: not numbers", hint="such as --sizes 10,10000") from None
-    _run(["scale"], **options, sizes=wanted, rounds=rounds, seconds=seconds)
+    _run(["scale"], **options, sizes=wanted)
 
 
 @bench.command(name="l4-bridge")
 @_options
+@_how_long
 def l4_bridge(**options: Any) -> None:
     """The same as l4 between neighbours on a bridge."""
     _run(["l4-bridge"], **options)
