@@ -203,6 +203,8 @@ def _followed_statuses(facts: Facts) -> Table[ObjectKey, ObjectStatus]:
         for key in changes:
             if key in documents:
                 changes[key] = _of_route(facts, key)
+        # A policy tells whether the route that it means is there.
+        changes.update(facts.services.http.statuses(facts.world))
         changes.update(_of_workloads(facts, changed[1]))
         facts.said = before.said.after(changes)
     else:

@@ -45,10 +45,12 @@ EDGE_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class EdgeTable:
-    """A table and the clusters that its routes name (of which its rights speak)."""
+    """A table, the clusters that its routes name (of which its rights speak), and what the proxy asks for
+    them."""
 
     table: HostTable
     clusters: tuple[ServedPort, ...]
+    helpers: tuple[ServedPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -104,8 +104,10 @@ def _mesh_cluster(facts: Facts, name: str, served: ServedPort) -> ProxyCluster:
 
 def _helpers(facts: Facts) -> Iterator[ProxyCluster]:
     """What the proxy itself asks. It speaks for no workload, so mesh TLS is not for it."""
-    facts.edge, facts.mesh  # noqa: B018  (their routes name some)
-    for name, served in sorted(facts.services.http.helpers.items()):
+    found = dict(facts.services.http.helpers)
+    named = (*(t.helpers for t in facts.mesh.tables), *(t.helpers for t in facts.edge.tables))
+    found.update({helper.name: helper for helper in chain.from_iterable(named)})
+    for name, served in sorted(found.items()):
         backends = tuple(b for b in served.backends if not _strict(facts, b))
         endpoints = tuple(replace(e, server_id=None) for e in _endpoints(facts, backends))
         yield ProxyCluster(name, served.family, endpoints, served.http2, helper=True)

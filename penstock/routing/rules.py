@@ -117,6 +117,8 @@ class Compiled:
 
     routes: list[Ranked] = field(default_factory=list)
     clusters: list[ServedPort] = field(default_factory=list)
+    helpers: list[ServedPort] = field(default_factory=list)
+    """What the proxy itself asks for these routes."""
     problems: list[Condition] = field(default_factory=list)
 
 
@@ -150,7 +152,8 @@ def _treatment(
     auth = None
     asked = next((f.external_auth for f in rule.filters if f.external_auth is not None), None)
     if asked is not None:
-        auth, problem = services.http.external_auth(document, asked)
+        auth, helper, problem = services.http.external_auth(document, asked)
+        made.helpers += [helper] if helper is not None else []
         made.problems += [problem] if problem is not None else []
     kept = session(rule.session_persistence) or next(
         (found for port in reached if (found := services.policies.session_of(port)) is not None), None
