@@ -162,20 +162,23 @@ def _netns_value(identity: int) -> bytes:
     return struct.pack("=II", identity, NETNS_HOST if identity == HOST else 0)
 
 
-def backends(tables: KernelTables) -> dict[tuple[int, int], tuple[Address, int]]:
+Services = Mapping[ServiceKey, ServiceEntry]
+
+
+def backends(services: Services) -> dict[tuple[int, int], tuple[Address, int]]:
     """(number of a set, slot) → address and port."""
     return {
         (each.number, slot): backend
-        for s in tables.services.values()
+        for s in services.values()
         for each in s.sets
         for slot, backend in enumerate(each.backends)
     }
 
 
-def _standing(tables: KernelTables) -> dict[tuple[int, Address, int], int]:
+def _standing(services: Services) -> dict[tuple[int, Address, int], int]:
     """(number of a set, address, port) → how far its connections may count on it."""
     found: dict[tuple[int, Address, int], int] = {}
-    for service in tables.services.values():
+    for service in services.values():
         for each in service.sets:
             found.update(dict.fromkeys(((each.number, *end) for end in each.ending), STANDING_ENDING))
             found.update(dict.fromkeys(((each.number, *end) for end in each.backends), STANDING_READY))
@@ -187,11 +190,11 @@ def standing_key(place: tuple[int, Address, int]) -> bytes:
     return struct.pack("=I", number) + address_bytes(address) + _port(number_of_port) + b"\0\0"
 
 
-def _maglev(tables: KernelTables) -> dict[int, tuple[tuple[tuple[Address, int], ...], int]]:
+def _maglev(services: Services) -> dict[int, tuple[tuple[tuple[Address, int], ...], int]]:
     """Number of a set → its backends and the size of its table."""
     return {
         each.number: (each.backends, service.maglev)
-        for service in tables.services.values()
+        for service in services.values()
         if service.maglev
         for each in service.sets
         if each is not service.alias and each.backends
@@ -202,11 +205,46 @@ PROXY_SOURCES = 0xFFFFFFFF
 """The number under which `backends` tells where the proxy's datagrams leave from; the slot is the family."""
 
 
-def _with_sources(tables: KernelTables) -> dict[tuple[int, int], tuple[Address, int]]:
-    found = backends(tables)
-    for address in tables.datagram_sources:
-        found[PROXY_SOURCES, address.version] = address, 0
-    return found
+def _sources(tables: KernelTables) -> dict[tuple[int, int], tuple[Address, int]]:
+    return {(PROXY_SOURCES, address.version): (address, 0) for address in tables.datagram_sources}
+
+
+_OF_SERVICES: Mapping[str, Callable[[Services], Mapping[Any, Any]]] = {
+    "backends": backends,
+    "standing": _standing,
+    "maglev": _maglev,
+}
+
+
+class _OfServices:
+    """A table that follows from Services: where only some of them differ, only what is told of those is made
+    anew. An entry that comes or goes may share its sets with others, so then all is."""
+
+    def __init__(self, make: Callable[[Services], Mapping[Any, Any]]) -> None:
+        self._make = make
+        self._services: Services | None = None
+        self._more: Mapping[Any, Any] = {}
+        self._made: Following[Any, Any] = Following()
+
+    def table(self, services: Services, more: Mapping[Any, Any]) -> Following[Any, Any]:
+        before, now = self._services, services
+        self._services = services
+        if before is now and more == self._more:
+            return self._made
+        if (
+            isinstance(before, Following)
+            and isinstance(now, Following)
+            and now.base is before.token
+            and more == self._more
+            and all(key in before and key in now for key in now.changed)
+        ):
+            old, new = (self._make({key: each[key] for key in now.changed}) for each in (before, now))
+            changes = {key: new.get(key) for key in (*old, *new) if old.get(key) != new.get(key)}
+            self._made = self._made.after(changes) if changes else self._made
+        else:
+            self._more = more
+            self._made = Following({**self._make(services), **more})
+        return self._made
 
 
 _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder, Encoder]] = {
@@ -216,10 +254,10 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
     "port_modes": (lambda t: t.port_modes, port_mode_key, port_mode_value),
     "services": (lambda t: t.services, service_key, service_value),
-    "backends": (_with_sources, backend_key, _backend_value),
+    "backends": (_sources, backend_key, _backend_value),
     "ports": (lambda t: t.ports, struct.Struct("=I").pack, port),
-    "standing": (_standing, standing_key, struct.Struct("=I").pack),
-    "maglev": (_maglev, struct.Struct("=I").pack, lambda value: maglev.encode(*value)),
+    "standing": (lambda t: {}, standing_key, struct.Struct("=I").pack),
+    "maglev": (lambda t: {}, struct.Struct("=I").pack, lambda value: maglev.encode(*value)),
     "netns": (lambda t: t.netns, struct.Struct("=Q").pack, _netns_value),
 }
 
@@ -230,6 +268,7 @@ class TableEncoder:
     def __init__(self) -> None:
         self._last: dict[str, dict[Any, tuple[Any, bytes, bytes]]] = {}
         self._content: dict[str, tuple[Following[Any, Any], Following[bytes, bytes]]] = {}
+        self._of_services = {name: _OfServices(make) for name, make in _OF_SERVICES.items()}
 
     def encode(self, tables: KernelTables) -> dict[str, Table]:
         """Map name → keys and values, for every map that `tables` fills."""
@@ -238,6 +277,8 @@ class TableEncoder:
     def _one(self, name: str, tables: KernelTables) -> Table:
         source, key_bytes, value_bytes = _CODECS[name]
         content = source(tables)
+        if name in self._of_services:
+            content = self._of_services[name].table(tables.services, content)
         before = self._content.get(name)
         if before is not None and before[0] is content:
             return before[1]

@@ -159,6 +159,8 @@ class Tables:
         }
 
     def http_services(self) -> frozenset[ServiceKey]:
+        if self._said is not None:
+            return frozenset(key for key, entry in self._said.services.items() if entry.http)
         return frozenset(
             decode.service_key(raw)
             for raw, value in self._now["services"].items()

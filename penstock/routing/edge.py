@@ -60,6 +60,8 @@ class EdgeCluster:
     name: str
     served: ServedPort
     tls: UpstreamTls | None = None
+    lost: bool = False
+    """Nobody is asked there: its TLS cannot be had."""
 
 
 Hosts = tuple[tuple[str, str], ...]

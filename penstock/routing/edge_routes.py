@@ -164,10 +164,11 @@ class Attachments:
         return problems[0] if problems else _RESOLVED
 
     def rules(self, document: Document, route: HTTPRoute | GRPCRoute, port: int, edge: str) -> Compiled:
-        """The rules of a route as dialled at `port`."""
+        """The rules of a route as dialled at `port`; without one, at that of HTTP."""
+        port = port or 80
         known = self._before.rules.get((document.key, port, edge))
         if known is None or known[0] is not document:
-            made = compile_rules(document, route, self._services, port=port or 80, edge=edge)
+            made = compile_rules(document, route, self._services, port=port, edge=edge)
             known = (document, made)
         self._memo.rules[(document.key, port, edge)] = known
         return known[1]

@@ -152,5 +152,4 @@ class Tables:
             if tls is not None and certificate:
                 tls = replace(tls, certificate=certificate)
             lost = tls is None and self._backend_tls.applies(cluster)
-            served = replace(cluster, backends=()) if lost else cluster
-            self.clusters.setdefault(cluster.name, EdgeCluster(cluster.name, served, tls))
+            self.clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster, tls, lost))

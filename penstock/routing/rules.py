@@ -108,7 +108,7 @@ def backend(
         if services.find(namespace, ref.name, ref.port, None):
             return None, None
         return None, Condition("ResolvedRefs", False, "BackendNotFound", f"no Service {what} port {ref.port}")
-    return min(found, key=lambda s: (not s.backends, s.family)), None
+    return min(found, key=lambda s: (s.empty, s.family)), None
 
 
 @dataclass(slots=True)
