@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from penstock.allocate import allocate
+from penstock.collection import uncollected
 from penstock.compiler import Compiler, Names, names
 from penstock.facts import Facts
 from penstock.plan import Plan
@@ -28,6 +29,7 @@ class Planner:
         """The stages of the last compilation, for whoever explains it."""
         return self._compiler.facts
 
+    @uncollected
     def plan(self, world: World) -> tuple[World, Plan]:
         """Raises AllocationError if there are not enough numbers; then nothing has changed."""
         self._compiler.follow(world)

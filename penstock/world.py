@@ -11,7 +11,6 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
-from socket import AF_INET, inet_ntoa, inet_pton
 from typing import Literal, TypeVar
 
 from penstock.differing import replaced
@@ -43,15 +42,21 @@ def is_host(network: Network) -> bool:
 def parse_address(text: str) -> Address:
     """The address that `text` spells. The same few are read at every change. Raises ValueError."""
     try:
-        # As strict as ip_address, in a fifth of its time.
-        return IPv4Address(inet_pton(AF_INET, text))
-    except (OSError, ValueError):
-        return ip_address(text)
+        # IPv4 in half of ip_address's time; what is written in any other way is left to that.
+        a, b, c, d = map(int, text.split("."))
+        if a < 256 and b < 256 and c < 256 and d < 256 and f"{a}.{b}.{c}.{d}" == text:
+            return IPv4Address(a << 24 | b << 16 | c << 8 | d)
+    except ValueError:
+        pass
+    return ip_address(text)
 
 
 def address_text(address: Address) -> str:
     """What `str` says, of IPv4 in a third of its time."""
-    return inet_ntoa(address.packed) if address.version == 4 else str(address)
+    if address.version == 6:
+        return str(address)
+    a, b, c, d = address.packed
+    return f"{a}.{b}.{c}.{d}"
 
 
 @dataclass(frozen=True, slots=True)

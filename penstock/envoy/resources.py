@@ -16,6 +16,7 @@ from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.message import Message
 
+from penstock.collection import uncollected
 from penstock.envoy import assignments, clusters, edge, edge_tls, listeners, mirrors, names, routes
 from penstock.envoy.protos import Made, Named
 from penstock.routing.model import ListenerKind, ProxyCluster, ProxyModel, Rights
@@ -75,6 +76,7 @@ class Builder(Generic[T]):
             self._last, self._clusters = last, of_clusters
         return {kind: made[kind] for kind in (ENDPOINT, ROUTE)}
 
+    @uncollected
     def build(self, model: ProxyModel) -> dict[str, dict[str, T]]:
         """Everything that Envoy must hold for `model`. The same model gives the same bytes."""
         last, now = self._last, dict[Hashable, T]()

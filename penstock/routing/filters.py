@@ -20,8 +20,18 @@ from penstock.manifests.route_kinds import (
     HTTPRouteFilter,
     HTTPRouteRetry,
     HTTPRouteRule,
+    HTTPRouteTimeouts,
 )
-from penstock.routing.actions import Actions, Cors, HeaderChanges, Mirror, PathChange, Redirect, Retry
+from penstock.routing.actions import (
+    NO_ACTIONS,
+    Actions,
+    Cors,
+    HeaderChanges,
+    Mirror,
+    PathChange,
+    Redirect,
+    Retry,
+)
 
 T = TypeVar("T")
 
@@ -107,6 +117,9 @@ def mirrors(
     return tuple(found)
 
 
+_NO_TIMEOUTS = HTTPRouteTimeouts()
+
+
 def _one(found: Iterable[T | None]) -> T | None:
     return next((item for item in found if item is not None), None)
 
@@ -114,6 +127,9 @@ def _one(found: Iterable[T | None]) -> T | None:
 def actions(rule: HTTPRouteRule | GRPCRouteRule, parent_port: int) -> Actions:
     """What `rule` does, on a parent that was dialled at `parent_port`."""
     filters: list[HTTPRouteFilter] = rule.filters
+    timed = isinstance(rule, HTTPRouteRule) and (rule.timeouts != _NO_TIMEOUTS or rule.retry is not None)
+    if not filters and not timed:
+        return NO_ACTIONS
     redirect = _one(f.request_redirect for f in filters)
     rewrite = _one(f.url_rewrite for f in filters)
     cors = _one(f.cors for f in filters)

@@ -47,6 +47,16 @@ class Services:
     grants: Mapping[str, tuple[ReferenceGrant, ...]]
     policies: BackendPolicies
     http: HttpPolicies
+    _ways: dict[tuple[str, bool, str], ServedPort] = field(default_factory=dict, compare=False, repr=False)
+    """The same ports by other ways, each made once."""
+
+    def by_way(self, served: ServedPort, *, grpc: bool, edge: str) -> ServedPort:
+        """A port as `ports` have it, as the backend of a GRPCRoute or of Gateways."""
+        way = (served.place, grpc, edge)
+        found = self._ways.get(way)
+        if found is None:
+            found = self._ways[way] = replace(served, grpc=grpc, edge=edge)
+        return found
 
     def steers(self, served: ServedPort) -> bool:
         """Whether a policy has requests to a port go through the proxy even without a route."""
@@ -123,6 +133,8 @@ class Compiled:
 
 
 def _share(ref: HTTPBackendRef, cluster: str | None) -> RouteBackend:
+    if not ref.filters:
+        return RouteBackend(cluster, ref.weight)
     request = next((f.request_header_modifier for f in ref.filters if f.request_header_modifier), None)
     response = next((f.response_header_modifier for f in ref.filters if f.response_header_modifier), None)
     rewrite = next((f.url_rewrite for f in ref.filters if f.url_rewrite), None)
@@ -158,7 +170,10 @@ def _treatment(
     kept = session(rule.session_persistence) or next(
         (found for port in reached if (found := services.policies.session_of(port)) is not None), None
     )
-    does = Treatment(auth=auth, session=kept).over(services.http.of(document.key, rule.name))
+    said = services.http.of(document.key, rule.name)
+    if auth is None and kept is None and said is None:
+        return None
+    does = Treatment(auth=auth, session=kept).over(said)
     return does if does != NO_TREATMENT else None
 
 
@@ -182,7 +197,7 @@ def compile_rules(
         if target is None:
             return None
         if edge or (grpc and not target.http2):
-            target = replace(target, grpc=grpc and not target.http2, edge=edge)
+            target = services.by_way(target, grpc=grpc and not target.http2, edge=edge)
         made.clusters.append(target)
         reached.append(target)
         return target.name
@@ -198,7 +213,9 @@ def compile_rules(
         if edge and copies:
             families = {c.name: c.family for c in made.clusters}
             copies = tuple(replace(m, edge6=families[m.cluster] == 6) for m in copies)
-        does = replace(actions(rule, port), mirrors=copies, hashes=hashes, treatment=treatment)
+        does = actions(rule, port)
+        if copies or hashes or treatment is not None:
+            does = replace(does, mirrors=copies, hashes=hashes, treatment=treatment)
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):
             match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)
