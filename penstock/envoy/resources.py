@@ -64,16 +64,17 @@ class Builder(Generic[T]):
         self._seal = seal
         self._last: dict[Hashable, T] = {}
         self._clusters: dict[str, _Cluster[T]] = {}
+        self._result: dict[str, dict[str, T]] = {}
         self._patterns: dict[tuple[Any, ...], tuple[Message, bytes]] = {}
 
     def beside(self, model: ProxyModel) -> dict[str, dict[str, T]]:
         """The endpoints and route tables of `model`, which hardly differs from the last one that was built
         and does not take its place."""
-        last, of_clusters = self._last, self._clusters
+        kept = self._last, self._clusters, self._result
         try:
             made = self.build(model)
         finally:
-            self._last, self._clusters = last, of_clusters
+            self._last, self._clusters, self._result = kept
         return {kind: made[kind] for kind in (ENDPOINT, ROUTE)}
 
     @uncollected
@@ -133,7 +134,12 @@ class Builder(Generic[T]):
         for authority in model.authorities:
             add(SECRET, authority.name, edge_tls.authorities, authority)
         self._last = now
-        return result
+        # The very same where nothing is another: nobody need look for what has changed there.
+        self._result = {
+            kind: before if (before := self._result.get(kind)) == made else made
+            for kind, made in result.items()
+        }
+        return dict(self._result)
 
     def _cluster(self, cluster: ProxyCluster, known: _Cluster[T] | None) -> _Cluster[T]:
         """A cluster with its endpoints. There are thousands, most of them the very same as before."""

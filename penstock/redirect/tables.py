@@ -13,6 +13,7 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from penstock.collection import uncollected
 from penstock.differing import differing
 from penstock.plan import IpcacheEntry, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
 from penstock.policy.rules import UDP
@@ -74,6 +75,7 @@ class Tables:
         self._stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
         self._epoch = int(struct.unpack_from("=I", self._stood)[0])
 
+    @uncollected
     def apply(self, wanted: KernelTables) -> int:
         """Write the difference; the number of entries changed. Raises TableOverflowError, BpfError."""
         tables = self._encoder.encode(wanted)
