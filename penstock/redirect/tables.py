@@ -18,6 +18,7 @@ from penstock.differing import differing
 from penstock.plan import IpcacheEntry, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
 from penstock.policy.rules import UDP
 from penstock.redirect import decode, layout
+from penstock.redirect.encoder import TableEncoder
 from penstock.redirect.layout import Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
 from penstock.redirect.shapes import SHAPES
@@ -61,7 +62,7 @@ class Tables:
             if name not in ("counters", "blocklist")
         }
         self._counters = BpfMap(pins / "counters", 4, 16 * possible_cpus())
-        self._encoder = layout.TableEncoder()
+        self._encoder = TableEncoder()
         # What was applied last, as it was said; None while only the bytes of a daemon before are known.
         self._said: KernelTables | None = None
         # The bytes of it, map by map, which tell what differs in the next ones.
