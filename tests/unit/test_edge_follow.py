@@ -93,10 +93,18 @@ PARENTS = st.lists(
     max_size=2,
     unique=True,
 )
+
+
+def _fitting(parents: list[str], kind: str) -> list[str]:
+    """Those that a route of this kind may have: what is refused would stay at its last good version."""
+    gateways = [parent for parent in parents if "kind: Service" not in parent]
+    return parents if kind != "TCPRoute" else gateways or ["{name: g0}"]
+
+
 ROUTES = st.builds(
     lambda name, parents, hosts, path, backend, kind, asks, there: (
         f"r{name}.yaml",
-        route(name, parents, hosts, path, backend, kind, asks) if there else None,
+        route(name, _fitting(parents, kind), hosts, path, backend, kind, asks) if there else None,
     ),
     st.integers(0, 5),
     PARENTS,
