@@ -71,6 +71,8 @@ class RequestRecord:
     upstream_local_ids: tuple[str, ...] = ()
     tls_failure: str = ""
     """What Envoy says about a handshake that failed, with the client or with the endpoint."""
+    cluster: str = ""
+    """Where it was to go, as Envoy calls it."""
 
 
 class Budget:
@@ -198,6 +200,7 @@ def _record(
         upstream_peer_ids=_proven(common.custom_tags.get(UPSTREAM_PEER_TAG, "")),
         upstream_local_ids=_proven(common.custom_tags.get(UPSTREAM_LOCAL_TAG, "")),
         route_name=common.route_name,
+        cluster=common.upstream_cluster,
         tls_failure=common.downstream_transport_failure_reason or common.upstream_transport_failure_reason,
     )
 
