@@ -147,3 +147,18 @@ def test_an_endpoint_costs_its_service_and_nothing_of_the_others() -> None:
     assert again[CLUSTER] is built[CLUSTER]
     changed = [n for n, each in again[ENDPOINT].items() if each is not built[ENDPOINT][n]]
     assert changed == ["default/far1:80/4/edge"]
+
+
+def test_of_two_families_the_one_with_endpoints_is_taken_as_they_come_and_go() -> None:
+    store, planner = Store(), Planner()
+    files = routes() | {"far0.yaml": far(0, SPECS[1])}
+    world = World("node-a", store.apply(files).documents, ATTACHMENTS)
+    world, _ = planner.plan(world)
+    six = slice_(6, 0, [("fd00::7", "ready: true")], "IPv6")
+    four = slice_(4, 0, [("192.0.2.1", "ready: true")])
+    for changes, family in (({"six.yaml": six}, 6), ({"four.yaml": four}, 4), ({"four.yaml": None}, 6)):
+        world = replace(world, documents=store.apply({**changes}).documents)
+        world, plan = planner.plan(world)
+        assert plan == compile_world(replace(world))
+        found = {c.name: c.family for c in plan.proxy.clusters if "far0" in c.name}
+        assert found == {f"default/far0:80/{family}/edge": family}
