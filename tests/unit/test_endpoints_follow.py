@@ -160,5 +160,5 @@ def test_of_two_families_the_one_with_endpoints_is_taken_as_they_come_and_go() -
         world = replace(world, documents=store.apply({**changes}).documents)
         world, plan = planner.plan(world)
         assert plan == compile_world(replace(world))
-        found = {c.name: c.family for c in plan.proxy.clusters if "far0" in c.name}
+        found = {c.name: c.family for c in plan.proxy.clusters if "far0" in c.name and not c.helper}
         assert found == {f"default/far0:80/{family}/edge": family}
