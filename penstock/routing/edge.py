@@ -19,6 +19,7 @@ from penstock.manifests.l4_kinds import BackendTLSPolicy
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
+from penstock.routing import hosts
 from penstock.routing.attach import Attached, Entry
 from penstock.routing.backend_tls import BackendTls
 from penstock.routing.edge_hosts import ListenerHosts
@@ -45,10 +46,12 @@ EDGE_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class EdgeTable:
-    """A table and the clusters that its routes name (of which its rights speak)."""
+    """A table, the clusters that its routes name (of which its rights speak), and what the proxy asks for
+    them."""
 
     table: HostTable
     clusters: tuple[ServedPort, ...]
+    helpers: tuple[ServedPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +61,8 @@ class EdgeCluster:
     name: str
     served: ServedPort
     tls: UpstreamTls | None = None
+    lost: bool = False
+    """Nobody is asked there: its TLS cannot be had."""
 
 
 Hosts = tuple[tuple[str, str], ...]
@@ -115,6 +120,15 @@ class Edge:
     backend_tls: BackendTls | None = field(default=None, compare=False)
     """TLS to the backends of routes of the mesh, too."""
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+
+
+def sections(gateway: Gateway, port: int, host: str) -> list[str]:
+    """The names of a Gateway's own listeners that requests for `host` at `port` belong to."""
+    here = [
+        (each.name, (each.hostname or "").lower()) for each in gateway.spec.listeners if each.port == port
+    ]
+    owner = hosts.owner(host.lower(), [hostname for _, hostname in here])
+    return [name for name, hostname in here if hostname == owner]
 
 
 def listener_name(gateway: Document, port: int, protocol: str) -> str:
