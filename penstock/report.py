@@ -71,6 +71,8 @@ class Report:
         self._reviewed: tuple[Problem, ...] | None = ()
         self._failure = "nothing was applied yet"
         self._transitions = Transitions()
+        self.earlier = ""
+        """What ran before policies were in force."""
         self.dns: dict[str, Any] | None = None
         """What the DNS proxy told of itself, when it was asked last."""
 
@@ -162,6 +164,7 @@ class Report:
                     for name, sizes in some.sizes().items()
                 },
             },
+            "ran_earlier": self.earlier,
             "overflow": dict(self._node.tables.overflow),
             "pressure": self._node.pressure.warnings(),
             "counters": self._counters(),
