@@ -170,9 +170,10 @@ class Report:
             "counters": self._counters(),
             "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),
-            "certificate_health": health(
-                self._node.ca, self._node.issuer, self._node.applier.secrets, time.time()
-            ),
+            "certificate_health": {
+                **health(self._node.ca, self._node.issuer, self._node.applier.secrets, time.time()),
+                "revocations_in_force": self._node.certificates.enforced,
+            },
         }
 
     def _resources(self) -> dict[str, dict[str, Any]]:
