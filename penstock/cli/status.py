@@ -86,7 +86,8 @@ def _head(found: dict[str, Any]) -> None:
         if used * 10 > size * 8:
             click.echo(f"nearly full: {name}: {used} of {size}")
     earlier = [found["ran_earlier"]] if found["ran_earlier"] else []
-    for warning in (*earlier, *found["pressure"], *found["certificate_health"]["warnings"]):
+    health = found["certificate_health"]["warnings"]
+    for warning in (*earlier, *found["pressure"], *found["floods"], *health):
         click.echo(f"warning: {warning}")
     for error in found["errors"]:
         click.echo(f"error: {error}")

@@ -209,6 +209,7 @@ class Engine:
         def end() -> None:
             with suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
 
         return answer, end
 
