@@ -17,10 +17,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Network, ip_address
+from ipaddress import IPv4Network
 
 from penstock.errors import PenstockError
-from penstock.world import Address, Allocations, Network, Settings
+from penstock.world import Address, Allocations, Network, Settings, parse_address
 
 IDENTITIES = (256, 65535)
 """Below 256 stand the reserved identities (design §2)."""
@@ -110,7 +110,7 @@ def _addresses(
     }
     unplaced = []
     for name in sorted(wanted.keys() - given.keys()):
-        before = ip_address(previous[name]) if name in previous else None
+        before = parse_address(previous[name]) if name in previous else None
         if before is not None and str(before) not in used and before in pools[_family(name)]:
             given[name] = str(before)
             used.add(given[name])

@@ -4,7 +4,7 @@ The stages stand in their own packages; here they are only put together:
 
     workloads, identities      policy/identities                 ┐
     policies → stances         policy/rules, policy/entries      │ facts, each computed once
-    services → served ports    routing/services                  │
+    services → served ports    routing/services, endpoints       │
     routes → tables            routing/mesh                      ┘
     who needs which listener   routing/listeners
     facts → kernel tables      policy/kernel
@@ -24,15 +24,16 @@ from typing import cast
 from penstock.differing import Table, replaced
 from penstock.dns.compile import dns_plan
 from penstock.dns.compile import wanted as dns_wanted
-from penstock.facts import MOST_FOLLOWED, Facts
+from penstock.facts import Facts
 from penstock.manifests.document import Document, ObjectKey
-from penstock.manifests.kinds import Workload
+from penstock.manifests.kinds import EndpointSlice, Service, Workload
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute
 from penstock.plan import Condition, ObjectStatus, Plan, SecretWanted
 from penstock.policy.identities import Member, identity_text, names_text, node_names
 from penstock.policy.ingress import wanted_addresses
 from penstock.policy.kernel import kernel_tables
 from penstock.policy.policies import POLICY_KINDS, Policies, policies
+from penstock.policy_facts import MOST_FOLLOWED
 from penstock.routing.gateways import gateway_names, joined
 from penstock.routing.listeners import listeners
 from penstock.routing.proxy import proxy_model
@@ -53,26 +54,54 @@ class Names:
     gateways: tuple[str, ...]
 
 
-def names(world: World, read: Policies | None = None, identities: Iterable[str] | None = None) -> Names:
-    """Everything in `world` that is known by a number; `read` are its policies, if they have been read, and
-    `identities` the texts of those of its workloads, if they are known."""
+@dataclass(frozen=True, slots=True)
+class _OfServices:
+    """What of `Names` follows from these Services alone."""
+
+    documents: tuple[Document, ...]
+    vips: dict[str, Address | None]
+    services: tuple[str, ...]
+    balancers: dict[str, Address | None]
+    node_ports: dict[str, int | None]
+
+
+def _of_services(world: World, before: _OfServices | None = None) -> _OfServices:
+    documents = world.documents_of(Service)
+    if before is not None and before.documents is documents:
+        return before
+    return _OfServices(
+        documents,
+        {name: parse_address(text) if text else None for name, text in wanted_vips(world).items()},
+        served_names(world),
+        {name: parse_address(text) if text else None for name, text in wanted_balancers(world).items()},
+        dict(wanted_node_ports(world)),
+    )
+
+
+def names(
+    world: World,
+    read: Policies | None = None,
+    identities: Iterable[str] | None = None,
+    services: _OfServices | None = None,
+) -> Names:
+    """Everything in `world` that is known by a number; `read` are its policies, if they have been read,
+    `identities` the texts of those of its workloads and `services` the names of its Services, if they are
+    known."""
     read = read or policies(world)
+    services = services or _of_services(world)
     if identities is None:
         identities = (identity_text(d, w) for d, w in world.of_kind(Workload))
-    vips = {name: parse_address(text) if text else None for name, text in wanted_vips(world).items()}
     return Names(
         identities=tuple(identities),
-        vips=vips,
-        services=(*served_names(world), *gateway_names(world)),
+        vips=services.vips,
+        services=(*services.services, *gateway_names(world)),
         prefixes=(
             *map(str, read.networks),
             *node_names(world, read).values(),
             *map(names_text, read.names),
         ),
-        balancers={
-            name: parse_address(text) if text else None for name, text in wanted_balancers(world).items()
-        },
-        node_ports=dict(wanted_node_ports(world)),
+        balancers=services.balancers,
+        node_ports=services.node_ports,
         gateways=wanted_addresses(world),
     )
 
@@ -87,6 +116,7 @@ class Compiler:
         self._texts: dict[ObjectKey, tuple[Document, str]] = {}
         # How many workloads each identity has.
         self._told: Counter[str] = Counter()
+        self._services: _OfServices | None = None
 
     @property
     def facts(self) -> Facts | None:
@@ -118,7 +148,8 @@ class Compiler:
             }
             self._workloads = workloads
             self._told = Counter(text for _, text in self._texts.values())
-        return names(world, self.read(world), tuple(self._told))
+        self._services = _of_services(world, self._services)
+        return names(world, self.read(world), tuple(self._told), self._services)
 
     def _retell(self, key: ObjectKey, document: Document | None) -> None:
         if key in self._texts:
@@ -186,7 +217,7 @@ _VALID = ObjectStatus((Condition("Valid", True, "Accepted"),))
 
 
 def _followed_statuses(facts: Facts) -> Table[ObjectKey, ObjectStatus]:
-    """Those of before, where nothing but workloads and routes at the edge has changed."""
+    """Those of before, where nothing but workloads, endpoints and routes at the edge has changed."""
     before = facts.before
     changed = facts.workloads_changed()
     if (
@@ -194,7 +225,8 @@ def _followed_statuses(facts: Facts) -> Table[ObjectKey, ObjectStatus]:
         and changed is not None
         and before.said is not None
         and all(key.kind in _FOLLOWED for key in facts.changed)
-        and (facts.served, facts.mesh) == (before.served, before.mesh)
+        and facts.served.ports is before.served.ports
+        and facts.mesh == before.mesh
         and facts.frontends.conflicts == before.frontends.conflicts
     ):
         documents = facts.world.documents
@@ -203,6 +235,8 @@ def _followed_statuses(facts: Facts) -> Table[ObjectKey, ObjectStatus]:
         for key in changes:
             if key in documents:
                 changes[key] = _of_route(facts, key)
+        # A policy tells whether the route that it means is there.
+        changes.update(facts.services.http.statuses(facts.world))
         changes.update(_of_workloads(facts, changed[1]))
         facts.said = before.said.after(changes)
     else:
@@ -210,7 +244,7 @@ def _followed_statuses(facts: Facts) -> Table[ObjectKey, ObjectStatus]:
     return facts.said
 
 
-_FOLLOWED = frozenset({kind.__name__ for kind in (Workload, HTTPRoute, GRPCRoute)})
+_FOLLOWED = frozenset({kind.__name__ for kind in (Workload, EndpointSlice, HTTPRoute, GRPCRoute)})
 
 
 def _of_route(facts: Facts, key: ObjectKey) -> ObjectStatus:

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 from penstock.allocate import allocate
+from penstock.collection import uncollected
 from penstock.compiler import Compiler, Names, names
 from penstock.facts import Facts
 from penstock.plan import Plan
-from penstock.world import World
+from penstock.world import Allocations, Settings, World
 
 
 class Planner:
@@ -20,12 +21,15 @@ class Planner:
 
     def __init__(self) -> None:
         self._compiler = Compiler()
+        self._settled: tuple[tuple[Names, tuple[str, ...], Settings], Allocations] | None = None
+        """What was wanted last, and what was given."""
 
     @property
     def facts(self) -> Facts | None:
         """The stages of the last compilation, for whoever explains it."""
         return self._compiler.facts
 
+    @uncollected
     def plan(self, world: World) -> tuple[World, Plan]:
         """Raises AllocationError if there are not enough numbers; then nothing has changed."""
         self._compiler.follow(world)
@@ -37,7 +41,11 @@ class Planner:
         return world, plan
 
     def _numbered(self, world: World, listeners: tuple[str, ...]) -> World:
-        return numbered(world, listeners, self._compiler.names(world))
+        wanted = (self._compiler.names(world), listeners, world.settings)
+        if self._settled is None or self._settled[1] is not world.allocations or self._settled[0] != wanted:
+            world = numbered(world, listeners, wanted[0])
+            self._settled = (wanted, world.allocations)
+        return world
 
 
 def numbered(world: World, listeners: tuple[str, ...], wanted: Names | None = None) -> World:

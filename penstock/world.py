@@ -42,7 +42,22 @@ def is_host(network: Network) -> bool:
 @lru_cache(maxsize=65536)
 def parse_address(text: str) -> Address:
     """The address that `text` spells. The same few are read at every change. Raises ValueError."""
+    try:
+        # IPv4 in half of ip_address's time; what is written in any other way is left to that.
+        a, b, c, d = map(int, text.split("."))
+        if a < 256 and b < 256 and c < 256 and d < 256 and f"{a}.{b}.{c}.{d}" == text:
+            return IPv4Address(a << 24 | b << 16 | c << 8 | d)
+    except ValueError:
+        pass
     return ip_address(text)
+
+
+def address_text(address: Address) -> str:
+    """What `str` says, of IPv4 in a third of its time."""
+    if address.version == 6:
+        return str(address)
+    a, b, c, d = address.packed
+    return f"{a}.{b}.{c}.{d}"
 
 
 @dataclass(frozen=True, slots=True)

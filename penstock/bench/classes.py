@@ -15,12 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from penstock.bench.folders import route, service, steps_of
 from penstock.bench.kept import Kept
 from penstock.bench.memory import resident
 from penstock.bench.record import Bar, Result
 from penstock.bench.serving import HTTP_PORT, need, nginx
 from penstock.bench.site import DaemonUnderTest, Site, allow, alone, daemon, policy, scratch, site, workload
-from penstock.bench.stats import median, summary
+from penstock.bench.stats import summary
 
 CLASSES, SERVICES = 50, 200
 SERVER = "server"
@@ -40,23 +41,12 @@ def _vip(number: int) -> str:
 
 
 def _service(number: int) -> dict[str, Any]:
-    ports = [{"port": 80, "targetPort": HTTP_PORT}]
-    spec = {"clusterIP": _vip(number), "selector": {"app": SERVER}, "ports": ports}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": f"s{number}"}, "spec": spec}
+    return service(f"s{number}", HTTP_PORT, clusterIP=_vip(number), selector={"app": SERVER})
 
 
 def _route(name: str, service: int, path: str) -> dict[str, Any]:
-    rule = {
-        "matches": [{"path": {"type": "PathPrefix", "value": path}}],
-        "backendRefs": [{"name": f"s{service}", "port": 80}],
-    }
     parent = {"kind": "Service", "group": "", "name": f"s{service}"}
-    return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "HTTPRoute",
-        "metadata": {"name": name},
-        "spec": {"parentRefs": [parent], "rules": [rule]},
-    }
+    return route(name, parent, f"s{service}", path)
 
 
 def _policy() -> dict[str, Any]:
@@ -101,7 +91,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
             "new route": {
                 **figures,
                 "unit": "ms",
-                "daemon": {name: round(median([s[name] for s in steps]), 2) for name in steps[0]},
+                "daemon": steps_of(steps),
             },
             "memory": memory,
             "descriptors": {"open": descriptors, "limit": limit},

@@ -10,7 +10,7 @@ changes again and again: from the daemon's publishing to the acknowledgement of 
 from __future__ import annotations
 
 import gc
-import os
+import json
 import time
 from collections.abc import Callable
 from itertools import pairwise
@@ -19,6 +19,7 @@ from typing import Any
 from envoy.service.discovery.v3 import discovery_pb2
 
 from penstock.bench.errors import BenchError
+from penstock.bench.folders import gateway, load, steps_of
 from penstock.bench.memory import resident
 from penstock.bench.record import Bar, Result
 from penstock.bench.site import DaemonUnderTest, alone, daemon, scratch, site, workload
@@ -27,13 +28,12 @@ from penstock.envoy.resources import Builder
 from penstock.manifests.store import Store
 from penstock.planner import Planner
 from penstock.world import Settings, World
-from penstock.xds.session import DeltaSession
+from penstock.xds.delta import DeltaSession
 from penstock.xds.snapshot import Snapshot, TypeUrl, resource
 
 SERVICES, ENDPOINTS, GATEWAYS = 1000, 10, 10
 CHANGES, QUICK_CHANGES = 200, 30
 WARM_BAR, OWN_BAR, ACK_BAR, RSS_BAR = 1.5, 0.3, 5.0, 150.0
-_SETTLE = 120.0
 _RUNS = 3
 
 Tell = Callable[[str], None]
@@ -67,15 +67,8 @@ def _route(number: int) -> str:
     )
 
 
-def _gateway(number: int) -> str:
-    return (
-        f"apiVersion: gateway.networking.k8s.io/v1\nkind: Gateway\nmetadata: {{name: g{number}}}\n"
-        "spec: {gatewayClassName: penstock, listeners: [{name: http, port: 80, protocol: HTTP}]}\n"
-    )
-
-
 def files() -> dict[str, str]:
-    found = {f"g{n}.yaml": _gateway(n) for n in range(GATEWAYS)}
+    found = {f"g{n}.yaml": json.dumps(gateway(f"g{n}")) for n in range(GATEWAYS)}
     for number in range(SERVICES):
         found[f"service-{number}.yaml"] = _service(number)
         found[f"slice-{number}.yaml"] = slice_(number)
@@ -120,7 +113,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
         daemon(place, ()) as running,
     ):
         before = len(running.applied())
-        _load(running)
+        load(running, "all", files())
         cold = max(running.applied()[before:], key=lambda each: each["done"])
         warm = (cold["compile"] + cold["proxy_ready"]) / 1000
         tell(f"all warm after {warm:.2f} s")
@@ -139,7 +132,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
             "one endpoint": {
                 "ack_ms": ack,
                 "file_to_ack_ms": summary(whole),
-                "daemon": {name: round(median([s[name] for s in steps]), 2) for name in steps[0]},
+                "daemon": steps_of(steps),
             },
             "memory": memory,
         },
@@ -151,15 +144,6 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
         ),
         raw={"own_s": own, "ack_ms": acks, "file_to_ack_ms": whole, "daemon_steps_ms": steps},
     )
-
-
-def _load(running: DaemonUnderTest) -> None:
-    part = running.config.with_suffix(".all")
-    part.mkdir()
-    for name, text in files().items():
-        (part / name).write_text(text)
-    os.rename(part, running.config / "all")
-    running.settle(_SETTLE)
 
 
 def _change(running: DaemonUnderTest, changes: int) -> tuple[list[dict[str, Any]], list[float]]:

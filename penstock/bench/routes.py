@@ -8,7 +8,6 @@ kept-alive connection to that Gateway, every half millisecond, reads its first 2
 
 from __future__ import annotations
 
-import os
 import random
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from penstock.bench.folders import gateway, load, service, steps_of
 from penstock.bench.kept import Kept
 from penstock.bench.record import Bar, Result
 from penstock.bench.serving import HTTP_PORT, need, nginx
@@ -26,26 +26,8 @@ CLIENT, SERVER = "client", "server"
 GATEWAYS, ROUTES = 10, 3000
 CHANGES, QUICK_CHANGES = 200, 40
 MEDIAN_BAR, P99_BAR = 30.0, 100.0
-_SETTLE = 120.0
 
 Tell = Callable[[str], None]
-
-
-def service() -> dict[str, Any]:
-    spec = {"selector": {"app": SERVER}, "ports": [{"port": 80, "targetPort": HTTP_PORT}]}
-    return {"apiVersion": "v1", "kind": "Service", "metadata": {"name": SERVER}, "spec": spec}
-
-
-def gateway(number: int) -> dict[str, Any]:
-    return {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "Gateway",
-        "metadata": {"name": f"gw{number}"},
-        "spec": {
-            "gatewayClassName": "penstock",
-            "listeners": [{"name": "http", "port": 80, "protocol": "HTTP"}],
-        },
-    }
 
 
 def route(name: str, gateway: int) -> str:
@@ -62,6 +44,10 @@ def route(name: str, gateway: int) -> str:
     )
 
 
+def files(gateways: int) -> dict[str, str]:
+    return {f"r{number}.yaml": route(f"r{number}", number % gateways) for number in range(ROUTES)}
+
+
 def run(tell: Tell, *, quick: bool = False) -> Result:
     """Measure. Raises PenstockError."""
     need("nginx")
@@ -69,6 +55,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     raw: dict[str, list[float]] = {}
     steps: dict[str, list[dict[str, Any]]] = {}
     arms = {f"{GATEWAYS} Gateways": GATEWAYS, "1 Gateway": 1}
+    backend = service(SERVER, HTTP_PORT, selector={"app": SERVER})
     with alone(), scratch() as directory:
         for arm, gateways in arms.items():
             server = workload(
@@ -76,9 +63,9 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
             )
             with (
                 site("routes", [workload(CLIENT), server], directory) as place,
-                daemon(place, [service(), *(gateway(n) for n in range(gateways))]) as running,
+                daemon(place, [backend, *(gateway(f"gw{n}") for n in range(gateways))]) as running,
             ):
-                _load(running, gateways)
+                load(running, "routes", files(gateways))
                 tell(f"{arm}: {ROUTES} routes are in force")
                 before = len(running.applied())
                 raw[arm] = _measure(place, running, gateways, changes, partial(_told, tell, arm))
@@ -94,7 +81,7 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
             arm: {
                 **figures[arm],
                 "unit": "ms",
-                "daemon": {name: round(median([s[name] for s in steps[arm]]), 2) for name in steps[arm][0]},
+                "daemon": steps_of(steps[arm]),
             }
             for arm in arms
         },
@@ -108,16 +95,6 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
 
 def _told(tell: Tell, arm: str, what: str) -> None:
     tell(f"{arm}: {what}")
-
-
-def _load(running: DaemonUnderTest, gateways: int) -> None:
-    """All routes at once: a directory renamed into place."""
-    part = running.config.with_suffix(".routes")
-    part.mkdir()
-    for number in range(ROUTES):
-        (part / f"r{number}.yaml").write_text(route(f"r{number}", number % gateways))
-    os.rename(part, running.config / "routes")
-    running.settle(_SETTLE)
 
 
 def _measure(place: Site, running: DaemonUnderTest, gateways: int, changes: int, tell: Tell) -> list[float]:

@@ -10,6 +10,7 @@ from penstock.plan import Direction
 from penstock.policy.entries import ANY, DNS_PORT, Stance, peers_of, resolve
 from penstock.policy.labels import DNS
 from penstock.policy.rules import TCP, UDP, Port
+from penstock.routing.endpoints import Served
 from penstock.routing.services import ServedPort
 
 if TYPE_CHECKING:
@@ -83,23 +84,23 @@ def _grants(what: Stance, members: Members) -> Iterable[Grant]:
                         yield Grant(() if ANY in to else tuple(to), protocol, first, last, rule.dns)
 
 
-def service_names(served: tuple[ServedPort, ...]) -> Mapping[str, ServiceName]:
+def service_names(served: Served) -> Mapping[str, ServiceName]:
     """``namespace/name`` → what the names of a Service stand for."""
     grouped: dict[str, list[ServedPort]] = {}
-    for each in served:
+    for each in served.ports:
         grouped.setdefault(f"{each.document.key.namespace}/{each.document.key.name}", []).append(each)
-    return {name: _service(ports) for name, ports in grouped.items()}
+    return {name: _service(ports, served) for name, ports in grouped.items()}
 
 
-def _service(served: list[ServedPort]) -> ServiceName:
-    ports = tuple(dict.fromkeys(ServicePort(s.port.name or "", s.port.protocol, s.port.port) for s in served))
-    vips = tuple(dict.fromkeys(str(s.vip) for s in served if s.vip is not None))
+def _service(listed: list[ServedPort], served: Served) -> ServiceName:
+    ports = tuple(dict.fromkeys(ServicePort(s.port.name or "", s.port.protocol, s.port.port) for s in listed))
+    vips = tuple(dict.fromkeys(str(s.vip) for s in listed if s.vip is not None))
     if vips:
         return ServiceName(vips, ports)
     hosts: dict[str, dict[str, None]] = {}
     addresses: dict[str, None] = {}
-    for each in served:
-        for backend in each.backends:
+    for each in listed:
+        for backend in served.of(each).backends:
             text = str(backend.address)
             addresses[text] = None
             host = (

@@ -12,7 +12,6 @@ from enum import Enum
 
 from envoy.config.cluster.v3 import circuit_breaker_pb2, cluster_pb2
 from envoy.config.core.v3 import address_pb2, base_pb2, protocol_pb2
-from envoy.config.endpoint.v3 import endpoint_components_pb2, endpoint_pb2
 from envoy.extensions.filters.http.upstream_codec.v3 import upstream_codec_pb2
 from envoy.extensions.filters.network.http_connection_manager.v3 import http_connection_manager_pb2
 from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
@@ -259,44 +258,3 @@ def original_dst(
         upstream_bind_config=_bind(source_ports),
         transport_socket=None if server_id is None else tls.upstream(server_id, sni_of_endpoint=False),
     )
-
-
-def assignment(
-    name: str, endpoints: Iterable[ProxyEndpoint], *, probed: bool = False
-) -> endpoint_pb2.ClusterLoadAssignment:
-    """The endpoints of an EDS cluster, in the order of the model; weight 0 gets no requests.
-
-    Each carries its address as metadata too, by which the workloads cluster picks it. Where endpoints are
-    `probed`, those of mesh TLS are not.
-    """
-    assigned = endpoint_pb2.ClusterLoadAssignment(cluster_name=name)
-    served = [endpoint for endpoint in endpoints if endpoint.weight > 0]
-    for priority in sorted({endpoint.priority for endpoint in served}):
-        group = assigned.endpoints.add(priority=priority)
-        for endpoint in served:
-            if endpoint.priority == priority:
-                host = group.lb_endpoints.add()
-                _fill(host, endpoint)
-                if probed and endpoint.server_id is not None:
-                    host.endpoint.health_check_config.disable_active_health_check = True
-    return assigned
-
-
-def probed_assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> endpoint_pb2.ClusterLoadAssignment:
-    """The same for a cluster with health checks."""
-    return assignment(name, endpoints, probed=True)
-
-
-def _fill(host: endpoint_components_pb2.LbEndpoint, endpoint: ProxyEndpoint) -> None:
-    """Written in place: there may be tens of thousands, and joining parts takes four times as long."""
-    address = str(endpoint.address)
-    host.endpoint.hostname = address
-    host.endpoint.address.socket_address.address = address
-    host.endpoint.address.socket_address.port_value = endpoint.port
-    host.load_balancing_weight.value = endpoint.weight
-    metadata = host.metadata.filter_metadata
-    metadata[names.METADATA].fields[names.METADATA_CLASS].string_value = endpoint.policy_class
-    text = names.host_port(endpoint.address, endpoint.port)
-    metadata[names.METADATA_LB].fields[names.METADATA_ADDRESS].string_value = text
-    if endpoint.server_id is not None:
-        metadata[names.METADATA_TLS].fields[names.METADATA_PEER].string_value = endpoint.server_id

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from functools import lru_cache
+from typing import Any
 
 from envoy.config.core.v3 import (
     address_pb2,
@@ -44,6 +45,60 @@ class Joined:
         found: Message = type(self._head)()
         found.ParseFromString(self.SerializeToString())
         return found
+
+
+class Written:
+    """A message of type `kind` that was written as bytes, as protobuf would write it deterministically."""
+
+    def __init__(self, kind: type[Message], body: bytes) -> None:
+        self.DESCRIPTOR = kind.DESCRIPTOR
+        self._kind, self._body = kind, body
+
+    def SerializeToString(self, *, deterministic: bool = True) -> bytes:
+        return self._body
+
+    def whole(self) -> Message:
+        found = self._kind()
+        found.ParseFromString(self._body)
+        return found
+
+
+class Named:
+    """A message like `pattern`, which has no name yet: its first field, `name`, is all that differs."""
+
+    def __init__(self, name: str, pattern: Message, rest: bytes) -> None:
+        """`rest` are the bytes of `pattern`, which are the same for all."""
+        self.DESCRIPTOR = pattern.DESCRIPTOR
+        self.name = name
+        self._pattern, self._rest = pattern, rest
+
+    def __getattr__(self, field: str) -> Any:
+        return getattr(self._pattern, field)
+
+    def SerializeToString(self, *, deterministic: bool = True) -> bytes:
+        return delimited(1, self.name.encode()) + self._rest
+
+    def whole(self) -> Message:
+        found: Message = type(self._pattern)()
+        found.ParseFromString(self.SerializeToString())
+        return found
+
+
+Made = Message | Joined | Written | Named
+"""What a resource is made of: each can be serialised."""
+
+
+def delimited(field: int, value: bytes) -> bytes:
+    """A field of bytes, text or a message (protobuf.dev, "Encoding"); field numbers up to 15."""
+    size = len(value)
+    if size < 0x80:
+        return bytes((field << 3 | 2, size)) + value
+    return bytes((field << 3 | 2,)) + _varint(size) + value
+
+
+def number(field: int, value: int) -> bytes:
+    """A field that is an unsigned number."""
+    return bytes((field << 3,)) + _varint(value)
 
 
 @lru_cache(maxsize=4096)

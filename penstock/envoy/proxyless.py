@@ -28,6 +28,7 @@ from google.protobuf import wrappers_pb2
 from google.protobuf.message import Message
 
 from penstock.envoy.protos import ADS, pack, seconds
+from penstock.routing.endpoints import Served
 from penstock.routing.mesh import RouteTable
 from penstock.routing.model import Route, RouteMatch, StringMatch
 from penstock.routing.services import ServedPort
@@ -164,12 +165,12 @@ class Proxyless(Generic[T]):
         self._seal = seal
         self._last: dict[Hashable, T] = {}
 
-    def build(self, served: Iterable[ServedPort], tables: Iterable[RouteTable]) -> Iterator[T]:
+    def build(self, served: Served, tables: Iterable[RouteTable]) -> Iterator[T]:
         """Every resource of every TCP port. The same Services and routes give the same bytes."""
         last, now = self._last, dict[Hashable, T]()
         routed = {table.served.name: table for table in tables if not table.plain}
         ports: dict[str, list[ServedPort]] = {}
-        for each in served:
+        for each in served.ports:
             if each.port.protocol == "TCP":
                 ports.setdefault(_cluster_name(each), []).append(each)
 
@@ -191,6 +192,6 @@ class Proxyless(Generic[T]):
                 known = tuple(sorted((s.name, _cluster_name(s)) for s in table.clusters))
                 yield made(names[0], _routed, names[0], table.routes, known)
             yield made(cluster, _cluster, cluster)
-            backends = tuple((str(b.address), b.port) for f in families for b in f.backends)
+            backends = tuple((str(b.address), b.port) for f in families for b in served.of(f).backends)
             yield made(cluster, _assignment, cluster, backends)
         self._last = now

@@ -6,7 +6,8 @@ Keys of the result are xDS type URLs, then resource names.
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Mapping
-from typing import Generic, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
 from envoy.config.cluster.v3 import cluster_pb2
 from envoy.config.endpoint.v3 import endpoint_pb2
@@ -15,12 +16,15 @@ from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.message import Message
 
-from penstock.envoy import clusters, edge, edge_tls, listeners, mirrors, names, routes
-from penstock.envoy.protos import Joined
+from penstock.collection import uncollected
+from penstock.envoy import assignments, clusters, edge, edge_tls, listeners, mirrors, names, routes
+from penstock.envoy.protos import Made, Named
 from penstock.routing.model import ListenerKind, ProxyCluster, ProxyModel, Rights
 from penstock.world import Settings
 
 T = TypeVar("T")
+
+_MOST_PATTERNS = 256
 
 _TO_WORKLOADS = (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP)
 
@@ -37,6 +41,17 @@ SECRET = type_url(secret_pb2.Secret)
 SCOPED_ROUTE = type_url(scoped_route_pb2.ScopedRouteConfiguration)
 
 
+@dataclass(frozen=True, slots=True)
+class _Cluster(Generic[T]):
+    """A cluster of the model, and what was made of it in which way."""
+
+    cluster: ProxyCluster
+    way: tuple[Any, ...]
+    made: T
+    endpoints: tuple[Any, ...]
+    assigned: T
+
+
 class Builder(Generic[T]):
     """Builds models one after the other; what did not change since the last one is not built again.
 
@@ -44,21 +59,25 @@ class Builder(Generic[T]):
     the memory of messages.
     """
 
-    def __init__(self, settings: Settings, seal: Callable[[str, Message | Joined], T]) -> None:
+    def __init__(self, settings: Settings, seal: Callable[[str, Made], T]) -> None:
         self._source_ports = settings.proxy_source_ports
         self._seal = seal
         self._last: dict[Hashable, T] = {}
+        self._clusters: dict[str, _Cluster[T]] = {}
+        self._result: dict[str, dict[str, T]] = {}
+        self._patterns: dict[tuple[Any, ...], tuple[Message, bytes]] = {}
 
     def beside(self, model: ProxyModel) -> dict[str, dict[str, T]]:
         """The endpoints and route tables of `model`, which hardly differs from the last one that was built
         and does not take its place."""
-        last = self._last
+        kept = self._last, self._clusters, self._result
         try:
             made = self.build(model)
         finally:
-            self._last = last
+            self._last, self._clusters, self._result = kept
         return {kind: made[kind] for kind in (ENDPOINT, ROUTE)}
 
+    @uncollected
     def build(self, model: ProxyModel) -> dict[str, dict[str, T]]:
         """Everything that Envoy must hold for `model`. The same model gives the same bytes."""
         last, now = self._last, dict[Hashable, T]()
@@ -67,7 +86,7 @@ class Builder(Generic[T]):
             kind: {} for kind in (CLUSTER, ENDPOINT, LISTENER, SCOPED_ROUTE, ROUTE)
         }
 
-        def add(kind: str, name: str, make: Callable[..., Message | Joined], *args: Hashable) -> None:
+        def add(kind: str, name: str, make: Callable[..., Made], *args: Hashable) -> None:
             key = (make, *args)
             made = last.get(key)
             result.setdefault(kind, {})[name] = now[key] = (
@@ -76,9 +95,12 @@ class Builder(Generic[T]):
 
         servers = clusters.servers(model.workloads)
         add(CLUSTER, names.WORKLOADS, clusters.workloads, servers, ports)
-        add(ENDPOINT, names.WORKLOADS, clusters.assignment, names.WORKLOADS, model.workloads)
+        add(ENDPOINT, names.WORKLOADS, assignments.assignment, names.WORKLOADS, model.workloads)
+        known, self._clusters = self._clusters, {}
         for cluster in model.clusters:
-            _add_cluster(add, cluster, ports)
+            name = cluster.name
+            self._clusters[name] = found = self._cluster(cluster, known.get(name))
+            result[CLUSTER][name], result[ENDPOINT][name] = found.made, found.assigned
         add(CLUSTER, names.ORIGINAL_DST, clusters.original_dst, names.ORIGINAL_DST, ports)
         for server_id in sorted({item.server_id for item in model.listeners if item.server_id}):
             name = names.mtls_cluster(server_id)
@@ -112,27 +134,57 @@ class Builder(Generic[T]):
         for authority in model.authorities:
             add(SECRET, authority.name, edge_tls.authorities, authority)
         self._last = now
-        return result
+        # The very same where nothing is another: nobody need look for what has changed there.
+        self._result = {
+            kind: before if (before := self._result.get(kind)) == made else made
+            for kind, made in result.items()
+        }
+        return dict(self._result)
+
+    def _cluster(self, cluster: ProxyCluster, known: _Cluster[T] | None) -> _Cluster[T]:
+        """A cluster with its endpoints. There are thousands, most of them the very same as before."""
+        if known is not None and known.cluster is cluster:
+            return known
+        name = cluster.name
+        assign = assignments.probed_assignment if _probed(cluster) else assignments.assignment
+        way, endpoints = _way_of(cluster, self._source_ports), (assign, cluster.endpoints)
+        if known is not None and known.way == way:
+            made = known.made
+        else:
+            made = self._seal(name, self._patterned(name, way))
+        if known is not None and known.endpoints == endpoints:
+            assigned = known.assigned
+        else:
+            assigned = self._seal(name, assign(name, cluster.endpoints))
+        return _Cluster(cluster, way, made, endpoints, assigned)
+
+    def _patterned(self, name: str, way: tuple[Any, ...]) -> Named:
+        """Of clusters that are made in the same way each is like the first but for its name."""
+        found = self._patterns.get(way)
+        if found is None:
+            make, *arguments = way
+            pattern = make("", *arguments)
+            if len(self._patterns) > _MOST_PATTERNS:
+                self._patterns.clear()
+            found = self._patterns[way] = (pattern, pattern.SerializeToString(deterministic=True))
+        return Named(name, *found)
 
 
-def _add_cluster(add: Callable[..., None], cluster: ProxyCluster, ports: tuple[int, int]) -> None:
-    """A cluster of the model with its endpoints."""
-    servers, name, traffic = clusters.servers(cluster.endpoints), cluster.name, cluster.traffic
-    assignment: Callable[..., Message] = clusters.assignment
+def _way_of(cluster: ProxyCluster, ports: tuple[int, int]) -> tuple[Any, ...]:
+    """What makes a cluster of the model, and from what besides its name."""
+    servers, traffic = clusters.servers(cluster.endpoints), cluster.traffic
     if cluster.stream:
-        add(CLUSTER, name, clusters.stream, name, servers, ports, cluster.source, cluster.tls)
-    elif cluster.helper:
-        protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
-        add(CLUSTER, name, clusters.helper, name, protocol, ports)
-    else:
-        how: tuple[Hashable, ...] = (cluster.source, cluster.tls, traffic)
-        while how and how[-1] is None:
-            how = how[:-1]
-        protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
-        add(CLUSTER, name, clusters.service, name, protocol, servers, ports, *how)
-        if traffic is not None and traffic.probe is not None:
-            assignment = clusters.probed_assignment
-    add(ENDPOINT, name, assignment, name, cluster.endpoints)
+        return clusters.stream, servers, ports, cluster.source, cluster.tls
+    protocol = clusters.Protocol.HTTP2 if cluster.http2 else clusters.Protocol.HTTP1
+    if cluster.helper:
+        return clusters.helper, protocol, ports
+    return clusters.service, protocol, servers, ports, cluster.source, cluster.tls, traffic
+
+
+def _probed(cluster: ProxyCluster) -> bool:
+    """Whether Envoy asks its endpoints for their health."""
+    traffic = cluster.traffic
+    return not (cluster.stream or cluster.helper) and traffic is not None and traffic.probe is not None
 
 
 def _of(source: int, rights: tuple[Rights, ...]) -> tuple[Rights, ...]:
@@ -140,8 +192,8 @@ def _of(source: int, rights: tuple[Rights, ...]) -> tuple[Rights, ...]:
     return tuple(item for item in rights if item.sources is None or source in item.sources)
 
 
-def _as_is(_: str, message: Message | Joined) -> Message:
-    return message.whole() if isinstance(message, Joined) else message
+def _as_is(_: str, message: Made) -> Message:
+    return message if isinstance(message, Message) else message.whole()
 
 
 def build(model: ProxyModel, settings: Settings) -> Mapping[str, Mapping[str, Message]]:

@@ -172,9 +172,9 @@ class Parties:
             vip = parse_address(text)
         except ValueError:
             wanted = text if "/" in text else f"{namespace}/{text}"
-            keys = ((s, s.document.key) for s in self._facts.served)
+            keys = ((s, s.document.key) for s in self._facts.served.ports)
             return [s for s, key in keys if f"{key.namespace}/{key.name}" == wanted]
-        return [s for s in self._facts.served if s.vip == vip]
+        return [s for s in self._facts.served.ports if s.vip == vip]
 
     def _target(self, question: Question) -> tuple[Party, int]:
         text = question.destination
@@ -207,7 +207,7 @@ class Parties:
 
     def _as_party(self, served: ServedPort) -> Party:
         key = served.document.key
-        address = served.vip or next((b.address for b in served.backends), None)
+        address = served.vip or next((b.address for b in self._facts.served.of(served).backends), None)
         if address is None:
             raise UnknownPartyError(
                 f"Service {key.namespace}/{key.name} has neither an address nor an endpoint"

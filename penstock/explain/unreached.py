@@ -52,7 +52,7 @@ def _lost(facts: Facts) -> Iterator[tuple[Document, ServedPort, Member, str]]:
     ]
     for served, who, least in ways:
         policy = policies.owner(served)
-        for backend in served.backends if policy is not None else ():
+        for backend in facts.served.of(served).backends if policy is not None else ():
             member = backend.member
             if policy is None or member is None or not member.mesh:
                 continue

@@ -76,7 +76,7 @@ class Way:
             )
             return [Outcome(False, "SPOOFED_SOURCE")]
         if ends.target.served is not None and ends.target.served.vip is None:
-            backends = [(b.address, b.port) for b in ends.target.served.backends]
+            backends = [(b.address, b.port) for b in self._facts.served.of(ends.target.served).backends]
             self._step("service", f"{ends.target.name} is headless: its name stands for its endpoints")
             return self._each(ends.source, identity, backends)
         service = self._kernel.service(ServiceKey(address, port, PROTOCOLS[ends.protocol]))

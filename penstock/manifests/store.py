@@ -17,6 +17,7 @@ from bisect import bisect_left
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 
+from penstock.collection import uncollected
 from penstock.manifests.document import Document, ObjectKey, place
 from penstock.manifests.loader import load
 from penstock.manifests.problem import Problem
@@ -79,6 +80,7 @@ class Store:
         self._distinct: tuple[Problem, ...] | None = None
         """All problems, if no object is given twice."""
 
+    @uncollected
     def apply(
         self, changes: Mapping[str, str | None], since: Mapping[str, float] | None = None
     ) -> ChangeResult:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ipaddress import ip_network
 
+from penstock.differing import Table
 from penstock.dns.compile import wanted
 from penstock.dns.model import SOCKET_NAME
 from penstock.facts import Facts
@@ -107,8 +108,9 @@ def _own_ports(member: Member) -> dict[int, PortEntry]:
     }
 
 
-def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
-    found = dict(facts.frontends.entries)
+def _services(facts: Facts) -> Table[ServiceKey, ServiceEntry]:
+    entries = facts.frontends.entries
+    found: dict[ServiceKey, ServiceEntry] = {}
     for listener in facts.edge.listeners:
         number = facts.world.allocations.service_ids.get(listener.name)
         if number is None:
@@ -117,7 +119,7 @@ def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
         for address in listener.addresses:
             entry = ServiceEntry(number, listener.name, (), gateway=True)
             found.setdefault(ServiceKey(address, listener.port, protocol), entry)
-    return found
+    return facts.with_gateways(entries, found)
 
 
 def _underlay(facts: Facts) -> tuple[Address, ...]:

@@ -69,6 +69,8 @@ def policies(world: World, before: Policies | None = None) -> Policies:
         if all(same):
             return before
         same_others = all(same[: len(REFERRED)])
+        if all(same[len(REFERRED) :]) and not any(each.refers for each in before.read.values()):
+            return before
     references = References(world)
     read = {}
     for document in world.of_kinds(*POLICY_KINDS):

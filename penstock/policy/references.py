@@ -7,6 +7,7 @@ selects; one without means the addresses of its EndpointSlices, as networks (Cil
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import cached_property
 
 from penstock.manifests.kinds import (
     CIDRRule,
@@ -18,7 +19,7 @@ from penstock.manifests.kinds import (
 )
 from penstock.policy.labels import NAMESPACE, Selector, predicate
 from penstock.policy.prefixes import Block, block, parse_prefix
-from penstock.world import Network, World
+from penstock.world import World
 
 REFERRED = (CiliumCIDRGroup, Service, EndpointSlice)
 """The kinds that a policy's meaning depends on."""
@@ -35,20 +36,31 @@ class References:
     """The objects of one World that policies may name."""
 
     def __init__(self, world: World) -> None:
-        self._groups: dict[str, tuple[_Labelled, tuple[str, ...]]] = {
+        # Hardly any policy asks, and there may be thousands of Services.
+        self._world = world
+
+    @cached_property
+    def _groups(self) -> dict[str, tuple[_Labelled, tuple[str, ...]]]:
+        return {
             document.key.name: (group.metadata.labels, tuple(group.spec.external_cidrs))
-            for document, group in world.of_kind(CiliumCIDRGroup)
+            for document, group in self._world.of_kind(CiliumCIDRGroup)
         }
-        self._services: dict[tuple[str, str], Service] = {
+
+    @cached_property
+    def _services(self) -> dict[tuple[str, str], Service]:
+        return {
             (document.key.namespace, document.key.name): service
-            for document, service in world.of_kind(Service)
+            for document, service in self._world.of_kind(Service)
         }
-        self._addresses: dict[tuple[str, str], list[Network]] = {}
-        for document, piece in world.of_kind(EndpointSlice):
+
+    @cached_property
+    def _slices(self) -> dict[tuple[str, str], list[EndpointSlice]]:
+        found: dict[tuple[str, str], list[EndpointSlice]] = {}
+        for document, piece in self._world.of_kind(EndpointSlice):
             owner = piece.metadata.labels.get(_SLICE_LABEL)
             if owner:
-                listed = self._addresses.setdefault((document.key.namespace, owner), [])
-                listed += [parse_prefix(a) for each in piece.endpoints for a in each.addresses]
+                found.setdefault((document.key.namespace, owner), []).append(piece)
+        return found
 
     def has_group(self, name: str) -> bool:
         return name in self._groups
@@ -89,4 +101,5 @@ class References:
         if found is not None and found.spec.selector:
             labels = LabelSelector(match_labels={**found.spec.selector, NAMESPACE: service[0]})
             return (predicate(labels),), ()
-        return (), tuple(Block(network) for network in self._addresses.get(service, ()))
+        endpoints = (each for piece in self._slices.get(service, ()) for each in piece.endpoints)
+        return (), tuple(Block(parse_prefix(a)) for each in endpoints for a in each.addresses)

@@ -13,11 +13,9 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
 from typing import Any
 
-from penstock.differing import Table as Following
 from penstock.plan import (
     EndpointEntry,
     IpcacheEntry,
-    KernelTables,
     ListenerKey,
     PolicyEntry,
     PolicyKey,
@@ -28,7 +26,6 @@ from penstock.plan import (
     ServiceKey,
 )
 from penstock.policy.labels import HOST
-from penstock.redirect import maglev
 from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL, IPCACHE_NODE = 1, 2, 4
@@ -58,7 +55,7 @@ def address_of(raw: bytes) -> Address:
     return IPv6Address(raw)
 
 
-def _port(port: int) -> bytes:
+def port_bytes(port: int) -> bytes:
     return port.to_bytes(2, "big")
 
 
@@ -89,7 +86,7 @@ def ipcache_value(entry: IpcacheEntry) -> bytes:
 
 def policy_key(key: PolicyKey) -> bytes:
     bits = POLICY_FIXED_BITS + (8 + key.port_bits if key.protocol else 0)
-    return struct.pack("=IIIBB", bits, key.subject, key.identity, key.direction, key.protocol) + _port(
+    return struct.pack("=IIIBB", bits, key.subject, key.identity, key.direction, key.protocol) + port_bytes(
         key.port
     )
 
@@ -111,7 +108,7 @@ def name_key(ifindex: int, address: Address) -> bytes:
 
 
 def port_mode_key(place: PortOf) -> bytes:
-    return struct.pack("=I", place[0]) + _port(place[1]) + b"\0\0"
+    return struct.pack("=I", place[0]) + port_bytes(place[1]) + b"\0\0"
 
 
 def port_mode_value(modes: PortMode) -> bytes:
@@ -123,7 +120,7 @@ def listener_key(key: ListenerKey) -> bytes:
 
 
 def service_key(key: ServiceKey) -> bytes:
-    return address_bytes(key.address) + _port(key.port) + struct.pack("=Bx", key.protocol)
+    return address_bytes(key.address) + port_bytes(key.port) + struct.pack("=Bx", key.protocol)
 
 
 def service_value(entry: ServiceEntry) -> bytes:
@@ -154,28 +151,31 @@ def backend_key(place: tuple[int, int]) -> bytes:
     return struct.pack("=II", *place)
 
 
-def _backend_value(backend: tuple[Address, int]) -> bytes:
-    return address_bytes(backend[0]) + _port(backend[1]) + b"\0\0"
+def backend_value(backend: tuple[Address, int]) -> bytes:
+    return address_bytes(backend[0]) + port_bytes(backend[1]) + b"\0\0"
 
 
-def _netns_value(identity: int) -> bytes:
+def netns_value(identity: int) -> bytes:
     return struct.pack("=II", identity, NETNS_HOST if identity == HOST else 0)
 
 
-def backends(tables: KernelTables) -> dict[tuple[int, int], tuple[Address, int]]:
+Services = Mapping[ServiceKey, ServiceEntry]
+
+
+def backends(services: Services) -> dict[tuple[int, int], tuple[Address, int]]:
     """(number of a set, slot) → address and port."""
     return {
         (each.number, slot): backend
-        for s in tables.services.values()
+        for s in services.values()
         for each in s.sets
         for slot, backend in enumerate(each.backends)
     }
 
 
-def _standing(tables: KernelTables) -> dict[tuple[int, Address, int], int]:
+def standing(services: Services) -> dict[tuple[int, Address, int], int]:
     """(number of a set, address, port) → how far its connections may count on it."""
     found: dict[tuple[int, Address, int], int] = {}
-    for service in tables.services.values():
+    for service in services.values():
         for each in service.sets:
             found.update(dict.fromkeys(((each.number, *end) for end in each.ending), STANDING_ENDING))
             found.update(dict.fromkeys(((each.number, *end) for end in each.backends), STANDING_READY))
@@ -184,14 +184,14 @@ def _standing(tables: KernelTables) -> dict[tuple[int, Address, int], int]:
 
 def standing_key(place: tuple[int, Address, int]) -> bytes:
     number, address, number_of_port = place
-    return struct.pack("=I", number) + address_bytes(address) + _port(number_of_port) + b"\0\0"
+    return struct.pack("=I", number) + address_bytes(address) + port_bytes(number_of_port) + b"\0\0"
 
 
-def _maglev(tables: KernelTables) -> dict[int, tuple[tuple[tuple[Address, int], ...], int]]:
+def maglev_sets(services: Services) -> dict[int, tuple[tuple[tuple[Address, int], ...], int]]:
     """Number of a set → its backends and the size of its table."""
     return {
         each.number: (each.backends, service.maglev)
-        for service in tables.services.values()
+        for service in services.values()
         if service.maglev
         for each in service.sets
         if each is not service.alias and each.backends
@@ -200,86 +200,6 @@ def _maglev(tables: KernelTables) -> dict[int, tuple[tuple[tuple[Address, int], 
 
 PROXY_SOURCES = 0xFFFFFFFF
 """The number under which `backends` tells where the proxy's datagrams leave from; the slot is the family."""
-
-
-def _with_sources(tables: KernelTables) -> dict[tuple[int, int], tuple[Address, int]]:
-    found = backends(tables)
-    for address in tables.datagram_sources:
-        found[PROXY_SOURCES, address.version] = address, 0
-    return found
-
-
-_CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder, Encoder]] = {
-    "endpoints": (lambda t: t.endpoints, address_bytes, endpoint),
-    "ipcache": (lambda t: t.ipcache, ipcache_key, ipcache_value),
-    "policy": (lambda t: t.policy, policy_key, policy_value),
-    "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
-    "port_modes": (lambda t: t.port_modes, port_mode_key, port_mode_value),
-    "services": (lambda t: t.services, service_key, service_value),
-    "backends": (_with_sources, backend_key, _backend_value),
-    "ports": (lambda t: t.ports, struct.Struct("=I").pack, port),
-    "standing": (_standing, standing_key, struct.Struct("=I").pack),
-    "maglev": (_maglev, struct.Struct("=I").pack, lambda value: maglev.encode(*value)),
-    "netns": (lambda t: t.netns, struct.Struct("=Q").pack, _netns_value),
-}
-
-
-class TableEncoder:
-    """Encodes tables one after the other; an entry that is as before keeps its bytes."""
-
-    def __init__(self) -> None:
-        self._last: dict[str, dict[Any, tuple[Any, bytes, bytes]]] = {}
-        self._content: dict[str, tuple[Following[Any, Any], Following[bytes, bytes]]] = {}
-
-    def encode(self, tables: KernelTables) -> dict[str, Table]:
-        """Map name → keys and values, for every map that `tables` fills."""
-        return {name: self._one(name, tables) for name in _CODECS}
-
-    def _one(self, name: str, tables: KernelTables) -> Table:
-        source, key_bytes, value_bytes = _CODECS[name]
-        content = source(tables)
-        before = self._content.get(name)
-        if before is not None and before[0] is content:
-            return before[1]
-        if before is not None and isinstance(content, Following) and content.base is before[0].token:
-            return self._follow(name, content, before[1])
-        last, now = self._last.get(name, {}), {}
-        for key, value in content.items():
-            known = last.get(key)
-            if known is None:
-                known = (value, key_bytes(key), value_bytes(value))
-            elif known[0] is not value and known[0] != value:
-                known = (value, known[1], value_bytes(value))
-            now[key] = known
-        self._last[name] = now
-        made: Table = {key: value for _, key, value in now.values()}
-        if isinstance(content, Following):
-            made = Following(made)
-            self._content[name] = (content, made)
-        return made
-
-    def _follow(self, name: str, content: Following[Any, Any], made: Following[bytes, bytes]) -> Table:
-        """The bytes of what has changed since."""
-        _, key_bytes, value_bytes = _CODECS[name]
-        last = self._last[name]
-        changes: dict[bytes, bytes | None] = {}
-        for key in content.changed:
-            raw = key_bytes(key)
-            value = content.get(key)
-            if value is None:
-                changes[raw] = None
-                last.pop(key, None)
-            else:
-                changes[raw] = packed = value_bytes(value)
-                last[key] = (value, raw, packed)
-        after = made.after(changes)
-        self._content[name] = (content, after)
-        return after
-
-
-def encode(tables: KernelTables) -> dict[str, Table]:
-    """One set of tables by itself."""
-    return TableEncoder().encode(tables)
 
 
 @dataclass(frozen=True, slots=True)

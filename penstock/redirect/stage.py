@@ -27,6 +27,7 @@ from penstock.plan import (
     PolicyEntry,
     PolicyKey,
     PortMode,
+    ServiceEntry,
     ServiceKey,
     Verdict,
 )
@@ -79,8 +80,19 @@ def before_proxy(wanted: KernelTables, now: InKernel) -> KernelTables:
         endpoints={a: e for a, e in wanted.endpoints.items() if a not in leaving},
         policy=policy,
         listeners={k: port for k, port in wanted.listeners.items() if now.listeners.get(k) == port},
-        services={k: replace(s, http=s.http and k in now.http_services) for k, s in wanted.services.items()},
+        services=_closed(
+            wanted.services, [k for k, s in wanted.services.items() if s.http and k not in now.http_services]
+        ),
     )
+
+
+def _closed(
+    services: Mapping[ServiceKey, ServiceEntry], unrouted: Iterable[ServiceKey]
+) -> Mapping[ServiceKey, ServiceEntry]:
+    """`services` with these as plain ones; the very same table where there are none, which knows in what it
+    differs from the last."""
+    plain = {key: replace(services[key], http=False) for key in unrouted}
+    return {**services, **plain} if plain else services
 
 
 def _neighbours(keys: Iterable[PolicyKey]) -> Mapping[tuple[int, Direction], list[PolicyKey]]:
@@ -259,5 +271,7 @@ def after_proxy(
     return replace(
         wanted,
         listeners={k: port for k, port in wanted.listeners.items() if k in active},
-        services={k: replace(s, http=s.http and s.name in routed) for k, s in wanted.services.items()},
+        services=_closed(
+            wanted.services, [k for k, s in wanted.services.items() if s.http and s.name not in routed]
+        ),
     )

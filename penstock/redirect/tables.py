@@ -13,10 +13,12 @@ from functools import partial
 from itertools import islice
 from pathlib import Path
 
+from penstock.collection import uncollected
 from penstock.differing import differing
 from penstock.plan import IpcacheEntry, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
 from penstock.policy.rules import UDP
 from penstock.redirect import decode, layout
+from penstock.redirect.encoder import TableEncoder
 from penstock.redirect.layout import Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
 from penstock.redirect.shapes import SHAPES
@@ -60,7 +62,7 @@ class Tables:
             if name not in ("counters", "blocklist")
         }
         self._counters = BpfMap(pins / "counters", 4, 16 * possible_cpus())
-        self._encoder = layout.TableEncoder()
+        self._encoder = TableEncoder()
         # What was applied last, as it was said; None while only the bytes of a daemon before are known.
         self._said: KernelTables | None = None
         # The bytes of it, map by map, which tell what differs in the next ones.
@@ -74,6 +76,7 @@ class Tables:
         self._stood = self._maps["config"].get(b"\0\0\0\0") or bytes(SHAPES["config"].value)
         self._epoch = int(struct.unpack_from("=I", self._stood)[0])
 
+    @uncollected
     def apply(self, wanted: KernelTables) -> int:
         """Write the difference; the number of entries changed. Raises TableOverflowError, BpfError."""
         tables = self._encoder.encode(wanted)
@@ -159,6 +162,8 @@ class Tables:
         }
 
     def http_services(self) -> frozenset[ServiceKey]:
+        if self._said is not None:
+            return frozenset(key for key, entry in self._said.services.items() if entry.http)
         return frozenset(
             decode.service_key(raw)
             for raw, value in self._now["services"].items()

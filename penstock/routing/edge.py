@@ -46,10 +46,12 @@ EDGE_KINDS = (
 
 @dataclass(frozen=True, slots=True)
 class EdgeTable:
-    """A table and the clusters that its routes name (of which its rights speak)."""
+    """A table, the clusters that its routes name (of which its rights speak), and what the proxy asks for
+    them."""
 
     table: HostTable
     clusters: tuple[ServedPort, ...]
+    helpers: tuple[ServedPort, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,8 @@ class EdgeCluster:
     name: str
     served: ServedPort
     tls: UpstreamTls | None = None
+    lost: bool = False
+    """Nobody is asked there: its TLS cannot be had."""
 
 
 Hosts = tuple[tuple[str, str], ...]

@@ -36,6 +36,8 @@ class ListenerHosts:
     """How many routes have a host. The listener's own has one more."""
     clusters: dict[str, tuple[ServedPort, int]] = field(default_factory=dict)
     """Those that routes name, and how many routes do."""
+    helpers: dict[str, tuple[ServedPort, int]] = field(default_factory=dict)
+    """What the proxy asks for routes, and for how many."""
     made: dict[str, HostRoutes | None] = field(default_factory=dict)
     """By host, in order; None belongs to another listener."""
 
@@ -58,6 +60,7 @@ def listener_hosts(
         dict(before.by_name),
         dict(before.wanted) or {hostname: 1},
         dict(before.clusters),
+        dict(before.helpers),
     )
     touched = set() if before.made else {hostname}
     for key in replaced(before.routes, routes):
@@ -91,11 +94,12 @@ def _count(now: ListenerHosts, pairs: Iterable[tuple[str, str]], compiled: Compi
         now.wanted[host] = now.wanted.get(host, 0) + step
         if not now.wanted[host]:
             del now.wanted[host]
-    for name, cluster in {c.name: c for c in compiled.clusters}.items():
-        _, count = now.clusters.get(name, (cluster, 0))
-        now.clusters[name] = (cluster, count + step)
-        if not count + step:
-            del now.clusters[name]
+    for known, named in ((now.clusters, compiled.clusters), (now.helpers, compiled.helpers)):
+        for name, cluster in {c.name: c for c in named}.items():
+            _, count = known.get(name, (cluster, 0))
+            known[name] = (cluster, count + step)
+            if not count + step:
+                del known[name]
 
 
 def _order(now: ListenerHosts, names: Iterable[str]) -> None:

@@ -166,11 +166,12 @@ class Attachments:
     def rules(
         self, document: Document, route: HTTPRoute | GRPCRoute, port: int, edge: str, *, secure: bool = False
     ) -> Compiled:
-        """The rules of a route as dialled at `port`, `secure` over TLS."""
+        """The rules of a route as dialled at `port`, `secure` over TLS; without a port, at that of HTTP."""
+        port = port or 80
         place = (document.key, port, secure, edge)
         known = self._before.rules.get(place)
         if known is None or known[0] is not document:
-            made = compile_rules(document, route, self._services, port=port or 80, edge=edge, secure=secure)
+            made = compile_rules(document, route, self._services, port=port, edge=edge, secure=secure)
             known = (document, made)
         self._memo.rules[place] = known
         return known[1]

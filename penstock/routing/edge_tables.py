@@ -108,6 +108,7 @@ class Tables:
         same = known is not None and known[0] == inputs
         found: list[HostRoutes] = []
         clusters: dict[str, ServedPort] = {}
+        helpers: dict[str, ServedPort] = {}
 
         def rules(document: Document) -> Compiled:
             assert isinstance(document.value, HTTPRoute | GRPCRoute)
@@ -124,12 +125,13 @@ class Tables:
                 made = [host for host in hosts_of.made.values() if host is not None]
                 found += [replace(host, treatment=about) for host in made] if about else made
                 clusters.update({name: cluster for name, (cluster, _) in hosts_of.clusters.items()})
+                helpers.update({name: helper for name, (helper, _) in hosts_of.helpers.items()})
         if known is None or not same:
             for other in beside:
                 if other not in mine and hosts.owner(other.hostname, names) == other.hostname:
                     found.append(HostRoutes(other.hostname, misdirected=True))
-            table = EdgeTable(HostTable(name, tuple(found)), tuple(clusters[c] for c in sorted(clusters)))
-            known = (inputs, table)
+            of_routes = (tuple(each[c] for c in sorted(each)) for each in (clusters, helpers))
+            known = (inputs, EdgeTable(HostTable(name, tuple(found)), *of_routes))
         self._memo.tables[name] = known
         self.add_clusters(known[1].clusters, each)
         return known[1]
@@ -151,5 +153,4 @@ class Tables:
             if tls is not None and certificate:
                 tls = replace(tls, certificate=certificate)
             lost = tls is None and self._backend_tls.applies(cluster)
-            served = replace(cluster, backends=()) if lost else cluster
-            self.clusters.setdefault(cluster.name, EdgeCluster(cluster.name, served, tls))
+            self.clusters.setdefault(cluster.name, EdgeCluster(cluster.name, cluster, tls, lost))

@@ -20,8 +20,18 @@ from penstock.manifests.route_kinds import (
     HTTPRouteFilter,
     HTTPRouteRetry,
     HTTPRouteRule,
+    HTTPRouteTimeouts,
 )
-from penstock.routing.actions import Actions, Cors, HeaderChanges, Mirror, PathChange, Redirect, Retry
+from penstock.routing.actions import (
+    NO_ACTIONS,
+    Actions,
+    Cors,
+    HeaderChanges,
+    Mirror,
+    PathChange,
+    Redirect,
+    Retry,
+)
 
 T = TypeVar("T")
 
@@ -106,12 +116,17 @@ def mirrors(
     return tuple(found)
 
 
+_NO_TIMEOUTS = HTTPRouteTimeouts()
+
+
 def _one(found: Iterable[T | None]) -> T | None:
     return next((item for item in found if item is not None), None)
 
 
 def filter_actions(filters: Sequence[HTTPRouteFilter], parent_port: int, *, secure: bool = False) -> Actions:
     """What filters do (but for copies, and for asking a service), on a parent dialled at `parent_port`."""
+    if not filters:
+        return NO_ACTIONS
     redirect = _one(f.request_redirect for f in filters)
     rewrite = _one(f.url_rewrite for f in filters)
     cors = _one(f.cors for f in filters)
@@ -128,7 +143,7 @@ def filter_actions(filters: Sequence[HTTPRouteFilter], parent_port: int, *, secu
 def actions(rule: HTTPRouteRule | GRPCRouteRule, parent_port: int, *, secure: bool = False) -> Actions:
     """What `rule` does, on a parent that was dialled at `parent_port`; `secure`: over TLS."""
     done = filter_actions(rule.filters, parent_port, secure=secure)
-    if isinstance(rule, GRPCRouteRule):
+    if isinstance(rule, GRPCRouteRule) or (rule.timeouts == _NO_TIMEOUTS and rule.retry is None):
         return done
     return replace(
         done,

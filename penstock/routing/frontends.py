@@ -15,15 +15,17 @@ Source: Kubernetes v1 Service; KEP-1669 and KEP-2086 (traffic policies).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
+from penstock.differing import Table, differing
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.kinds import Node, Service
 from penstock.manifests.service_kinds import affinity_seconds, maglev_size
 from penstock.plan import BackendSet, ServiceEntry, ServiceKey
 from penstock.policy.identities import meshed_nodes
+from penstock.routing.endpoints import Ends, Served
 from penstock.routing.mesh import MeshRoutes
 from penstock.routing.services import (
     ALIAS_SET,
@@ -34,7 +36,6 @@ from penstock.routing.services import (
     ServedPort,
     has_node_ports,
     node_port_name,
-    service_name,
 )
 from penstock.world import Address, World, parse_address
 
@@ -43,23 +44,53 @@ from penstock.world import Address, World, parse_address
 class Frontends:
     """`conflicts`: Services that another one, earlier by name, keeps from being served somewhere."""
 
-    entries: Mapping[ServiceKey, ServiceEntry]
+    entries: Table[ServiceKey, ServiceEntry]
     conflicts: Mapping[ObjectKey, str]
     addresses: tuple[Address, ...]
     """Those of Services that no node has: this one answers for them."""
     reserved_ports: tuple[int, ...]
+    routed: frozenset[str] = frozenset()
+    """The Service ports with a route."""
+
+    def followed(self, world: World, before: Served, served: Served) -> Frontends | None:
+        """These, made of `before`, where nothing but endpoints is another in `served`; None if all must be
+        looked at."""
+        if served.ends is before.ends:
+            return self
+        if self.conflicts:
+            return None
+        changed = set(differing(before.ends, served.ends))
+        changes: dict[ServiceKey, ServiceEntry | None] = {}
+        for port in served.ports:
+            if port.place not in changed:
+                continue
+            old, new = (dict(_served_at(world, port, each, self.routed)) for each in (before, served))
+            if any(key in self.entries for key in new.keys() - old.keys()) or changes.keys() & new.keys():
+                return None
+            changes.update(dict.fromkeys(old.keys() - new.keys()))
+            changes.update((key, entry) for key, entry in new.items() if old.get(key) != entry)
+        return replace(self, entries=self.entries.after(changes)) if changes else self
 
 
-def frontends(world: World, served: Iterable[ServedPort], mesh: MeshRoutes) -> Frontends:
+def _served_at(
+    world: World, port: ServedPort, served: Served, routed: Collection[str]
+) -> Iterator[tuple[ServiceKey, ServiceEntry]]:
+    number = world.allocations.service_ids.get(port.place)
+    if port.vip is not None and number is not None:
+        http = port.name in routed and port.port.protocol == "TCP"
+        yield from _places(world, port, served.of(port), port.vip, number, http=http)
+
+
+def frontends(world: World, served: Served, mesh: MeshRoutes) -> Frontends:
     """Every place at which a Service is served on this node."""
-    routed = {t.served.name for t in mesh.tables if not t.plain}
+    routed = frozenset(t.served.name for t in mesh.tables if not t.plain)
     found: dict[ServiceKey, ServiceEntry] = {}
     owners: dict[ServiceKey, ObjectKey] = {}
     vips: dict[Address, ObjectKey] = {}
     conflicts: dict[ObjectKey, str] = {}
     addresses: set[Address] = set()
-    for port in served:
-        number = world.allocations.service_ids.get(service_name(port))
+    for port in served.ports:
+        number = world.allocations.service_ids.get(port.place)
         if port.vip is None:
             continue
         owner = port.document.key
@@ -68,32 +99,32 @@ def frontends(world: World, served: Iterable[ServedPort], mesh: MeshRoutes) -> F
         if number is None:
             continue
         addresses.update(_given(world, port))
-        http = port.name in routed and port.port.protocol == "TCP"
-        for key, entry in _places(world, port, port.vip, number, http=http):
+        for key, entry in _served_at(world, port, served, routed):
             if owners.setdefault(key, owner) == owner:
                 found[key] = entry
             else:
                 conflicts.setdefault(owner, f"{key.address} port {key.port} belongs to {owners[key]}")
     foreign = addresses.difference(world.node_addresses)
     return Frontends(
-        found,
+        Table(found),
         conflicts,
         tuple(sorted(foreign, key=lambda a: (a.version, a))),
         tuple(sorted(set(world.allocations.node_ports.values()))),
+        routed,
     )
 
 
 def _places(
-    world: World, served: ServedPort, vip: Address, number: int, *, http: bool
+    world: World, served: ServedPort, ends: Ends, vip: Address, number: int, *, http: bool
 ) -> Iterator[tuple[ServiceKey, ServiceEntry]]:
     service = served.document.value
     assert isinstance(service, Service)
-    ids, name = world.allocations.service_ids, service_name(served)
+    ids, name = world.allocations.service_ids, served.place
     affinity, maglev = affinity_seconds(service), maglev_size(service)
-    every, ending = _ends(served.backends), _ends(served.ending)
+    every, ending = _ends(ends.backends), _ends(ends.ending)
     inside = BackendSet(number, every, ending)
     if service.spec.internal_traffic_policy == "Local":
-        near = (served.backends, served.ending)
+        near = (ends.backends, ends.ending)
         inside = BackendSet(ids.get(name + LOCAL_SET, 0), *(_ends(b for b in of if b.local) for of in near))
     key = ServiceKey(vip, served.port.port, served.protocol)
     yield (
@@ -112,12 +143,12 @@ def _places(
         return
     outside = BackendSet(
         ids.get(name + OUTSIDE_SET, 0),
-        _ends(b for b in served.backends if b.local),
-        _ends(b for b in served.ending if b.local),
+        _ends(b for b in ends.backends if b.local),
+        _ends(b for b in ends.ending if b.local),
     )
     beyond = None
     if service.spec.external_traffic_policy == "Cluster":
-        far = (_ends(b for b in of if _beyond(b)) for of in (served.backends, served.ending))
+        far = (_ends(b for b in of if _beyond(b)) for of in (ends.backends, ends.ending))
         beyond = BackendSet(ids.get(name + BEYOND_SET, 0), *far)
     entry = ServiceEntry(
         number,

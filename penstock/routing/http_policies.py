@@ -72,6 +72,7 @@ class HttpPolicies:
     def __init__(self, world: World) -> None:
         self._world = world
         self.helpers: dict[str, ServedPort] = {}
+        """Those that policies ask; what rules of routes ask is told with the rules."""
         self._by_target: dict[Target, _Policy] = {}
         self._policies: list[_Policy] = []
 
@@ -160,20 +161,22 @@ class HttpPolicies:
                     resolved = Condition("ResolvedRefs", False, "JwksNotFound", why)
             made = replace(made, jwt=Jwt(tuple(providers), spec.jwt.optional and bool(providers)))
         if spec.ext_auth is not None:
-            auth, problem = self.external_auth(document, spec.ext_auth)
+            auth, helper, problem = self.external_auth(document, spec.ext_auth)
             made, resolved = replace(made, auth=auth), problem or resolved
+            if helper is not None:
+                self.helpers[helper.name] = helper
         return made, resolved
 
     def external_auth(
         self, document: Document, auth: HTTPExternalAuth
-    ) -> tuple[ExternalAuth, Condition | None]:
-        """Also of the filter of an HTTPRoute."""
+    ) -> tuple[ExternalAuth, ServedPort | None, Condition | None]:
+        """Also of the filter of an HTTPRoute. With the Service port that is asked, or why there is none."""
         grpc = auth.protocol == "GRPC"
-        name, problem = self._helper(document, auth.backend_ref, grpc=grpc)
+        helper, problem = self._helper(document, auth.backend_ref, grpc=grpc)
         namespace = auth.backend_ref.namespace or document.key.namespace
         return (
             ExternalAuth(
-                name,
+                helper.name if helper is not None else None,
                 f"{auth.backend_ref.name}.{namespace}",
                 grpc,
                 auth.http.path if auth.http else "",
@@ -181,18 +184,17 @@ class HttpPolicies:
                 tuple(auth.http.allowed_response_headers) if auth.http else (),
                 auth.forward_body.max_size if auth.forward_body else 0,
             ),
+            helper,
             problem,
         )
 
     def _helper(
         self, document: Document, ref: ServiceBackend, *, grpc: bool
-    ) -> tuple[str | None, Condition | None]:
+    ) -> tuple[ServedPort | None, Condition | None]:
         found, problem = self._resolve(document, ref)
         if found is None:
             return None, problem or Condition("ResolvedRefs", False, "BackendNotFound", f"no {ref.name}")
-        helper = replace(found, grpc=grpc, edge=HELPER)
-        self.helpers[helper.name] = helper
-        return helper.name, None
+        return replace(found, grpc=grpc, edge=HELPER), None
 
     def _provider(self, document: Document, spec: ProviderSpec) -> tuple[JwtProvider | None, str]:
         made = JwtProvider(
@@ -207,13 +209,14 @@ class HttpPolicies:
         if keys.inline is not None:
             return replace(made, keys=keys.inline), ""
         if keys.remote is not None:
-            name, problem = self._helper(document, keys.remote.backend_ref, grpc=False)
-            if name is None:
+            helper, problem = self._helper(document, keys.remote.backend_ref, grpc=False)
+            if helper is None:
                 return None, problem.message if problem else ""
+            self.helpers[helper.name] = helper
             namespace = keys.remote.backend_ref.namespace or document.key.namespace
             uri = f"http://{keys.remote.backend_ref.name}.{namespace}{keys.remote.path}"
             cache = milliseconds(keys.remote.cache) or 1000
-            return replace(made, cluster=name, uri=uri, cache=cache), ""
+            return replace(made, cluster=helper.name, uri=uri, cache=cache), ""
         assert keys.ref is not None
         text, why = self._text(document.key.namespace, keys.ref)
         if not why:

@@ -139,7 +139,7 @@ class _Compiler:
             port = f" port {wanted.name or wanted.number}" if there else ""
             self._problems[document.key].append(f"no Service {namespace}/{service.name}{port}")
             return None
-        return replace(min(found, key=lambda s: (not s.backends, s.family)), edge=EDGE)
+        return replace(min(found, key=lambda s: (s.empty, s.family)), edge=EDGE)
 
     # --- TLS ------------------------------------------------------------------------------------------------
 

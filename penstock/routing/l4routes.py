@@ -72,7 +72,7 @@ def _target(
     if not fitting:
         why = f"port {ref.port} of Service {namespace}/{ref.name} is not {protocol}"
         return None, Condition("ResolvedRefs", False, "UnsupportedProtocol", why)
-    chosen = min(fitting, key=lambda s: (not s.backends, s.family))
+    chosen = min(fitting, key=lambda s: (s.empty, s.family))
     return replace(chosen, stream=True), None
 
 

@@ -10,7 +10,7 @@ Source: Gateway API v1.6, HTTPRouteRule (precedence) and GEP-1426 (mesh).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from operator import is_
 
@@ -41,6 +41,8 @@ class RouteTable:
     clusters: tuple[ServedPort, ...]
     plain: bool = False
     treatment: Treatment | None = None
+    helpers: tuple[ServedPort, ...] = ()
+    """What the proxy itself asks for these routes."""
 
 
 @dataclass(slots=True)
@@ -95,7 +97,7 @@ def mesh_routes(
     memo = Memo(services)
     known = before.memo if before is not None and before.memo.services is services else Memo()
     collected: dict[str, dict[str | None, list[Ranked]]] = {}
-    inputs: dict[str, list[object]] = {}
+    inputs: dict[str, list[Compiled]] = {}
     owners: dict[str, ServedPort] = {}
     clusters: dict[str, dict[str, ServedPort]] = {}
     statuses: dict[ObjectKey, ObjectStatus] = {}
@@ -136,7 +138,8 @@ def mesh_routes(
         there = known.tables.get(name)
         if there is None or len(there[0]) != len(of_table) or not all(map(is_, there[0], of_table)):
             reached = _reached(here, by_clients, clusters[name])
-            there = (of_table, RouteTable(here, _in_order(here, by_clients, services), reached))
+            listed = _in_order(here, by_clients, services)
+            there = (of_table, RouteTable(here, listed, reached, helpers=_asked(inputs[name])))
         memo.tables[name] = there
     tables = [table for _, table in memo.tables.values()]
     carried = {(address, port) for _, address, port in world.carried}
@@ -192,6 +195,11 @@ def _reached(
 ) -> tuple[ServedPort, ...]:
     clusters = dict(named) if None in by_clients else {**named, served.name: served}
     return tuple(clusters[name] for name in sorted(clusters))
+
+
+def _asked(rules: Iterable[Compiled]) -> tuple[ServedPort, ...]:
+    found = {helper.name: helper for compiled in rules for helper in compiled.helpers}
+    return tuple(found[name] for name in sorted(found))
 
 
 def _rank(ranked: Ranked) -> tuple[object, ...]:

@@ -25,9 +25,9 @@ from penstock.manifests.route_kinds import (
     HTTPRouteRule,
     ReferenceGrant,
 )
+from penstock.routing.endpoints import SLICE_LABEL
 from penstock.routing.matches import grpc_match, http_match, permitted, precedence
 from penstock.routing.model import RouteMatch
-from penstock.routing.services import SLICE_LABEL
 
 _LITERAL = re.compile(r"[A-Za-z0-9/_-]*")
 """The beginning of a regular expression that stands for itself, but for its last character (see _head)."""

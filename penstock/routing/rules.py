@@ -50,6 +50,16 @@ class Services:
     grants: Mapping[str, tuple[ReferenceGrant, ...]]
     policies: BackendPolicies
     http: HttpPolicies
+    _ways: dict[tuple[str, bool, str], ServedPort] = field(default_factory=dict, compare=False, repr=False)
+    """The same ports by other ways, each made once."""
+
+    def by_way(self, served: ServedPort, *, grpc: bool, edge: str) -> ServedPort:
+        """A port as `ports` have it, as the backend of a GRPCRoute or of Gateways."""
+        way = (served.place, grpc, edge)
+        found = self._ways.get(way)
+        if found is None:
+            found = self._ways[way] = replace(served, grpc=grpc, edge=edge)
+        return found
 
     def steers(self, served: ServedPort) -> bool:
         """Whether a policy has requests to a port go through the proxy even without a route."""
@@ -111,7 +121,7 @@ def backend(
         if services.find(namespace, ref.name, ref.port, None):
             return None, None
         return None, Condition("ResolvedRefs", False, "BackendNotFound", f"no Service {what} port {ref.port}")
-    return min(found, key=lambda s: (not s.backends, s.family)), None
+    return min(found, key=lambda s: (s.empty, s.family)), None
 
 
 @dataclass(slots=True)
@@ -120,10 +130,14 @@ class Compiled:
 
     routes: list[Ranked] = field(default_factory=list)
     clusters: list[ServedPort] = field(default_factory=list)
+    helpers: list[ServedPort] = field(default_factory=list)
+    """What the proxy itself asks for these routes."""
     problems: list[Condition] = field(default_factory=list)
 
 
 def _share(ref: HTTPBackendRef, cluster: str | None) -> RouteBackend:
+    if not ref.filters:
+        return RouteBackend(cluster, ref.weight)
     request = next((f.request_header_modifier for f in ref.filters if f.request_header_modifier), None)
     response = next((f.response_header_modifier for f in ref.filters if f.response_header_modifier), None)
     rewrite = next((f.url_rewrite for f in ref.filters if f.url_rewrite), None)
@@ -149,7 +163,8 @@ def _asked(
     asked = next((f.external_auth for f in filters if f.external_auth is not None), None)
     if asked is None:
         return None
-    auth, problem = services.http.external_auth(document, asked)
+    auth, helper, problem = services.http.external_auth(document, asked)
+    made.helpers += [helper] if helper is not None else []
     made.problems += [problem] if problem is not None else []
     return auth
 
@@ -166,7 +181,10 @@ def _treatment(
     kept = session(rule.session_persistence) or next(
         (found for port in reached if (found := services.policies.session_of(port)) is not None), None
     )
-    does = Treatment(auth=auth, session=kept).over(services.http.of(document.key, rule.name))
+    said = services.http.of(document.key, rule.name)
+    if auth is None and kept is None and said is None:
+        return None
+    does = Treatment(auth=auth, session=kept).over(said)
     return does if does != NO_TREATMENT else None
 
 
@@ -192,7 +210,7 @@ def compile_rules(
         if target is None:
             return None
         if edge or (grpc and not target.http2):
-            target = replace(target, grpc=grpc and not target.http2, edge=edge)
+            target = services.by_way(target, grpc=grpc and not target.http2, edge=edge)
         made.clusters.append(target)
         reached.append(target)
         return target.name
@@ -232,12 +250,9 @@ def compile_rules(
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
         hashes = hashes_of(reached, services)
         treatment = _treatment(document, rule, reached, services, made)
-        does = replace(
-            actions(rule, port, secure=secure),
-            mirrors=copies(rule.filters),
-            hashes=hashes,
-            treatment=treatment,
-        )
+        does, sent = actions(rule, port, secure=secure), copies(rule.filters)
+        if sent or hashes or treatment is not None:
+            does = replace(does, mirrors=sent, hashes=hashes, treatment=treatment)
         divided = ways(rule, backends, does)
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):

@@ -24,6 +24,9 @@ Table = TypeVar("Table", ServiceTable, HostTable)
 
 def between(old: ProxyModel, new: ProxyModel, *, same_policies: bool) -> ProxyModel | None:
     """The model to hold until the tables of `new` are in force; None if `new` itself will do."""
+    if old.workloads == new.workloads and _same_rights(old, new):
+        # Whoever comes is judged by the rights that are there, and whoever goes was.
+        return None
     before = {cluster.name: cluster for cluster in old.clusters}
     leaving: set[str] = set()
     clusters = tuple(_cluster(before.get(c.name), c, leaving, same_policies) for c in new.clusters)
@@ -41,6 +44,16 @@ def between(old: ProxyModel, new: ProxyModel, *, same_policies: bool) -> ProxyMo
         workloads=workloads,
         services=tuple(_wider(table, with_leaving(table)) for table in new.services),
         tables=tuple(_wider(table, with_leaving(table)) for table in new.tables),
+    )
+
+
+def _same_rights(old: ProxyModel, new: ProxyModel) -> bool:
+    """Whether tables that are there keep the rights that they have."""
+    before = {table.name: table.rights for each in (old.services, old.tables) for table in each}
+    return (old.workload_rights, old.mirror_rights) == (new.workload_rights, new.mirror_rights) and all(
+        before.get(table.name, table.rights) == table.rights
+        for each in (new.services, new.tables)
+        for table in each
     )
 
 

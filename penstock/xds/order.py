@@ -106,6 +106,6 @@ class Rollout:
 
 def _union(current: Mapping[str, Resource], wanted: Mapping[str, Resource]) -> Mapping[str, Resource]:
     """What is wanted, and what is there and no longer wanted. Shares `wanted` where that is all."""
-    if current.keys() <= wanted.keys():
+    if current is wanted or current.keys() <= wanted.keys():
         return wanted
     return {**current, **wanted}

@@ -35,7 +35,8 @@ from penstock.xds.csds import client_status
 from penstock.xds.errors import ProtocolError
 from penstock.xds.order import Stage
 from penstock.xds.peers import turn_away
-from penstock.xds.session import Nacked, Response, Session
+from penstock.xds.said import Nacked, Response
+from penstock.xds.session import Session
 from penstock.xds.snapshot import Snapshot
 from penstock.xds.tcp import TcpAccess
 from penstock.xds.watch import Refusal, ResourceStatus

@@ -14,7 +14,8 @@ import grpc
 from envoy.service.discovery.v3 import discovery_pb2
 from envoy.service.status.v3 import csds_pb2
 
-from penstock.xds.session import DeltaSession, Session
+from penstock.xds.delta import DeltaSession
+from penstock.xds.session import Session
 from penstock.xds.snapshot import TypeUrl
 from penstock.xds.state import StateSession
 

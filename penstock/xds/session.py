@@ -20,18 +20,17 @@ type knows nothing of the others, and waits for none.
 `Session` is the core; what differs between the variants of the protocol stands in the two faces: how a
 request changes what the client watches, which types travel whole, and the bytes of a response.
 
-    incremental          `DeltaSession` here
+    incremental          `DeltaSession` in delta.py
     state of the world   `StateSession` in state.py
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar, TypeAlias
 
-from penstock.xds import wire
 from penstock.xds.errors import ProtocolError
+from penstock.xds.said import Acked, Event, Nacked, Response
 from penstock.xds.snapshot import Resource, Snapshot, TypeUrl
 from penstock.xds.watch import Parcel, Refusal, ResourceStatus, Watch
 
@@ -46,37 +45,7 @@ _REMOVALS = (TypeUrl.LDS, TypeUrl.SRDS, TypeUrl.RDS, TypeUrl.CDS, TypeUrl.EDS)
 """A removal waits until the types before its own are idle."""
 
 
-@dataclass(frozen=True, slots=True)
-class Acked:
-    """The client has these resources in force, and has dropped the removed ones."""
-
-    type_url: str
-    names: tuple[str, ...]
-    removed: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Nacked:
-    """The client refused a response with these resources. With several, a part of them will be sent again."""
-
-    type_url: str
-    names: tuple[str, ...]
-    message: str
-
-
-Event = Acked | Nacked
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """What is to be said, before it is bytes (`Session.encode`)."""
-
-    type_url: str
-    nonce: str
-    resources: tuple[Resource, ...] = ()
-    removed: tuple[str, ...] = ()
-    kept: tuple[Resource, ...] = ()
-    version: str = ""
+_KNOWN = frozenset(TypeUrl)
 
 
 class Session:
@@ -346,29 +315,3 @@ class Session:
             tuple(sorted(parcel.removed)),
             parcel.kept,
         )
-
-
-class DeltaSession(Session):
-    """The incremental variant: a response carries what changed, and names what is gone.
-
-    A nonce that is not outstanding does not discard the subscription changes in its request.
-    """
-
-    def encode(self, response: Response) -> bytes:
-        return wire.delta_response(
-            response.type_url,
-            response.nonce,
-            response.resources,
-            response.removed,
-            response.kept,
-            ttl=self.understands_ttl,
-        )
-
-    def _subscribe(self, watch: Watch, request: Request) -> None:
-        if not watch.opened:
-            self._open(watch, request.resource_names_subscribe, dict(request.initial_resource_versions))
-        elif request.resource_names_subscribe or request.resource_names_unsubscribe:
-            watch.change(request.resource_names_subscribe, request.resource_names_unsubscribe, self._snapshot)
-
-
-_KNOWN = frozenset(TypeUrl)

@@ -20,7 +20,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from penstock.xds import wire
-from penstock.xds.session import Request, Response, Session
+from penstock.xds.said import Response
+from penstock.xds.session import Request, Session
 from penstock.xds.snapshot import TypeUrl, version_of
 from penstock.xds.watch import LEGACY_WILDCARD, Parcel, Watch
 

@@ -31,6 +31,7 @@ from penstock.plan import (
 )
 from penstock.policy import labels, prefixes
 from penstock.redirect import host, layout, maglev
+from penstock.redirect.encoder import encode
 from penstock.redirect.layout import KernelEvent
 from penstock.redirect.libbpf import open_pin
 from penstock.redirect.shapes import FORGETFUL, SHAPES
@@ -78,7 +79,7 @@ def test_sizes_of_maps(name: str, header: btf.Btf, loaded: Kernel) -> None:
 
 
 def test_every_map_of_a_table_has_a_shape() -> None:
-    assert set(layout.encode(KernelTables())) <= set(SHAPES)
+    assert set(encode(KernelTables())) <= set(SHAPES)
     assert set(STRUCTS) == set(SHAPES)
 
 
@@ -224,7 +225,7 @@ def test_listeners_services_backends_netns_config(header: btf.Btf) -> None:
         listeners={ListenerKey(300, ListenerKind.TCP_MTLS, 301): 15001},
         netns={0x1122334455: 300, 0x66: labels.HOST},
     )
-    maps = layout.encode(tables)
+    maps = encode(tables)
     st = header.structs
 
     ((key, value),) = maps["listeners"].items()

@@ -13,7 +13,7 @@ from penstock.compiler import compile_world
 from penstock.differing import Table, differing, replaced
 from penstock.manifests.store import Store
 from penstock.planner import Planner
-from penstock.redirect import layout
+from penstock.redirect.encoder import TableEncoder, encode
 from penstock.redirect.stage import InKernel, changing_hands
 from penstock.world import Attachment, Link, World, is_host
 
@@ -101,7 +101,7 @@ OTHERS = st.sampled_from(
     )
 )
 def test_what_follows_is_what_is_made_anew(edits: list[list[tuple[str, str | None]]]) -> None:
-    store, planner, encoder = Store(), Planner(), layout.TableEncoder()
+    store, planner, encoder = Store(), Planner(), TableEncoder()
     files: dict[str, str | None] = {f"w{n}.yaml": manifest(n, n % APPS) for n in range(WORKLOADS)}
     files |= {"nodes.yaml": NODES, "policies.yaml": POLICIES}
     world = World("node", {}, ATTACHMENTS)
@@ -117,7 +117,7 @@ def test_what_follows_is_what_is_made_anew(edits: list[list[tuple[str, str | Non
         world, plan = planner.plan(world)
         anew = compile_world(replace(world))
         assert plan == anew
-        assert encoder.encode(plan.kernel) == layout.encode(anew.kernel)
+        assert encoder.encode(plan.kernel) == encode(anew.kernel)
         # Whoever looks at the differences alone sees all of them.
         after = plan.kernel.ipcache
         assert set(differing(ipcache, after)) >= {

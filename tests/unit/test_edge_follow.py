@@ -43,8 +43,25 @@ def gateway(number: int, *hosts: str) -> str:
     )
 
 
-def route(name: int, parents: list[str], hosts: list[str], path: str, backend: int, kind: str) -> str:
-    rule = f"{{matches: [{{path: {{value: {path}}}}}], backendRefs: [{{name: s{backend}, port: 80}}]}}"
+def route(
+    name: int,
+    parents: list[str],
+    hosts: list[str],
+    path: str,
+    backend: int,
+    kind: str,
+    asks: int | None = None,
+) -> str:
+    """`asks` is the Service that is asked about its requests."""
+    filters = ""
+    if asks is not None:
+        filters = (
+            "filters: [{type: ExternalAuth, externalAuth: {protocol: HTTP, "
+            f"backendRef: {{name: s{asks}, port: 80}}}}}}], "
+        )
+    rule = (
+        f"{{matches: [{{path: {{value: {path}}}}}], {filters}backendRefs: [{{name: s{backend}, port: 80}}]}}"
+    )
     names = ", ".join(f'"{h}"' for h in hosts if h)
     where = f"hostnames: [{names}], rules: [{rule}]"
     version = "v1"
@@ -60,6 +77,16 @@ def route(name: int, parents: list[str], hosts: list[str], path: str, backend: i
     )
 
 
+def jwt(keys: int) -> str:
+    """Tokens at a route, whose keys come from a Service."""
+    return (
+        "apiVersion: penstock.dev/v1alpha1\nkind: HTTPPolicy\nmetadata: {name: jwt}\n"
+        "spec: {targetRefs: [{group: gateway.networking.k8s.io, kind: HTTPRoute, name: r0}], jwt: "
+        "{providers: [{name: x, issuer: 'https://x.org', jwks: {remote: "
+        f"{{backendRef: {{name: s{keys}, port: 80}}, path: /keys}}}}}}]}}}}\n"
+    )
+
+
 PARENTS = st.lists(
     st.sampled_from(
         ["{name: g0}", "{name: g1}", "{name: g1, sectionName: l0}", "{name: s0, kind: Service, group: ''}"]
@@ -68,10 +95,18 @@ PARENTS = st.lists(
     max_size=2,
     unique=True,
 )
+
+
+def _fitting(parents: list[str], kind: str) -> list[str]:
+    """Those that a route of this kind may have: what is refused would stay at its last good version."""
+    gateways = [parent for parent in parents if "kind: Service" not in parent]
+    return parents if kind != "TCPRoute" else gateways or ["{name: g0}"]
+
+
 ROUTES = st.builds(
-    lambda name, parents, hosts, path, backend, kind, there: (
+    lambda name, parents, hosts, path, backend, kind, asks, there: (
         f"r{name}.yaml",
-        route(name, parents, hosts, path, backend, kind) if there else None,
+        route(name, _fitting(parents, kind), hosts, path, backend, kind, asks) if there else None,
     ),
     st.integers(0, 5),
     PARENTS,
@@ -79,6 +114,7 @@ ROUTES = st.builds(
     st.sampled_from(["/", "/a", "/a/b"]),
     st.integers(0, 2),
     st.sampled_from(["HTTPRoute", "HTTPRoute", "HTTPRoute", "GRPCRoute", "TCPRoute"]),
+    st.sampled_from([None, None, 0, 2]),
     st.sampled_from([True, True, True, False]),
 )
 OTHERS = st.one_of(
@@ -92,6 +128,7 @@ OTHERS = st.one_of(
         st.integers(0, 2),
         st.sampled_from([80, 81]),
     ),
+    st.sampled_from([("jwt.yaml", jwt(1)), ("jwt.yaml", jwt(2)), ("jwt.yaml", None)]),
     st.sampled_from([("g1.yaml", None), ("s1.yaml", None), ("bad.yaml", "kind: Gatewy"), ("bad.yaml", None)]),
 )
 EDITS = st.lists(
@@ -141,3 +178,27 @@ def test_a_route_costs_its_host_and_nothing_of_the_others() -> None:
         assert [h.host for h in table.hosts if id(h) not in known] == (["h99.org"] if "g0" in name else [])
     settings = Settings()
     assert set(build(after.proxy, settings)[ROUTE]) == set(build(before.proxy, settings)[ROUTE])
+
+
+def _helpers(planner: Planner, store: Store, world: World, files: dict[str, str | None]) -> set[str]:
+    """The clusters that the proxy asks for itself, after this change to `world`."""
+    _, plan = planner.plan(replace(world, documents=store.apply(files).documents))
+    return {cluster.name for cluster in plan.proxy.clusters if cluster.helper}
+
+
+def test_what_a_route_asks_goes_with_the_route() -> None:
+    here = "{name: s0, kind: Service, group: ''}"
+    for parent in ("{name: g0}", here):
+        store, planner = Store(), Planner()
+        files: dict[str, str | None] = {"web.yaml": BACKENDS, "g0.yaml": gateway(0)}
+        files |= {f"s{number}.yaml": service(number) for number in range(3)}
+        files["r0.yaml"] = route(0, [parent], [], "/", 0, "HTTPRoute")
+        world = World("node-a", store.apply(files).documents, ATTACHMENTS)
+        world, plan = planner.plan(world)
+        assert not [cluster for cluster in plan.proxy.clusters if cluster.helper]
+        two = {f"r{n}.yaml": route(n, [parent], [], f"/{n}", 0, "HTTPRoute", asks=n) for n in (1, 2)}
+        assert len(_helpers(planner, store, world, {**two})) == 2
+        assert len(_helpers(planner, store, world, {"r1.yaml": None})) == 1
+        # A route that stands nowhere asks nobody.
+        nowhere = route(2, ["{name: none}"], [], "/", 0, "HTTPRoute", asks=2)
+        assert not _helpers(planner, store, world, {"r2.yaml": nowhere})

@@ -7,19 +7,24 @@ from ipaddress import IPv4Address, IPv6Address
 from pathlib import Path
 
 import pytest
+import traffic_models
 from envoy.config.cluster.v3 import cluster_pb2
 from google.protobuf.message import Message
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_envoy_golden import MODELS
 
 from penstock.envoy import bootstrap, names, rbac, routes
+from penstock.envoy.assignments import assignment
+from penstock.envoy.protos import Made
 from penstock.envoy.resources import CLUSTER, ENDPOINT, LISTENER, ROUTE, SCOPED_ROUTE, Builder, build
-from penstock.routing.model import ProxyModel, RequestMatch, Rights
+from penstock.routing.model import ProxyEndpoint, ProxyModel, RequestMatch, Rights
 from penstock.world import Settings
 
 ALL = ProxyModel(
     listeners=tuple(item for model in MODELS.values() for item in model.listeners),
     services=MODELS["service"].services,
-    clusters=tuple(item for model in MODELS.values() for item in model.clusters),
+    clusters=tuple({item.name: item for model in MODELS.values() for item in model.clusters}.values()),
     workloads=MODELS["workloads"].workloads,
     workload_rights=MODELS["workloads"].workload_rights,
 )
@@ -41,6 +46,55 @@ def test_the_same_model_gives_the_same_bytes() -> None:
     first = one.build(ALL)
     assert two.build(MODELS["empty"]) != first
     assert two.build(ALL) == first == one.build(ALL)
+
+
+class Canonical:
+    """What was written as bytes is what protobuf writes of the message that it stands for."""
+
+    def __call__(self, name: str, made: Made) -> Message:
+        whole = made if isinstance(made, Message) else made.whole()
+        assert made.SerializeToString(deterministic=True) == whole.SerializeToString(deterministic=True)
+        return whole
+
+
+def test_what_is_written_by_hand_is_what_protobuf_writes() -> None:
+    for model in (*MODELS.values(), *traffic_models.MODELS.values()):
+        Builder(Settings(), Canonical()).build(model)
+
+
+ADDRESSES = st.one_of(st.integers(0, 2**32 - 1).map(IPv4Address), st.integers(0, 2**128 - 1).map(IPv6Address))
+ENDPOINTS = st.builds(
+    ProxyEndpoint,
+    ADDRESSES,
+    st.integers(0, 65535),
+    st.text(max_size=300),
+    st.one_of(st.none(), st.text(min_size=1, max_size=200)),
+    st.sampled_from([0, 1, 128, 1 << 20]),
+    st.integers(0, 3),
+)
+
+
+@settings(deadline=None)
+@given(st.text(min_size=1), st.lists(ENDPOINTS, max_size=4), st.booleans())
+def test_any_endpoints_are_written_as_protobuf_writes_them(
+    name: str, endpoints: list[ProxyEndpoint], probed: bool
+) -> None:
+    made = assignment(name, endpoints, probed=probed)
+    whole = Canonical()(name, made)
+    assert whole.cluster_name == name
+    found = [(g.priority, host) for g in whole.endpoints for host in g.lb_endpoints]
+    wanted = sorted((e for e in endpoints if e.weight), key=lambda e: e.priority)
+    assert len(found) == len(wanted)
+    for (priority, host), each in zip(found, wanted, strict=True):
+        where, told = host.endpoint, host.metadata.filter_metadata
+        assert (priority, host.load_balancing_weight.value) == (each.priority, each.weight)
+        assert where.address.socket_address.address == where.hostname == str(each.address)
+        assert where.address.socket_address.port_value == each.port
+        assert told[names.METADATA]["class"] == each.policy_class
+        assert told[names.METADATA_LB]["address"] == names.host_port(each.address, each.port)
+        assert (each.server_id is None) == (names.METADATA_TLS not in told)
+        unasked = probed and each.server_id is not None
+        assert where.health_check_config.disable_active_health_check is unasked
 
 
 def test_only_what_changed_is_built_again() -> None:

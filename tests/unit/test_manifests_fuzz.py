@@ -24,7 +24,7 @@ from penstock.errors import PenstockError
 from penstock.manifests.review import review
 from penstock.manifests.store import Store
 from penstock.planner import Planner
-from penstock.redirect.layout import TableEncoder
+from penstock.redirect.encoder import TableEncoder
 from penstock.routing.review import review_routes
 from penstock.routing.review_edge import review_edge
 from penstock.world import Attachment, Link, Settings, World, parse_address

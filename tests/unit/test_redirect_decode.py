@@ -24,6 +24,7 @@ from penstock.plan import (
     Verdict,
 )
 from penstock.redirect import decode, layout
+from penstock.redirect.encoder import encode
 from penstock.redirect.shapes import SHAPES
 from penstock.routing.model import ListenerKind
 
@@ -65,7 +66,7 @@ TABLES = KernelTables(
     listeners={ListenerKey(300, ListenerKind.TCP_MTLS, 301): 15001},
     ports={7: PortEntry(7, 76800, b"abcdef", 3, b"ghijkl", (6,)), 9: PortEntry(0, bridge=3)},
 )
-RAW = layout.encode(TABLES)
+RAW = encode(TABLES)
 
 
 def test_every_table_comes_back() -> None:

@@ -12,6 +12,7 @@ from penstock.manifests.document import ObjectKey, Origin
 from penstock.observe.reasons import Reason
 from penstock.plan import Direction, KernelTables, PolicyEntry, PolicyKey, ServiceEntry, ServiceKey, Verdict
 from penstock.redirect import layout
+from penstock.redirect.encoder import encode
 
 
 @given(st.ip_addresses())
@@ -56,7 +57,7 @@ def test_policy_keys_differ_in_their_bytes(
 def test_backends_have_slots_from_zero() -> None:
     backends = tuple((ip_address(f"10.1.0.{n}"), 80) for n in range(1, 4))
     key = ServiceKey(ip_address("10.96.0.1"), 80, 6)
-    found = layout.encode(KernelTables(services={key: ServiceEntry(7, "s", backends)}))["backends"]
+    found = encode(KernelTables(services={key: ServiceEntry(7, "s", backends)}))["backends"]
     assert sorted((int.from_bytes(k[:4], "little"), int.from_bytes(k[4:], "little")) for k in found) == [
         (7, 0),
         (7, 1),

@@ -9,7 +9,8 @@ from worlds import make, policy, read, settle, workload
 
 from penstock.plan import ServiceEntry, ServiceKey
 from penstock.policy.identities import members
-from penstock.routing.services import ServedPort, served_ports
+from penstock.routing.endpoints import Ends, served_ports
+from penstock.routing.services import ServedPort
 from penstock.world import World
 
 TCP, UDP = 6, 17
@@ -39,12 +40,13 @@ WEB2 = workload(
 )
 
 
-def _served(world: World) -> dict[str, ServedPort]:
-    return {s.name: s for s in served_ports(world, members(world))}
+def _served(world: World) -> dict[str, tuple[ServedPort, Ends]]:
+    found = served_ports(world, members(world))
+    return {s.name: (s, found.of(s)) for s in found.ports}
 
 
-def _backends(served: ServedPort) -> list[str]:
-    return [f"{b.address}:{b.port}" for b in served.backends]
+def _backends(served: tuple[ServedPort, Ends]) -> list[str]:
+    return [f"{b.address}:{b.port}" for b in served[1].backends]
 
 
 def test_a_selector_takes_the_workloads_of_its_namespace() -> None:
@@ -93,12 +95,12 @@ def test_families() -> None:
 )
 def test_which_families_a_service_has(spec: str, families: set[int]) -> None:
     world, _ = make(service("web", spec))
-    assert {s.family for s in _served(world).values()} == families
+    assert {s.family for s, _ in _served(world).values()} == families
 
 
 def test_a_headless_service_has_no_virtual_address() -> None:
     world, plan = make(WEB + service("web", "{selector: {app: web}, ports: [{port: 80}], clusterIP: None}"))
-    assert _served(world)["default/web:80/4"].vip is None
+    assert _served(world)["default/web:80/4"][0].vip is None
     assert not plan.kernel.services
 
 
@@ -142,7 +144,7 @@ def test_slices_serve_a_service_without_selector() -> None:
     http = _served(world)["default/web:80/4"]
     assert _backends(http) == ["10.1.0.1:8080", "192.0.2.7:8080"]
     # An address of ours is known again, so that its policy holds on this way too.
-    assert [b.member and b.member.document.key.name for b in http.backends] == ["web-1", None]
+    assert [b.member and b.member.document.key.name for b in http[1].backends] == ["web-1", None]
     assert _backends(_served(world)["default/web:53/4"]) == ["10.1.0.1:5353", "192.0.2.7:5353"]
     assert {(k.port, k.protocol) for k in plan.kernel.services} == {(80, TCP), (53, UDP)}
 

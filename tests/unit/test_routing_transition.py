@@ -81,3 +81,14 @@ def test_plans_know_whether_their_policies_are_the_same() -> None:
     _, third = planner.plan(replace(world, documents={**documents, **changed}))
     assert first.same_policies(second)
     assert not second.same_policies(third)
+
+
+def test_nobody_waits_where_tables_keep_the_rights_that_they_have() -> None:
+    old = model(end(1, "a"), end(2, "a"))
+    new = model(end(3, "a"))
+    assert between(old, new, same_policies=True) is None
+    # A table more says nothing of the others; one that gets other rights does.
+    more = replace(new, tables=(*new.tables, HostTable("more", (), (Rights(None, ("b",)),))))
+    assert between(old, more, same_policies=True) is None
+    wider = replace(new, tables=(replace(new.tables[0], rights=(Rights(None, ("a", "b")),)),))
+    assert between(old, wider, same_policies=True) is not None

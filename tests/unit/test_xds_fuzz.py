@@ -14,8 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xds_dialogue import CDS, EDS, LDS, RDS, SDS, SRDS, res, snap
 
+from penstock.xds.delta import DeltaSession
 from penstock.xds.errors import ProtocolError
-from penstock.xds.session import DeltaSession, Response, Session
+from penstock.xds.said import Response
+from penstock.xds.session import Session
 from penstock.xds.snapshot import Resource, Snapshot, TypeUrl
 from penstock.xds.state import StateSession
 

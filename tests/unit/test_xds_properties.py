@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from xds_dialogue import CDS, EDS, LDS, RDS, SDS, res, snap
 
+from penstock.xds.delta import DeltaSession
 from penstock.xds.order import Rollout
-from penstock.xds.session import DeltaSession, Response
+from penstock.xds.said import Response
 from penstock.xds.snapshot import Resource, Snapshot, TypeUrl
 
 BAD = "bad"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from xds_dialogue import CDS, EDS, LDS, RDS, SDS, SRDS, Dialogue, brief, cds, res, snap
 
-from penstock.xds.session import Acked
+from penstock.xds.said import Acked
 from penstock.xds.watch import SyncState
 
 

@@ -6,7 +6,7 @@ import pytest
 from envoy.service.discovery.v3 import discovery_pb2
 from xds_dialogue import CDS, EDS, LDS, RDS, Dialogue, Said, brief, cds, res, snap
 
-from penstock.xds.session import Acked, Nacked
+from penstock.xds.said import Acked, Nacked
 from penstock.xds.snapshot import TypeUrl
 from penstock.xds.watch import Refusal, SyncState
 

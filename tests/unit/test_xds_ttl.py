@@ -8,7 +8,8 @@ from typing import Any
 from envoy.service.discovery.v3 import discovery_pb2
 from xds_dialogue import CDS, EDS, cds, res, snap
 
-from penstock.xds.session import TTL_FEATURE, DeltaSession, Session
+from penstock.xds.delta import DeltaSession
+from penstock.xds.session import TTL_FEATURE, Session
 from penstock.xds.state import StateSession
 
 MORTAL = replace(res(EDS, "mortal"), ttl=1.5)

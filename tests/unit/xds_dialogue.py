@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from envoy.service.discovery.v3 import discovery_pb2
 
-from penstock.xds.session import DeltaSession, Response, Session
+from penstock.xds.delta import DeltaSession
+from penstock.xds.said import Response
+from penstock.xds.session import Session
 from penstock.xds.snapshot import Resource, Snapshot, TypeUrl
 from penstock.xds.state import StateSession
 
