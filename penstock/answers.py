@@ -18,8 +18,9 @@ from penstock.inspect import CALLS, Inspector
 from penstock.manifests.document import Document, ObjectKey
 from penstock.metrics import served
 from penstock.node import Node, Options
+from penstock.observe.certificate_metrics import of_certificates
 from penstock.observe.flows import Flows
-from penstock.observe.metrics import Metrics, of_certificates, of_status
+from penstock.observe.metrics import Metrics, of_status
 from penstock.planner import Planner
 from penstock.progress import Progress
 from penstock.report import Report

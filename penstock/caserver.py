@@ -9,9 +9,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from penstock.manifests.store import Store
+from penstock.metrics import served
 from penstock.mtls.ca import CertificateAuthority
 from penstock.mtls.placement import Placement, placement
 from penstock.mtls.serve import AuthorityServer
+from penstock.observe.certificate_metrics import of_authority
+from penstock.observe.metrics import Metrics
 from penstock.sources.files import FileSource
 
 log = logging.getLogger(__name__)
@@ -41,17 +44,26 @@ class _Manifests:
         self.placement = placement(result.documents.values())
 
 
-async def serve_forever(ca: CertificateAuthority, listen: str, config: Path | None) -> None:
-    """Until SIGTERM or SIGINT. Raises HostError, InputError."""
+async def serve_forever(
+    ca: CertificateAuthority, listen: str, config: Path | None, metrics_at: str = ""
+) -> None:
+    """Until SIGTERM or SIGINT; `metrics_at` is ADDRESS:PORT. Raises HostError, InputError."""
     manifests = _Manifests(config)
     server = AuthorityServer(ca, listen, lambda: manifests.placement)
+    metrics = Metrics()
+    metrics.add(lambda: of_authority(server.counted()))
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     following = asyncio.create_task(manifests.follow())
     await server.start()
     log.info("serving the CA", extra={"directory": str(ca.directory), "port": server.port})
-    tasks = [following, asyncio.create_task(server.run()), asyncio.create_task(stop.wait())]
+
+    async def show() -> None:
+        async with served(metrics_at, metrics.text):
+            await stop.wait()
+
+    tasks = [following, *(asyncio.create_task(work) for work in (server.run(), stop.wait(), show()))]
     try:
         # `follow` ends at once where there is no folder.
         while not stop.is_set():

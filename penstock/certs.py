@@ -87,6 +87,11 @@ class Certificates:
             tasks.create_task(self._report_forever())
             tasks.create_task(self._enforcer.run(self._kick.set))
 
+    @property
+    def enforced(self) -> int:
+        """The number of the revocations that are in force."""
+        return self._enforcer.number
+
     def applied(self, addresses_of: AddressesOf) -> None:
         """A change was applied: what was missing may be there."""
         self._kick.set()

@@ -22,12 +22,14 @@ from typing import TYPE_CHECKING, Any
 from penstock import rundir, state
 from penstock.answers import Answers
 from penstock.apply import Applied
+from penstock.earlier import ran_earlier
 from penstock.envoy.proxyless import Proxyless
 from penstock.errors import PenstockError
 from penstock.facts import Facts
 from penstock.hostnames import HostsFiles, of_containers
 from penstock.inspect import Inspector
 from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.kinds import Workload
 from penstock.manifests.problem import Problem
 from penstock.manifests.store import Store
 from penstock.node import Node, Options, open_node
@@ -86,6 +88,8 @@ class Daemon:
         self._from_files: Mapping[ObjectKey, Document] = {}
         self._problems: tuple[Problem, ...] = ()
         self._world = World(options.node, {}, allocations=node.allocations, settings=options.settings)
+        self._began = not node.datapath.adopted
+        """Nobody has put policies in force before us, and neither have we yet."""
         self._frozen = -64
         """How many objects there were when memory was last put aside."""
         self._progress = Progress()
@@ -289,6 +293,9 @@ class Daemon:
             await self._blocking(self._hosts_files.apply, of_containers(world, self._docker))
         self._flows.look_up(partial(directory, world, plan))
         self._report.update(world, plan, applied, self._all_problems)
+        if self._began and self._report.settled:
+            self._began = False
+            self._say_what_ran_earlier(world, plan)
         if self._planner.facts is not None:
             self._inspector.update(self._planner.facts, plan)
             self._node.clients.offer(partial(self._for_grpc, self._planner.facts))
@@ -313,6 +320,18 @@ class Daemon:
             gc.unfreeze()
             gc.collect()
             gc.freeze()
+
+    def _say_what_ran_earlier(self, world: World, plan: Plan) -> None:
+        if self._docker is None or not plan.policies:
+            return
+        started = {
+            f"{document.key.namespace}/{document.key.name}": self._docker.started(workload.spec.container)
+            for document, workload in world.of_kind(Workload)
+            if workload.spec.container
+        }
+        self._report.earlier = ran_earlier(started, time.time())
+        if self._report.earlier:
+            log.warning("%s", self._report.earlier)
 
     def _addresses_of(self, workload: str) -> tuple[Address, ...]:
         """Of ``namespace/name``, on whatever node."""

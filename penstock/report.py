@@ -74,6 +74,8 @@ class Report:
         self._reviewed: tuple[Problem, ...] | None = ()
         self._failure = "nothing was applied yet"
         self._transitions = Transitions()
+        self.earlier = ""
+        """What ran before policies were in force."""
         self._floods = Floods()
         self.dns: dict[str, Any] | None = None
         """What the DNS proxy told of itself, when it was asked last."""
@@ -174,15 +176,17 @@ class Report:
                     for name, sizes in some.sizes().items()
                 },
             },
+            "ran_earlier": self.earlier,
             "overflow": dict(self._node.tables.overflow),
             "pressure": self._node.pressure.warnings(),
             "floods": self._floods.warnings(),
             "counters": self._counters(),
             "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),
-            "certificate_health": health(
-                self._node.ca, self._node.issuer, self._node.applier.secrets, time.time()
-            ),
+            "certificate_health": {
+                **health(self._node.ca, self._node.issuer, self._node.applier.secrets, time.time()),
+                "revocations_in_force": self._node.certificates.enforced,
+            },
         }
 
     def _resources(self) -> dict[str, dict[str, Any]]:

@@ -221,7 +221,7 @@ class Events:
 
     def __init__(self, made: Engine) -> None:
         self._lines: list[dict[str, Any]] = []
-        self._answer = made.stream("/events")
+        self._answer, self._end = made.stream("/events")
         self._thread = threading.Thread(target=self._read, daemon=True, name="events")
         self._thread.start()
 
@@ -229,6 +229,11 @@ class Events:
         with suppress(OSError, ValueError, http.client.HTTPException, AttributeError):
             for line in self._answer:
                 self._lines.append(json.loads(line))
+        self._answer.close()
+
+    def close(self) -> None:
+        self._end()
+        self._thread.join()
 
     def of(self, action: str, number: str, after: float) -> float:
         """When this was done to a container, first after `after`, in seconds since the epoch."""

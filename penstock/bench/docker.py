@@ -17,7 +17,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from typing import Any
 
 from penstock.bench import compose_up
@@ -144,12 +144,12 @@ def _crowd(there: Crowd, containers: int, tell: Tell) -> dict[str, Any]:
 
 def _followed(there: Crowd, rounds: int) -> dict[str, list[float]]:
     """Action → milliseconds from the engine's event to the kernel's maps."""
-    events = Events(there.engine)
     found: dict[str, list[float]] = {}
-    for _ in range(rounds):
-        box = there.run("moves", "moves", "sh", "-c", STOPS)
-        _one_round(there, box, events, found)
-        there.remove(box)
+    with closing(Events(there.engine)) as events:
+        for _ in range(rounds):
+            box = there.run("moves", "moves", "sh", "-c", STOPS)
+            _one_round(there, box, events, found)
+            there.remove(box)
     return found
 
 

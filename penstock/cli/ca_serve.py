@@ -33,6 +33,9 @@ CA_DIR = click.option(
     help="Folder of manifests that say which workload runs on which node (Workload, spec.node).",
 )
 @click.option("--trust-domain", default="penstock.local", show_default=True)
+@click.option(
+    "--metrics", metavar="ADDRESS:PORT", default="", help="Serve metrics at http://ADDRESS:PORT/metrics."
+)
 @passphrase_option
 @click.option(
     "--log-level",
@@ -45,6 +48,7 @@ def serve(
     listen: str,
     config: Path | None,
     trust_domain: str,
+    metrics: str,
     ca_passphrase_file: Path | None,
     log_level: str,
 ) -> None:
@@ -63,7 +67,7 @@ def serve(
     set_up(log_level)
     passphrase = keys.passphrase(ca_passphrase_file)
     authority = CertificateAuthority.open(ca_dir.resolve(), trust_domain, passphrase=passphrase)
-    uvloop.run(serve_forever(authority, listen, config))
+    uvloop.run(serve_forever(authority, listen, config, metrics))
 
 
 @click.command()

@@ -85,7 +85,9 @@ def _head(found: dict[str, Any]) -> None:
     for name, (used, size) in found["limits"].items():
         if used * 10 > size * 8:
             click.echo(f"nearly full: {name}: {used} of {size}")
-    for warning in (*found["pressure"], *found["floods"], *found["certificate_health"]["warnings"]):
+    earlier = [found["ran_earlier"]] if found["ran_earlier"] else []
+    health = found["certificate_health"]["warnings"]
+    for warning in (*earlier, *found["pressure"], *found["floods"], *health):
         click.echo(f"warning: {warning}")
     for error in found["errors"]:
         click.echo(f"error: {error}")

@@ -198,12 +198,20 @@ class Engine:
         kind = answer.headers.get("Content-Type", "")
         return json.loads(raw) if kind.startswith("application/json") and raw else raw
 
-    def stream(self, path: str) -> http.client.HTTPResponse:
-        """An answer of the API that does not end, line by line; it ends with the engine."""
+    def stream(self, path: str) -> tuple[http.client.HTTPResponse, Callable[[], None]]:
+        """An answer of the API that does not end, line by line, and how to end it, from any thread."""
         connection = _UnixConnection(self.socket)
         connection.timeout = None
         connection.request("GET", path)
-        return connection.getresponse()
+        sock = connection.sock
+        answer = connection.getresponse()
+
+        def end() -> None:
+            with suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+            sock.close()
+
+        return answer, end
 
     @property
     def environment(self) -> dict[str, str]:

@@ -123,6 +123,7 @@ class CertificateAuthority:
             revoked=held.revoked,
             lists=held.lists.decode(),
             jwks=held.jwt.jwks,
+            jwt_made=held.jwt.made,
         )
 
     async def run(self) -> None:
@@ -134,6 +135,10 @@ class CertificateAuthority:
 
     def warnings(self, now: float) -> list[str]:
         return []
+
+    def link(self, now: float) -> dict[str, float]:
+        """How the connection to the CA stands, where there is one (`RemoteAuthority.link`)."""
+        return {}
 
     def where(self) -> dict[str, Any]:
         return {"directory": str(self.directory), "trust_domain": self.trust_domain}

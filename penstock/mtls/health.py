@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from penstock.mtls import show
+from penstock.mtls import jwt_keys, show
 from penstock.mtls.authority import Authority
 from penstock.mtls.issuer import Issuer
 from penstock.mtls.svid import SVID
@@ -26,7 +26,7 @@ def health(ca: Authority, issuer: Issuer, svids: Mapping[str, SVID], now: float)
         {"workload": "/".join(o[0]), "spiffe_id": o[1], "reason": w} for o, w in issuer.failures.items()
     ]
     root, intermediate = (c.not_valid_after_utc.timestamp() - now for c in (ca.root, ca.intermediate))
-    under_way = ca.rotation
+    under_way, made = ca.rotation, ca.state.jwt_made
     warnings = []
     warnings += [f"{why}" for why in issuer.withheld.values()]
     warnings += ca.warnings(now)
@@ -56,6 +56,18 @@ def health(ca: Authority, issuer: Issuer, svids: Mapping[str, SVID], now: float)
         "oldest_age_seconds": round(max((now - k.issued_at for k in held), default=0.0), 1),
         "lifetime_seconds": issuer.lifetime.total_seconds(),
         "failures": failures,
+        "attempts": [
+            {"workload": "/".join(o[0]), "spiffe_id": o[1], "failed": n} for o, n in issuer.attempts.items()
+        ],
+        "roots_expiry_seconds": {
+            f"{root.serial_number:x}": round(root.not_valid_after_utc.timestamp() - now) for root in ca.roots
+        },
+        "rotation_age_seconds": round(now - under_way.started) if under_way is not None else None,
+        "rotation": f"{under_way.kind} {under_way.stage}" if under_way is not None else "",
+        "jwt_key_age_seconds": round(now - made) if made else None,
+        "jwt_key_expiry_seconds": round(made + jwt_keys.LIFE - now) if made else None,
+        "revocations": ca.revoked.number,
+        "ca_link": {key: round(value, 1) for key, value in ca.link(now).items()},
         "intermediate_expiry_seconds": round(intermediate),
         "root_expiry_seconds": round(root),
         "warnings": warnings,

@@ -96,6 +96,11 @@ class Issuer:
         return {owner: held.error for owner, held in self._held.items() if held.error}
 
     @property
+    def attempts(self) -> Mapping[Owner, int]:
+        """How many attempts in a row have failed, for whom any has."""
+        return {owner: held.failures for owner, held in self._held.items() if held.failures}
+
+    @property
     def withheld(self) -> Mapping[Owner, str]:
         """Who has no certificate on purpose, and why."""
         return {owner: held.revoked for owner, held in self._held.items() if held.revoked}

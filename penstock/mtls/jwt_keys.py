@@ -40,12 +40,16 @@ class _Key:
 
 @dataclass(frozen=True, slots=True)
 class JwtKeys:
-    """The one that signs, all that are published, and when to `load` them anew (seconds since the epoch)."""
+    """The one that signs, all that are published, and when to `load` them anew (seconds since the epoch).
+
+    `made` is when the one that signs was.
+    """
 
     kid: str
     key: ec.EllipticCurvePrivateKey = field(repr=False)
     jwks: str
     due: float
+    made: float
 
 
 def load(directory: Path, now: float, passphrase: bytes | None) -> JwtKeys:
@@ -71,7 +75,7 @@ def load(directory: Path, now: float, passphrase: bytes | None) -> JwtKeys:
     moments = [k.made + at for k in kept for at in (AHEAD, LIFE - AHEAD)]
     moments += [_began(kept, k) + BEHIND for k in kept[:-1]]
     due = min(moment for moment in moments if moment > now)
-    return JwtKeys(signer.kid, key, jwt.jwks(k.jwk for k in kept), due)
+    return JwtKeys(signer.kid, key, jwt.jwks(k.jwk for k in kept), due, signer.made)
 
 
 def _began(held: list[_Key], key: _Key) -> float:

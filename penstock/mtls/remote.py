@@ -178,6 +178,13 @@ class RemoteAuthority:
             found.append(f"the CA at {self.address} does not answer since {span}: {self._link.problem}")
         return found + self.identity.warnings(now)
 
+    def link(self, now: float) -> dict[str, float]:
+        """1 or 0 for `connected`; seconds for `silent` (since it was), `node_certificate` (left)."""
+        connected = self._link.connected
+        found = {"connected": float(connected), "silent": 0.0 if connected else now - self._link.since}
+        left = self.identity.remaining(now)
+        return found if left is None else {**found, "node_certificate": left}
+
     def missing(self) -> str:
         if self.identity.chain and not self.keeps(self.identity.chain.encode()):
             return "its node certificate has not moved"

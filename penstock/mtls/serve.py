@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -62,6 +63,7 @@ class AuthorityServer:
         self._opening = asyncio.Lock()
         self._own: tuple[float, bytes, bytes] | None = None
         self._server: grpc.aio.Server | None = None
+        self._answers: Counter[str] = Counter(dict.fromkeys(("answered", "refused", "failed"), 0))
         self.port = 0
 
     async def start(self) -> None:
@@ -121,6 +123,26 @@ class AuthorityServer:
     async def _blocking(self, function: Callable[..., Any], *arguments: Any) -> Any:
         return await asyncio.get_running_loop().run_in_executor(self._thread, function, *arguments)
 
+    def counted(self) -> dict[str, Any]:
+        """Calls by their outcome, nodes that are connected, and ages and ends in seconds, as of now."""
+        now = time.time()
+        state, under_way = self._ca.state, self._ca.rotation
+
+        def left(chain: x509.Certificate) -> float:
+            return round(chain.not_valid_after_utc.timestamp() - now)
+
+        own = x509.load_pem_x509_certificates(self._own[2])[0] if self._own else self._ca.intermediate
+        return {
+            "answers": dict(self._answers),
+            "nodes": len(self._streams),
+            "root_expiry_seconds": left(self._ca.root),
+            "intermediate_expiry_seconds": left(self._ca.intermediate),
+            "server_expiry_seconds": left(own),
+            "jwt_key_age_seconds": round(now - state.jwt_made),
+            "rotation_age_seconds": round(now - under_way.started) if under_way else None,
+            "rotation": f"{under_way.kind} {under_way.stage}" if under_way else "",
+        }
+
     def _tell(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
@@ -156,9 +178,12 @@ class AuthorityServer:
     def _unary(self, call: Any) -> Any:
         async def handle(request: Any, context: Any) -> Any:
             try:
-                return await call(self._peer(context), request)
+                answer = await call(self._peer(context), request)
             except PenstockError as error:
+                self._answers["refused" if isinstance(error, RequestError) else "failed"] += 1
                 return await _refuse(context, error)
+            self._answers["answered"] += 1
+            return answer
 
         return handle
 

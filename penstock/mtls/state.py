@@ -24,3 +24,5 @@ class State:
     lists: str = ""
     jwks: str = '{"keys": []}'
     """The keys by which JWT-SVIDs are checked (RFC 7517)."""
+    jwt_made: float = 0.0
+    """When the key that signs them was made (seconds since the epoch); 0 if the CA does not tell."""

@@ -106,23 +106,3 @@ def of_status(status: Mapping[str, Any]) -> Iterator[Metric]:
 
 def _ready(dns: Mapping[str, Any]) -> bool:
     return bool(dns["ready"] or not dns["needed"])
-
-
-def of_certificates(health: Mapping[str, Any], entries: Iterable[Mapping[str, Any]]) -> Iterator[Metric]:
-    """Expiries, ages and failures of certificates."""
-    left = GaugeMetricFamily(
-        "penstock_certificate_remaining_seconds",
-        "Until a workload's certificate ends",
-        labels=["workload", "spiffe_id"],
-    )
-    for each in entries:
-        left.add_metric([each["workload"], each["spiffe_id"]], each["remaining_seconds"])
-    yield left
-    nearest = health["nearest_expiry_seconds"]
-    yield gauge("certificate_nearest_expiry_seconds", "Until the first certificate ends", nearest)
-    oldest = health["oldest_age_seconds"]
-    yield gauge("certificate_oldest_age_seconds", "Since the oldest one in use was signed", oldest)
-    yield gauge("certificate_failures", "Certificates that could not be had", len(health["failures"]))
-    yield gauge("certificate_warnings", "What `status` warns of", len(health["warnings"]))
-    ends = {role: health[f"{role}_expiry_seconds"] for role in ("root", "intermediate")}
-    yield gauges("ca_remaining_seconds", "Until a certificate of the CA ends", "role", ends)

@@ -115,6 +115,8 @@ class Datapath:
         self._held: dict[str, int] = {}
         self._netdevs: tuple[int, ...] | None = None
         self._guarded = False
+        self.adopted = any(self._links.iterdir())
+        """Whether an earlier daemon left programs in force."""
         for pin in sorted(self._links.iterdir()):
             self._adopt(pin)
 

@@ -67,6 +67,8 @@ class Container:
     networks: frozenset[str] = frozenset()
     macs: frozenset[str] = frozenset()
     ports: frozenset[tuple[int, str]] = frozenset()
+    started: str = ""
+    """RFC 3339; "" if it never was."""
     own_hosts: bool = False
     """Its /etc/hosts is a mount of the user's."""
     stop_signal: str = "SIGTERM"
@@ -132,6 +134,7 @@ def read_container(data: Mapping[str, Any]) -> Container:
         networks=frozenset(n["NetworkID"] for n in networks.values() if n.get("NetworkID")),
         macs=frozenset(n["MacAddress"] for n in networks.values() if n.get("MacAddress")),
         ports=frozenset(ports),
+        started=(state.get("StartedAt") or "") if running else "",
         own_hosts=any(m.get("Destination") == "/etc/hosts" for m in data.get("Mounts") or ()),
         stop_signal=config.get("StopSignal") or "SIGTERM",
         stop_timeout=float(config.get("StopTimeout") or STOP_TIMEOUT),

@@ -115,6 +115,10 @@ class DockerSource:
         """The first process of the container of this name; 0 if none runs."""
         return self._by_name[name].pid if name in self._by_name else 0
 
+    def started(self, name: str) -> float:
+        """When the container of this name began to run, in seconds since the epoch; 0 if it does not."""
+        return seconds(self._by_name[name].started) if name in self._by_name else 0.0
+
     def has_hosts_file(self, name: str) -> bool:
         """Whether the /etc/hosts of the container of this name is the engine's own making."""
         return name in self._by_name and not self._by_name[name].own_hosts

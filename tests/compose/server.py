@@ -25,7 +25,7 @@ class Handler(BaseHTTPRequestHandler):
 
 ThreadingHTTPServer.request_queue_size = 256
 ThreadingHTTPServer.address_family = socket.AF_INET6  # and IPv4 with it
-server = ThreadingHTTPServer(("::", 8080), Handler)
+server = ThreadingHTTPServer(("::", int(sys.argv[2]) if len(sys.argv) > 2 else 8080), Handler)
 # It goes on for a while, as whoever sends to it needs a moment to know.
 signal.signal(signal.SIGTERM, lambda *_: threading.Timer(0.7, os._exit, (0,)).start())
 server.serve_forever()

@@ -104,6 +104,15 @@ def test_the_intruder_is_answered_403_by_each_name(demo: Project) -> None:
         assert ask(demo, "intruder", host, "/public")[0][0] == 200, host
 
 
+def test_nobody_was_open_before_the_policies_were_in_force(demo: Project) -> None:
+    """From the first packet on: whom the intruder must not reach, it never has."""
+    said = demo.compose("logs", "--no-color", "intruder")
+    assert "db: " in said
+    assert "db: answered" not in said
+    assert "api: 200" not in said
+    assert demo.status()["ran_earlier"] == ""
+
+
 def test_db_is_reached_only_by_api_and_without_envoy(demo: Project) -> None:
     ticks = lambda: demo.status()["counters"]["POLICY_DENIED_INGRESS"]["packets"]  # noqa: E731
     before = ticks()

@@ -266,6 +266,29 @@ def test_bad_certificates_are_told_and_take_only_their_listener(mesh: Mesh) -> N
     assert listeners(mesh)["far"]["ResolvedRefs"] == ("True", "ResolvedRefs")
 
 
+@pytest.mark.parametrize("asked", [False, True], ids=["anybody", "with a client's certificate"])
+def test_a_client_that_comes_back_resumes_its_session(mesh: Mesh, asked: bool) -> None:
+    """A handshake without signatures; but who has to prove who it is does so each time."""
+    frontend = {"tls": {"frontend": {"default": validation("friends")}}} if asked else {}
+    mesh.apply(
+        *SERVICES,
+        A.secret("a"),
+        FRIEND.authorities("friends"),
+        gateway("gw", listener(), https("a.example.org", "a"), **frontend),
+        http_route("r", "gw", {"backendRefs": [to("api")]}),
+    )
+    mine = FRIEND if asked else None
+    with Tls(mesh, "a.example.org", A, mine) as first:
+        assert first.ask("a.example.org").status == 200
+        assert not first.sock.session_reused
+        context, session = first.sock.context, first.sock.session
+    raw = connect(mesh["client"], address(mesh), 443)
+    with context.wrap_socket(raw, server_hostname="a.example.org", session=session) as again:
+        again.sendall(b"GET / HTTP/1.1\r\nHost: a.example.org\r\nConnection: close\r\n\r\n")
+        assert again.recv(4096).startswith(b"HTTP/1.1 200")
+        assert again.session_reused is not asked
+
+
 # --- clients' certificates --------------------------------------------------------------------------
 
 FRIEND, STRANGER = Pair("friend"), Pair("stranger")

@@ -30,6 +30,10 @@ def test_ends_ages_and_failures(node: Node) -> None:
     assert found["nearest_expiry_seconds"] == DAY - 3600
     assert (found["oldest_age_seconds"], found["lifetime_seconds"]) == (3600, DAY)
     assert found["failures"] == []
+    assert (found["ca_link"], found["attempts"], found["rotation_age_seconds"]) == ({}, [], None)
+    assert found["jwt_key_age_seconds"] + found["jwt_key_expiry_seconds"] == 30 * DAY
+    assert list(found["roots_expiry_seconds"].values()) == [found["root_expiry_seconds"]]
+    assert (found["revocations"], found["rotation"]) == (0, "")
     assert health(node.ca, node.issuer, {}, node.now)["nearest_expiry"] is None
 
 
@@ -40,6 +44,8 @@ def test_a_certificate_that_cannot_be_renewed_is_told_with_the_reason_before_its
         svids = node.reconcile(WEB)
     (said,) = (text for text in warnings(node, svids) if "default/web" in text)
     assert "not a certificate" in said
+    (attempts,) = health(node.ca, node.issuer, svids, node.now)["attempts"]
+    assert (attempts["workload"], attempts["failed"]) == ("default/web", 1)
     assert said.endswith("7h12m left")
     assert [f["workload"] for f in health(node.ca, node.issuer, svids, node.now)["failures"]] == [
         "default/web"

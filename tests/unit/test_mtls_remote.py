@@ -70,6 +70,10 @@ class Site:
         await asyncio.gather(self._running, return_exceptions=True)
         await self._server.stop()
 
+    def counted(self) -> dict[str, Any]:
+        assert self._server
+        return self._server.counted()
+
     def token(self, node: str, *allow: str, lifetime: timedelta = HOUR, name: str = "") -> Path:
         made = tokens.make(self.ca, Grant(node, allow), lifetime, time.time())
         file = self.folder / (name or f"{node}.token")
@@ -177,6 +181,7 @@ async def test_nobody_else_is_served(site: Site, tmp_path: Path) -> None:
     key = certificates.new_key()
     chain = site.ca.sign(certificates.signing_request(key), spiffe_id("web"), HOUR, owner="default/web")
     token = tokens.read(site.token("node-a"))
+    before = site.counted()
     cases = [
         (certificates.key_pem(key), chain, "neither a node nor about to join"),
         (token.key.encode(), token.chain.encode(), "good for joining only"),
@@ -188,6 +193,8 @@ async def test_nobody_else_is_served(site: Site, tmp_path: Path) -> None:
             call = channel.unary_unary(f"/{wire.SERVICE}/Sign", request_serializer=wire.encode)
             with pytest.raises(grpc.aio.AioRpcError, match=why):
                 await call(wire.SignRequest(csr().decode(), spiffe_id("web"), "default/web", 60), timeout=5)
+    assert site.counted()["answers"]["refused"] == before["answers"]["refused"] + len(cases)
+    assert 0 < site.counted()["server_expiry_seconds"] <= 86400
     bare = grpc.ssl_channel_credentials(site.ca.bundle_pem)
     async with grpc.aio.secure_channel(f"127.0.0.1:{site.port}", bare, options=options) as channel:
         call = channel.unary_unary(f"/{wire.SERVICE}/Sign", request_serializer=wire.encode)
@@ -199,8 +206,13 @@ async def test_nobody_else_is_served(site: Site, tmp_path: Path) -> None:
 async def test_with_the_ca_away_a_node_starts_with_what_it_has_and_comes_back(site: Site) -> None:
     async with site.node("node-a", site.token("node-a")) as node:
         await until("it has joined", lambda: connected(node))
+        link = node.link(time.time())
+        assert (link["connected"], link["silent"]) == (1, 0)
+        assert 6.9 * 86400 < link["node_certificate"] <= 7 * 86400
         await site.down()
         await until("it is missed", lambda: not connected(node))
+        assert node.link(time.time() + 5)["connected"] == 0
+        assert node.link(time.time() + 5)["silent"] >= 5
         with pytest.raises(AuthorityError, match="does not answer"):
             await sign(node, "web")
         assert node.bundle_pem == site.ca.bundle_pem

@@ -10,7 +10,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from penstock.errors import HostError, UsageError
 from penstock.metrics import served
-from penstock.observe.metrics import Metrics, gauge, of_certificates, of_status
+from penstock.observe.certificate_metrics import of_authority, of_certificates
+from penstock.observe.metrics import Metrics, gauge, of_status
 
 STATUS = {
     "settled": True,
@@ -33,6 +34,15 @@ HEALTH = {
     "warnings": [],
     "root_expiry_seconds": 86400,
     "intermediate_expiry_seconds": 3600,
+    "attempts": [{"workload": "default/web", "spiffe_id": "spiffe://x/ns/default/sa/web", "failed": 4}],
+    "roots_expiry_seconds": {"ab12": 86400, "cd34": 864000},
+    "rotation_age_seconds": 12,
+    "rotation": "root trust",
+    "jwt_key_age_seconds": 3 * 86400,
+    "jwt_key_expiry_seconds": 27 * 86400,
+    "revocations": 7,
+    "revocations_in_force": 6,
+    "ca_link": {"connected": 0.0, "silent": 33.0, "node_certificate": 4000.0},
 }
 ENTRY = {"workload": 'default/we"b', "spiffe_id": "spiffe://x/ns/default/sa/web", "remaining_seconds": 60}
 
@@ -62,12 +72,45 @@ def test_what_status_knows_and_every_expiry() -> None:
     assert found["penstock_certificate_remaining_seconds", str(ENTRY["spiffe_id"]), 'default/we"b'] == 60
     assert found["penstock_ca_remaining_seconds", "root"] == 86400
     assert found["penstock_certificate_failures",] == 1
+    assert found["penstock_certificate_failed_attempts", "spiffe://x/ns/default/sa/web", "default/web"] == 4
+    assert found["penstock_trusted_root_remaining_seconds", "cd34"] == 864000
+    assert found["penstock_ca_rotation_age_seconds", "root trust"] == 12
+    assert found["penstock_jwt_key_age_seconds",] == 3 * 86400
+    assert found["penstock_jwt_key_remaining_seconds",] == 27 * 86400
+    assert found["penstock_revocations",] - found["penstock_revocations_in_force",] == 1
+    assert found["penstock_ca_connected",] == 0
+    assert found["penstock_ca_silent_seconds",] == 33
+    assert found["penstock_node_certificate_remaining_seconds",] == 4000
 
 
 def test_without_certificates_there_is_no_sample_rather_than_a_wrong_one() -> None:
     metrics = Metrics()
-    metrics.add(lambda: of_certificates({**HEALTH, "nearest_expiry_seconds": None}, []))
-    assert ("penstock_certificate_nearest_expiry_seconds",) not in samples(metrics)
+    absent = {"nearest_expiry_seconds": None, "rotation_age_seconds": None, "ca_link": {}}
+    metrics.add(lambda: of_certificates({**HEALTH, **absent}, []))
+    found = {name for name, *_ in samples(metrics)}
+    assert "penstock_jwt_key_age_seconds" in found
+    for name in ("certificate_nearest_expiry", "ca_rotation_age", "ca_silent", "node_certificate_remaining"):
+        assert f"penstock_{name}_seconds" not in found
+
+
+def test_what_a_ca_server_counts() -> None:
+    counted = {
+        "answers": {"answered": 9, "refused": 2, "failed": 1},
+        "nodes": 3,
+        "root_expiry_seconds": 86400,
+        "intermediate_expiry_seconds": 3600,
+        "server_expiry_seconds": 60,
+        "jwt_key_age_seconds": 5,
+        "rotation_age_seconds": None,
+        "rotation": "",
+    }
+    metrics = Metrics()
+    metrics.add(lambda: of_authority(counted))
+    found = samples(metrics)
+    assert found["penstock_ca_answers_total", "refused"] == 2
+    assert found["penstock_ca_remaining_seconds", "server"] == 60
+    assert found["penstock_ca_nodes_connected",] == 3
+    assert found["penstock_jwt_key_age_seconds",] == 5
 
 
 def test_others_add_their_own() -> None:
