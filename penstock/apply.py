@@ -30,6 +30,7 @@ from penstock.mtls.issuer import Issuer
 from penstock.mtls.secrets import secrets, workload_secret
 from penstock.mtls.svid import SVID
 from penstock.plan import DNS_LISTENER, KernelTables, ListenerKey, Plan
+from penstock.policy.kernel import listener_key
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
 from penstock.redirect.sockets import proxied, reset, reset_proxied, unsteered
@@ -252,7 +253,7 @@ class Applier:
         This comes before Envoy learns of the change: later it would answer for what it does not know, or a
         listener would be gone without a word.
         """
-        found = steering(tables, self._source_ports, proxied())
+        found = steering(tables, self._source_ports, proxied(), self.tables.names)
         gone = [c for c, how in found.items() if how is Steering.FORBIDDEN]
         if gone:
             log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
@@ -306,7 +307,7 @@ class Applier:
         for listener in plan.proxy.listeners:
             item = snapshot.get(TypeUrl.LDS, listener.name)
             if item is not None and listener.name in self._active:
-                active.add(ListenerKey(listener.source_class, listener.kind, listener.destination))
+                active.add(listener_key(listener))
         classes_ready = all(
             each.name in self._active
             for each in plan.proxy.listeners

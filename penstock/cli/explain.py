@@ -25,6 +25,7 @@ _WIDTH = 100
 @click.option(
     "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request."
 )
+@click.option("--server-name", default=None, metavar="NAME", help="The SNI of TLS; '' for none.")
 @click.option(
     "-f",
     "--file",
@@ -44,6 +45,7 @@ def explain(
     method: str | None,
     path: str | None,
     headers: tuple[str, ...],
+    server_name: str | None,
     paths: tuple[str, ...],
     node: str | None,
     run_dir: Path,
@@ -81,7 +83,9 @@ def explain(
     if method is not None and path is None and method.startswith("/"):
         method, path = "GET", method
     who, port, protocol = split(destination)
-    question = Question(source, who, port, protocol, method and method.upper(), path, _headers(headers))
+    question = Question(
+        source, who, port, protocol, method and method.upper(), path, _headers(headers), server_name
+    )
     found = _offline(question, paths, node) if paths else _live(question, run_dir)
     if output == "json":
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))

@@ -59,6 +59,17 @@ def refused(listener: str) -> accesslog_pb2.AccessLog:
     return found
 
 
+NO_NAME = "no-name:"
+"""Before the name of the listener, in the log of connections whose server name is in no list."""
+
+
+def no_name(listener: str) -> accesslog_pb2.AccessLog:
+    """For a listener that looks at server names: connections that met no filter chain."""
+    found = tcp(f"{NO_NAME}{listener}")
+    found.filter.response_flag_filter.flags.append("NR")
+    return found
+
+
 def http(listener: str) -> accesslog_pb2.AccessLog:
     config = als_pb2.HttpGrpcAccessLogConfig(common_config=_common(listener))
     return accesslog_pb2.AccessLog(name="envoy.access_loggers.http_grpc", typed_config=pack(config))

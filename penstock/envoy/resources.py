@@ -15,13 +15,14 @@ from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.message import Message
 
-from penstock.envoy import clusters, edge, edge_tls, listeners, mirrors, names, routes
+from penstock.envoy import clusters, edge, edge_tls, listeners, mirrors, names, routes, server_names
 from penstock.envoy.protos import Joined
 from penstock.routing.model import ListenerKind, ProxyCluster, ProxyModel, Rights
 from penstock.world import Settings
 
 T = TypeVar("T")
 
+_BY_NAME = (ListenerKind.NAMES, ListenerKind.TLS_NAMES, ListenerKind.NAMES_AUDIT)
 _TO_WORKLOADS = (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP)
 
 
@@ -88,6 +89,12 @@ class Builder(Generic[T]):
             if listener.kind is ListenerKind.GATEWAY:
                 where = at_edge[listener.edge]
                 add(LISTENER, listener.name, edge.steered, listener, where, model.edge_secrets)
+            elif listener.kind in _BY_NAME:
+                add(LISTENER, listener.name, server_names.listener, listener)
+                if listener.kind is ListenerKind.TLS_NAMES:
+                    inside = server_names.inside(listener)
+                    add(CLUSTER, inside, server_names.inner_cluster, listener)
+                    add(LISTENER, inside, server_names.inner_listener, listener)
             else:
                 add(LISTENER, listener.name, listeners.listener, listener)
         for table in model.services:

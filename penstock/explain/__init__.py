@@ -24,7 +24,7 @@ def explain(question: Question, facts: Facts, plan: Plan, kernel: Kernel) -> Exp
     """Walk the way of `question`. `plan` and `facts` are of one World. Raises UnknownPartyError."""
     parties = Parties(facts)
     ends = parties.ends(question)
-    way = Way(facts, plan, kernel, parties, _request(question, ends))
+    way = Way(facts, plan, kernel, parties, _request(question, ends), question.server_name)
     outcomes = way.walk(ends)
     request = f" {question.method} {question.path}" if question.method else ""
     return Explanation(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.dns.patterns import Names
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.plan import (
     Direction,
@@ -43,6 +44,8 @@ class Judged:
     """Between nodes only over mesh TLS."""
     dns: bool = False
     """What it steers is DNS."""
+    names: Names = ()
+    """Of NAMES the server names."""
 
 
 def judged(
@@ -59,7 +62,8 @@ def judged(
     if hit is None:
         return Judged(Verdict.DENY)
     proof = demands_proof(table, *packet)
-    return Judged(hit[1].verdict, hit[0], hit[1].origins, authenticated=proof, dns=hit[1].dns)
+    entry = hit[1]
+    return Judged(entry.verdict, hit[0], entry.origins, authenticated=proof, dns=entry.dns, names=entry.names)
 
 
 class Kernel(Protocol):

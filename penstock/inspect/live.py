@@ -78,8 +78,7 @@ class LiveKernel:
         return decode.port(raw) if raw is not None else None
 
     def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
-        raw = self._tables.read("names", layout.name_key(ifindex, address))
-        return decode.name_lists(raw) if raw is not None else ()
+        return self._tables.names(ifindex, address)
 
     def policy(self, subject: int, direction: Direction, identity: int, protocol: int, port: int) -> Judged:
         found = []
@@ -93,8 +92,8 @@ class LiveKernel:
                 dns = dns or decode.policy_entry(raw).dns
         if not found:
             return Judged(Verdict.DENY)
-        verdict, rule, asked = max(found, key=lambda each: each[0])
+        verdict, rule, asked = max(found, key=lambda each: each[0].strength)
         hit = longest(self._plan.kernel.policy, subject, direction, asked.identity, protocol, port)
         if hit is not None and (hit[1].verdict, layout.rule_number(hit[1])) == (verdict, rule):
-            return Judged(verdict, hit[0], hit[1].origins, authenticated=proof, dns=dns)
+            return Judged(verdict, hit[0], hit[1].origins, authenticated=proof, dns=dns, names=hit[1].names)
         return Judged(verdict, asked, known=False, authenticated=proof, dns=dns)

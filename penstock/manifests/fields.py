@@ -39,7 +39,7 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.EgressDenyRule: _not_yet(
         _EGRESS_PEERS, toFQDNs="cannot stand in a deny rule: deny rules know no names"
     ),
-    kinds.PortRule: _not_yet("listener originatingTLS serverNames terminatingTLS"),
+    kinds.PortRule: _not_yet("listener originatingTLS terminatingTLS"),
     kinds.PortDenyRule: _NO_L7_IN_DENY,
     kinds.L7Rules: _not_yet("l7 l7proto", kafka="was removed from Cilium in 1.20"),
     kinds.HeaderMatch: _not_yet("secret"),

@@ -104,6 +104,8 @@ def _direction_rule(rule: DirectionRule, path: Path, *, clusterwide: bool) -> It
             )
         for j, port in enumerate(ports.ports):
             yield from _port(port, (*here, "ports", j))
+        if isinstance(ports, PortRule) and ports.server_names:
+            yield from names.server_names(ports, here)
         if not isinstance(ports, PortRule) or ports.rules is None:
             continue
         if ports.rules.http and ports.rules.dns:

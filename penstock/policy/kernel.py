@@ -22,7 +22,9 @@ from penstock.policy.identities import Member
 from penstock.policy.labels import HOST
 from penstock.policy.mesh_tls import port_modes
 from penstock.policy.rules import PROTOCOLS
+from penstock.policy.server_names import number, unions
 from penstock.routing.model import ProxyListener
+from penstock.routing.names_listeners import families
 from penstock.world import Address, Network, parse_address
 
 
@@ -61,12 +63,9 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         datagram_sources=tuple(a for m in facts.members.ingress[:1] for a in m.addresses),
         policy=policy,
         services=_services(facts),
+        both_names=unions(families(facts.members, facts.all_entries)),
         port_modes=port_modes(facts.members.all, facts.modes, facts.toward),
-        listeners={
-            ListenerKey(listener.source_class, listener.kind, listener.destination): listener.port
-            for listener in listeners
-        }
-        | _dns(facts),
+        listeners={listener_key(listener): listener.port for listener in listeners} | _dns(facts),
         netns=netns,
         ports=_ports(facts),
         attach=attach,
@@ -75,6 +74,17 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         namespaces=namespaces,
         served_addresses=facts.frontends.addresses,
         reserved_ports=facts.frontends.reserved_ports,
+    )
+
+
+def listener_key(listener: ProxyListener) -> ListenerKey:
+    """What the kernel tells a listener by."""
+    return ListenerKey(
+        listener.source_class,
+        listener.kind,
+        listener.destination,
+        number(listener.outward),
+        number(listener.inward),
     )
 
 

@@ -28,6 +28,7 @@ from penstock.plan import (
     ServiceKey,
 )
 from penstock.policy.labels import HOST
+from penstock.policy.server_names import number
 from penstock.redirect import maglev
 from penstock.world import Address, Network
 
@@ -103,7 +104,7 @@ def rule_number(entry: PolicyEntry) -> int:
 
 def policy_value(entry: PolicyEntry) -> bytes:
     flags = (POLICY_AUTHENTICATED if entry.authenticated else 0) | (POLICY_DNS if entry.dns else 0)
-    return struct.pack("=BB2xI", entry.verdict, flags, rule_number(entry))
+    return struct.pack("=BB2xII", entry.verdict, flags, rule_number(entry), number(entry.names))
 
 
 def name_key(ifindex: int, address: Address) -> bytes:
@@ -119,7 +120,7 @@ def port_mode_value(modes: PortMode) -> bytes:
 
 
 def listener_key(key: ListenerKey) -> bytes:
-    return struct.pack("=III", key.source_class, key.kind, key.destination)
+    return struct.pack("=IIIII", *key)
 
 
 def service_key(key: ServiceKey) -> bytes:
@@ -213,6 +214,7 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "endpoints": (lambda t: t.endpoints, address_bytes, endpoint),
     "ipcache": (lambda t: t.ipcache, ipcache_key, ipcache_value),
     "policy": (lambda t: t.policy, policy_key, policy_value),
+    "both_names": (lambda t: t.both_names, lambda two: struct.pack("=II", *two), struct.Struct("=I").pack),
     "listeners": (lambda t: t.listeners, listener_key, lambda port: _port(port) + b"\0\0"),
     "port_modes": (lambda t: t.port_modes, port_mode_key, port_mode_value),
     "services": (lambda t: t.services, service_key, service_value),

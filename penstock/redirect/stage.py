@@ -11,7 +11,7 @@ and Envoy learns of the new certificate, then the new workload is let in.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -33,11 +33,13 @@ from penstock.plan import (
 from penstock.policy.addresses import Whois
 from penstock.policy.identities import INGRESS_SUBJECT
 from penstock.policy.labels import HOST, INGRESS, WORLD
-from penstock.policy.lookup import demands_proof, look_up
+from penstock.policy.lookup import both_sides, demands_proof, look_up, with_names
+from penstock.policy.prefixes import is_prefix
 from penstock.policy.rules import TCP
 from penstock.world import Address, Network, Proxied, is_host
 
 Policy = Mapping[PolicyKey, PolicyEntry]
+_STEERED = (Verdict.REDIRECT, Verdict.NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,11 +69,11 @@ def before_proxy(wanted: KernelTables, now: InKernel) -> KernelTables:
     held = [
         key
         for key, entry in wanted.policy.items()
-        if entry.verdict is Verdict.REDIRECT and _verdict(now.policy, key, key.identity) is Verdict.ALLOW
+        if entry.verdict in _STEERED and _verdict(now.policy, key, key.identity) is Verdict.ALLOW
     ]
     beside = _neighbours((*now.policy, *wanted.policy)) if held else {}
     for key in held:
-        policy[key] = replace(wanted.policy[key], verdict=Verdict.ALLOW)
+        policy[key] = replace(wanted.policy[key], verdict=Verdict.ALLOW, names=())
         if _opens(key, beside[key.subject, key.direction], policy, wanted.policy, now.policy):
             policy[key] = wanted.policy[key]
     return replace(
@@ -106,7 +108,7 @@ def _opens(key: PolicyKey, beside: list[PolicyKey], held: Policy, wanted: Policy
     ports = {key.port, *(port for port in edges if key.port < port < end)}
     return any(
         _verdict(held, key, peer, port) is Verdict.ALLOW
-        and _verdict(wanted, key, peer, port) is Verdict.REDIRECT
+        and _verdict(wanted, key, peer, port) in _STEERED
         and _verdict(now, key, peer, port) is not Verdict.ALLOW
         for peer in peers
         for port in ports
@@ -121,8 +123,23 @@ class Steering(Enum):
     FORBIDDEN = "denied"
 
 
+def _outside(who: IpcacheEntry | None) -> bool:
+    return who is None or who.identity == WORLD or (is_prefix(who.identity) and not who.node)
+
+
+Named = Callable[[int, Address], Iterable[int]]
+"""The lists of names by which the workload behind an index has learned an address."""
+
+
+def _no_names(_: int, __: Address) -> Iterable[int]:
+    return ()
+
+
 def steering(
-    tables: KernelTables, source_ports: tuple[int, int], connections: Iterable[Proxied]
+    tables: KernelTables,
+    source_ports: tuple[int, int],
+    connections: Iterable[Proxied],
+    named: Named = _no_names,
 ) -> dict[Proxied, Steering]:
     """Judge the proxy's connections by `tables`.
 
@@ -130,7 +147,7 @@ def steering(
     proxy goes on through it to its end.
     """
     whois = Whois(tables.ipcache)
-    return {c: _steering(tables, whois, source_ports, c) for c in connections}
+    return {c: _steering(tables, whois, source_ports, c, named) for c in connections}
 
 
 def _steering(
@@ -138,6 +155,7 @@ def _steering(
     whois: Whois,
     source_ports: tuple[int, int],
     connection: Proxied,
+    named: Named,
 ) -> Steering:
     """judge() of bpf/judge.h, for a TCP connection."""
     source, target = tables.endpoints.get(connection.client), tables.endpoints.get(connection.address)
@@ -158,18 +176,23 @@ def _steering(
             continue
         identity = other.identity if other else peer.identity if peer else WORLD
         packet = (direction, identity, TCP, connection.port)
-        verdict = max(verdict, look_up(tables.policy, side.subject, *packet))
+        said = look_up(tables.policy, side.subject, *packet)
+        if side is source and target is None and _outside(peer):
+            lists = named(side.ifindex, connection.address)
+            said = with_names(tables.policy, side.subject, packet, lists)
+        word = both_sides(verdict, said)
+        verdict = Verdict.DENY if word is None else word
         proof = proof or demands_proof(tables.policy, side.subject, *packet)
         if direction in side.audit:
             view = look_up(tables.policy, side.subject | AUDIT_VIEW, *packet)
-            watched = watched or view is Verdict.REDIRECT
+            watched = watched or view in _STEERED
     if verdict is Verdict.DENY:
         return Steering.FORBIDDEN
     between = (source is None) is not (target is None)
     asked = _asked(tables, connection, target, to)
     if proof and between and not _provable(source_ports, connection, from_, to, target, asked):
         return Steering.FORBIDDEN
-    if verdict is Verdict.REDIRECT or watched:
+    if verdict in _STEERED or watched:
         return Steering.TO_PROXY
     if source is None:
         if target is None:
@@ -248,7 +271,10 @@ def _gateway_verdict(
     port = connection.port
     verdict = look_up(tables.policy, INGRESS_SUBJECT, Direction.INGRESS, identity, TCP, port)
     if source is not None:
-        verdict = max(verdict, look_up(tables.policy, source.subject, Direction.EGRESS, INGRESS, TCP, port))
+        sent = look_up(tables.policy, source.subject, Direction.EGRESS, INGRESS, TCP, port)
+        word = both_sides(sent, verdict)
+        # A Gateway looks at no server names for anybody.
+        verdict = Verdict.DENY if word in (None, Verdict.NAMES) else word
     return verdict
 
 

@@ -130,7 +130,6 @@ def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None
     [
         ("fromRequires: [{}]", "fromRequires"),
         ("fromGroups: [{}]", "fromGroups"),
-        ("toPorts: [{serverNames: [a]}]", "toPorts[0].serverNames"),
         ("toPorts: [{terminatingTLS: {}}]", "toPorts[0].terminatingTLS"),
         ("toPorts: [{rules: {l7: []}}]", "toPorts[0].rules.l7"),
         (

@@ -173,6 +173,7 @@ def test_enforced_and_view_are_what_they_would_be_alone(
     enforced = [p for p, audit in marked if not audit]
     numbers = {p.name: identity_of(plan, p.address) for p in [*everyone, *OTHERS]}
     answers = {Verdict.ALLOW: "allow", Verdict.REDIRECT: "proxy", Verdict.DENY: "deny"}
+    answers[Verdict.NAMES] = "names"
     for subject in (p for p in everyone if p.local):
         entry = plan.kernel.endpoints[ip_address(subject.address)]
         for peer in [*everyone, *OTHERS]:
