@@ -75,9 +75,10 @@ bpf-test: setup $(TEST_OBJECTS) ## The BPF programs under BPF_PROG_TEST_RUN (roo
 	$(PYTEST) -q tests/bpf
 
 # A scenario mostly waits (for Envoy, for a lease, for a drain), so more of them than cores run side by side, each in
-# namespaces of its own. Those that measure run alone, afterwards.
+# namespaces of its own. Those that measure run alone, afterwards; so do up to three that failed in company, and
+# only what fails alone as well is red. Both runs are printed.
 node-test: setup ## Namespaces, the kernel and Envoy (root)
-	$(PYTEST) -q -n $(NODE_WORKERS) --dist loadfile -m "not alone" tests/node
+	.ci/again 3 $(PYTEST) -q -n $(NODE_WORKERS) --dist loadfile -m "not alone" tests/node
 	$(PYTEST) -q -m alone tests/node
 
 test-compose: compose-images ## Containers of a Docker Engine of its own (root)
@@ -98,7 +99,7 @@ test: lint unit bpf-test node-test test-compose ## All of it
 .PHONY: fuzz
 FUZZ_EXAMPLES ?= 100000
 fuzz: setup ## Generated manifests and xDS dialogues, for an hour or so (FUZZ_EXAMPLES)
-	PENSTOCK_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) -q tests/unit/test_manifests_fuzz.py tests/unit/test_xds_fuzz.py
+	HYPOTHESIS_PROFILE=thorough PENSTOCK_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) -q tests/unit/test_manifests_fuzz.py tests/unit/test_xds_fuzz.py
 
 # --- what there is to see -------------------------------------------------------------------------
 

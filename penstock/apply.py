@@ -56,6 +56,8 @@ log = logging.getLogger(__name__)
 
 DNS_PATIENCE = 4.0
 """Seconds for the DNS proxy to take what it is told, of which most is its start."""
+DOOR_PATIENCE = 0.2
+"""Seconds for sockets to be there at which questions can wait."""
 PATIENCE = 5.0
 """Seconds that one change may keep what was allowed before open while the proxy is not ready."""
 
@@ -176,7 +178,7 @@ class Applier:
         snapshot = self._snapshot(plan)
         # What nothing protects need not wait, and stays as it is.
         bound = bool(plan.dns.rules)
-        named = await self._dns.publish(plan.dns, DNS_PATIENCE if bound else 0.0)
+        named = await self._dns.publish(plan.dns, DNS_PATIENCE if bound else DOOR_PATIENCE)
         named = named or (not bound and DNS_LISTENER in self.tables.listeners())
         lap("built")
 
@@ -275,6 +277,7 @@ class Applier:
             wanted.attach,
             wanted.ports,
             wanted.routes,
+            wanted.underlay,
             wanted.addresses,
             wanted.served_addresses,
             wanted.reserved_ports,
@@ -284,12 +287,15 @@ class Applier:
             return []
         workloads = frozenset(wanted.attach)
         bridges = frozenset(port.bridge for port in wanted.ports.values() if port.bridge)
-        netdevs, problems = await self._blocking(
-            self._host.settle, workloads, bridges, self.links, wanted.routes
+        near, far, problems = await self._blocking(self._host.ways, wanted.routes)
+        netdevs, more = await self._blocking(
+            self._host.settle, workloads, bridges, self.links, far, wanted.underlay
         )
+        problems += more
         problems += await self._blocking(self._host.addresses, wanted.addresses)
         problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
         self._datapath.attach(wanted.attach, netdevs, wanted.ports)
+        problems += await self._blocking(self._host.routes, near, far)
         self._place = place if not problems else None
         return list(problems)
 

@@ -147,7 +147,7 @@ def programmed(status: ObjectStatus, ready: Callable[[str], str]) -> ObjectStatu
     settled = []
     for each in listeners:
         standing = any(c.type == "Programmed" and c.status for c in each.conditions)
-        why = ready(each.serves) if standing else ""
+        why = ready(each.serves) if standing and each.serves else ""
         waiting += [why] if why else []
         settled.append(replace(each, conditions=settle(each.conditions, why)))
     conditions = settle(status.conditions, waiting[0] if waiting else "")

@@ -23,9 +23,10 @@ import struct
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
+from typing import Protocol
 
 from penstock.files import write_atomically
-from penstock.manifests.kinds import Service
+from penstock.manifests.kinds import Service, Workload
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute
 from penstock.routing.services import families
 from penstock.world import World
@@ -42,6 +43,14 @@ LARGEST = 1 << 20
 _OPENAT2 = 437
 _RESOLVE = 0x02 | 0x04 | 0x10
 """RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_IN_ROOT (openat2(2))."""
+
+
+class Containers(Protocol):
+    """What an engine tells of containers by name."""
+
+    def pid(self, container: str) -> int: ...
+
+    def has_hosts_file(self, container: str) -> bool: ...
 
 
 def blocks(world: World, namespaces: Iterable[str]) -> dict[str, str]:
@@ -70,6 +79,18 @@ def blocks(world: World, namespaces: Iterable[str]) -> dict[str, str]:
             lines.append(f"{address}\t{full} {full}.svc {full}.svc.{CLUSTER_DOMAIN}{short}\n")
         found[own] = "".join(lines)
     return found
+
+
+def of_containers(world: World, containers: Containers) -> dict[int, str]:
+    """Process of each container → what its hosts file is to hold of ours."""
+    namespaces = {}
+    for document, workload in world.of_kind(Workload):
+        name = workload.spec.container
+        pid = containers.pid(name) if name else None
+        if name and pid and containers.has_hosts_file(name):
+            namespaces[pid] = document.key.namespace
+    texts = blocks(world, set(namespaces.values()))
+    return {pid: texts[namespace] for pid, namespace in namespaces.items()}
 
 
 def edited(text: str, block: str) -> str:

@@ -19,6 +19,7 @@ from penstock import rundir, state
 from penstock.apply import Applier
 from penstock.blocks import Blocks
 from penstock.certs import Certificates
+from penstock.dns.place import Choice
 from penstock.dns.process import DnsProxy
 from penstock.dns.resolvers import resolvers
 from penstock.envoy.bootstrap import clients_socket, xds_socket
@@ -74,6 +75,8 @@ class Options:
     """Seconds that a learned address counts at least."""
     dns_grace: float = 60.0
     """Seconds that it goes on to count after its time."""
+    dns_idle: float = 600.0
+    """Seconds without a question after which a DNS proxy that no rule needs ends."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +140,9 @@ async def open_node(
     ca_dir = options.ca_dir or options.state_dir / "ca"
     ca, reporter = await blocking(_authority, options, ca_dir)
     allocations = await blocking(state.load, options.state_dir)
-    host: HostSettings = await blocking(HostSettings, rundir.host_record(options.run_dir))
+    host: HostSettings = await blocking(
+        HostSettings, rundir.host_record(options.run_dir), settings.between_nodes
+    )
     await blocking(host.up, settings.proxy_source_ports)
     datapath = Datapath(rundir.pins(options.run_dir))
     blocks = Blocks(Blocklist(options.state_dir, datapath.pins), datapath)
@@ -167,10 +172,13 @@ async def open_node(
     issuer = Issuer(ca, lifetime=options.cert_lifetime, directory=options.state_dir / "svids")
     dns = DnsProxy(
         options.run_dir,
-        upstreams=options.dns_upstreams or resolvers(),
-        min_ttl=options.dns_min_ttl,
-        grace=options.dns_grace,
-        source_ports=settings.proxy_source_ports,
+        Choice(
+            options.dns_upstreams or resolvers(),
+            options.dns_min_ttl,
+            options.dns_grace,
+            settings.proxy_source_ports,
+        ),
+        idle=options.dns_idle,
         tell=on_question,
     )
     applier = Applier(

@@ -207,6 +207,8 @@ class KernelTables:
     """Host-side interface index → workload."""
     routes: Mapping[Network, Address] = field(default_factory=dict)
     """Ranges of other nodes → the node's address."""
+    underlay: tuple[Address, ...] = ()
+    """This node's own addresses as the others know them, one of each family."""
     addresses: tuple[Address, ...] = ()
     """What this node must have for its Gateways, besides its own."""
     namespaces: Mapping[int, str] = field(default_factory=dict)

@@ -16,6 +16,7 @@ from penstock.manifests.registry import served_kind
 from penstock.manifests.review import review
 from penstock.mtls.health import health
 from penstock.observe.flows import Directory, Flows
+from penstock.observe.origins import Origins
 from penstock.observe.reasons import BY_NUMBER
 from penstock.plan import Plan
 from penstock.policy.identities import members
@@ -54,7 +55,7 @@ def directory(world: World, plan: Plan) -> Directory:
         (str(key.address), key.port): entry.name.rpartition(":")[0]
         for key, entry in plan.kernel.services.items()
     }
-    return Directory(workloads, identities, rules, services)
+    return Directory(workloads, identities, rules, services, Origins(world))
 
 
 class Report:
@@ -150,11 +151,7 @@ class Report:
                 "resources": self._resources(),
             },
             "dns": {
-                "pid": self._node.dns.pid,
-                "needed": self._node.dns.needed,
-                "bound": self._node.dns.bound,
-                "ready": self._node.dns.ready,
-                "starts": self._node.dns.starts,
+                **self._node.dns.shown(),
                 **(self.dns or {}),
             },
             "limits": {

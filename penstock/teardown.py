@@ -10,7 +10,7 @@ from pathlib import Path
 
 from penstock import rundir
 from penstock.control import socket_path
-from penstock.dns.process import stop as stop_dns
+from penstock.dns.place import stop as stop_dns
 from penstock.envoy.bootstrap import clients_socket, xds_socket
 from penstock.envoy.process import EnvoyProcess
 from penstock.hostnames import HostsFiles

@@ -22,6 +22,7 @@ WorkloadName = tuple[str, str]
 """(namespace, name) of a workload."""
 
 Enforcement = Literal["default", "always", "never"]
+Between = Literal["auto", "direct", "vxlan"]
 
 K = TypeVar("K")
 
@@ -119,6 +120,9 @@ class Settings:
     """Listeners of Envoy. Disjoint from every range that sockets pick from by themselves."""
     proxy_source_ports: tuple[int, int] = (20000, 31999)
     """Source ports of Envoy's upstream connections; the same on every node (mesh TLS is told by it)."""
+    between_nodes: Between = "auto"
+    """How the ranges of other nodes are reached: by a route where the node is a neighbour and a tunnel where
+    it is not, or always the one."""
     proxy_rate: int = 0
     """Packets a second by which one workload may ask something of the proxy; 0: as many as it likes."""
 

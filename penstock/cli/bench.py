@@ -36,6 +36,7 @@ BENCHES = (
     "rotation",
     "issue",
     "handshake",
+    "dns",
     "docker",
 )
 
@@ -186,6 +187,13 @@ def issue(**options: Any) -> None:
 def handshake(**options: Any) -> None:
     """New mutual TLS connections a second, and what they add beside plain text."""
     _run(["handshake"], **options)
+
+
+@bench.command(name="dns")
+@_options
+def dns(**options: Any) -> None:
+    """Time of a DNS answer, past the DNS proxy and through it."""
+    _run(["dns"], **options)
 
 
 @bench.command(name="docker")

@@ -37,7 +37,9 @@ def line(record: dict[str, Any]) -> str:
     what = f"{record['method']} {record['path']}" if "method" in record else "connection"
     upstream = f" at {_party(record['upstream'])}" if record["upstream"]["address"] else ""
     code = record["code"] or ",".join(record["flags"]) or "-"
-    return f"{head} {what} {code}{upstream} {record['latency_us'] / 1000:.2f} ms"
+    why = f" {record['reason']}" if record.get("reason") else ""
+    rule = f" by {record['rule']}" if record.get("rule") else ""
+    return f"{head} {what} {code}{upstream} {record['latency_us'] / 1000:.2f} ms{why}{rule}"
 
 
 @click.command()

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 import click
 
 from penstock.cli.options import DURATION, passphrase_option, run_dir_option
+from penstock.dns.model import OWN_ADDRESSES
 from penstock.errors import UsageError
 
 if TYPE_CHECKING:
-    from penstock.world import Address, Enforcement
+    from penstock.world import Address, Between, Enforcement
 
 DIRECTORY = click.Path(file_okay=False, path_type=Path)
 
@@ -69,6 +70,14 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     help="Closed to what no rule allows: whom a policy selects, every workload, or nobody (no policy holds).",
 )
 @click.option(
+    "--between-nodes",
+    type=click.Choice(["auto", "direct", "vxlan"]),
+    default="auto",
+    show_default=True,
+    help="How the ranges of other nodes are reached: by routes via the node, in vxlan (UDP 7444), or by "
+    "routes where the node is on a link of this one and else in vxlan.",
+)
+@click.option(
     "--metrics", metavar="ADDRESS:PORT", default="", help="Serve metrics at http://ADDRESS:PORT/metrics."
 )
 @click.option(
@@ -103,7 +112,7 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     "dns_addresses",
     multiple=True,
     metavar="ADDRESS",
-    default=("10.96.0.10", "fd00:10:96::a"),
+    default=OWN_ADDRESSES,
     show_default=True,
     help="Where workloads reach the node's own DNS, one of each family; `none`: nowhere.",
 )
@@ -131,6 +140,14 @@ DIRECTORY = click.Path(file_okay=False, path_type=Path)
     help="How long it goes on to count after its time; with a connection to it longer.",
 )
 @click.option(
+    "--dns-idle",
+    type=click.FloatRange(0),
+    default=600.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long the DNS proxy stays without a question while no rule needs it.",
+)
+@click.option(
     "--log-level",
     type=click.Choice(["debug", "info", "warning", "error"]),
     default="info",
@@ -149,6 +166,7 @@ def run(
     cert_lifetime: timedelta,
     host_access: bool,
     policy_enforcement: Enforcement,
+    between_nodes: Between,
     metrics: str,
     xds: str,
     concurrency: int | None,
@@ -158,6 +176,7 @@ def run(
     dns_upstreams: tuple[str, ...],
     dns_min_ttl: int,
     dns_grace: float,
+    dns_idle: float,
     log_level: str,
 ) -> None:
     """Run the daemon in the foreground, for the network namespace that it is started in.
@@ -191,6 +210,7 @@ def run(
             host_access=host_access,
             policy_enforcement=policy_enforcement,
             dns_addresses=_addresses(dns_addresses, "--dns-address"),
+            between_nodes=between_nodes,
             proxy_rate=proxy_rate,
         ),
         metrics=metrics,
@@ -201,6 +221,7 @@ def run(
         dns_upstreams=tuple(map(str, _addresses(dns_upstreams, "--dns-upstream"))),
         dns_min_ttl=dns_min_ttl,
         dns_grace=dns_grace,
+        dns_idle=dns_idle,
     )
 
     async def main() -> None:

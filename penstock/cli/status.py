@@ -72,7 +72,12 @@ def _head(found: dict[str, Any]) -> None:
     )
     dns = found["dns"]
     if dns["bound"] and not dns["ready"]:
-        click.echo(f"DNS proxy {dns.get('pid') or '-'}: not ready, what is asked of it is dropped")
+        why = f" ({dns['trouble']})" if dns["trouble"] else ""
+        click.echo(f"DNS proxy {dns.get('pid') or '-'}: not ready{why}, what is asked of it is dropped")
+    if dns["hung"]:
+        click.echo(
+            f"warning: the DNS proxy hung and was replaced, {dns['hung']} times since the daemon began"
+        )
     if dns.get("too_many_lists"):
         click.echo(
             f"warning: {dns['too_many_lists']} addresses are in more lists of names than the kernel holds"

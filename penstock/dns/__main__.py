@@ -1,4 +1,4 @@
-"""The DNS proxy's process: ``python -m penstock.dns``, started by the daemon (penstock.dns.process).
+"""The DNS proxy's process: ``python -m penstock.dns``, started by the daemon (penstock.dns.place).
 
 As root it opens maps and sockets, then it gives that up. It ends by SIGTERM, or when a daemon says so.
 """
@@ -16,7 +16,8 @@ from typing import Any
 from penstock.dns import messages, rights
 from penstock.dns.kernel import Kernel
 from penstock.dns.learned import Learned
-from penstock.dns.process import journal_of, options_of, pid_file, socket_of
+from penstock.dns.model import DnsPlan
+from penstock.dns.place import Choice, journal_of, pid_file, socket_of
 from penstock.dns.server import Server, Settings
 from penstock.dns.wire import Ear
 
@@ -31,6 +32,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--min-ttl", type=int, required=True)
     parser.add_argument("--grace", type=float, required=True)
     parser.add_argument("--source-ports", type=int, nargs=2, required=True)
+    parser.add_argument("--sockets", type=int, nargs=4, required=True)
     return parser.parse_args()
 
 
@@ -44,17 +46,24 @@ def _place() -> str:
 
 async def _serve(arguments: argparse.Namespace) -> None:
     run_dir: Path = arguments.run_dir
-    settings = Settings(
-        arguments.port, tuple(arguments.upstream), arguments.min_ttl, tuple(arguments.source_ports)
+    choice = Choice(
+        tuple(arguments.upstream), arguments.min_ttl, arguments.grace, tuple(arguments.source_ports)
     )
-    learned = Learned(Kernel(run_dir / "bpf"), journal_of(run_dir, _place()), arguments.grace)
-    stop = asyncio.Event()
+    settings = Settings(arguments.port, choice.upstreams, choice.min_ttl, choice.source_ports)
+    learned = Learned(Kernel(run_dir / "bpf"), journal_of(run_dir, _place()), choice.grace)
+    stop, told = asyncio.Event(), asyncio.Event()
     ear: Ear
 
     def tell(record: dict[str, Any]) -> None:
         ear.tell(record)
 
-    server = Server(settings, learned, tell)
+    sockets = [socket.socket(fileno=fd) for fd in arguments.sockets]
+    server = Server(settings, learned, tell, sockets)
+
+    def use(plan: DnsPlan) -> None:
+        server.use(plan)
+        told.set()
+
     directory = socket_of(run_dir).parent
     for old in directory.glob("names-*"):
         if old != journal_of(run_dir, _place()):
@@ -85,10 +94,8 @@ async def _serve(arguments: argparse.Namespace) -> None:
 
     ear = Ear(
         socket_of(run_dir),
-        options_of(
-            arguments.port, settings.upstreams, arguments.min_ttl, arguments.grace, settings.source_ports
-        ),
-        use=server.use,
+        choice.text(arguments.port),
+        use=use,
         answers={"names": lambda: list(learned.shown()), "state": state},
         stop=stop.set,
     )
@@ -96,10 +103,11 @@ async def _serve(arguments: argparse.Namespace) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     sweeping = asyncio.create_task(learned.sweep())
-    await server.start()
     await ear.start()
     ending = asyncio.create_task(stop.wait())
-    done, _ = await asyncio.wait({sweeping, ending}, return_when=asyncio.FIRST_COMPLETED)
+    # What waits in the sockets is read when it can be judged.
+    serving = asyncio.create_task(server.start(told))
+    done, _ = await asyncio.wait({sweeping, serving, ending}, return_when=asyncio.FIRST_COMPLETED)
     for task in done:
         task.result()
     os._exit(0)

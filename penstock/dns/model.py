@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from penstock.dns.patterns import Names
 
+OWN_ADDRESSES = ("10.96.0.10", "fd00:10:96::a")
+"""Where workloads reach the node's own DNS, if nothing else is said."""
 SOCKET_NAME = "dns"
 """What the port of the DNS proxy is allocated for."""
 

@@ -1,28 +1,28 @@
-"""The DNS proxy as the daemon has it: started, adopted, told what the Plan says, asked what it knows.
+"""The DNS proxy as the daemon has it: started when it is needed, adopted, told what the Plan says, asked
+what it knows.
 
-It outlives the daemon, as Envoy does: names are answered and recorded while there is none. If it dies, what
-the kernel steers to it is dropped until the next one is there.
+It runs from when a rule needs it, or somebody asks (penstock.dns.door), until nobody has asked for a while
+and no rule needs it. It outlives the daemon, as Envoy does: names are answered and recorded while there is
+none. If it dies or hangs, what the kernel steers to it waits, or is dropped, until the next one is there.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import os
-import select
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from penstock.dns import place
+from penstock.dns.door import Door
 from penstock.dns.model import DnsPlan
-from penstock.dns.wire import LARGEST, line, plan_line
+from penstock.dns.place import Choice, Found
+from penstock.dns.wire import line, plan_line
 from penstock.errors import PenstockError
 
 log = logging.getLogger(__name__)
@@ -30,29 +30,10 @@ log = logging.getLogger(__name__)
 _START_TIMEOUT = 10.0
 _BACKOFF = (0.05, 5.0)
 _ANSWER_TIMEOUT = 5.0
-
-
-def _directory(run_dir: Path) -> Path:
-    return run_dir / "dns"
-
-
-def socket_of(run_dir: Path) -> Path:
-    return _directory(run_dir) / "dns.sock"
-
-
-def pid_file(run_dir: Path) -> Path:
-    return run_dir / "dns.pid"
-
-
-def journal_of(run_dir: Path, place: str) -> Path:
-    return _directory(run_dir) / f"names-{place}"
-
-
-def options_of(
-    port: int, upstreams: Sequence[str], min_ttl: int, grace: float, source_ports: Sequence[int]
-) -> str:
-    """What a proxy was started with: one that was started otherwise is not adopted."""
-    return f"{port} {','.join(upstreams)} {min_ttl} {grace} {'-'.join(map(str, source_ports))}"
+HEALTH = 2.0
+"""Seconds between two questions after its health."""
+HUNG_AFTER = 6.0
+"""Seconds without an answer to one, after which it is replaced."""
 
 
 class NoDnsError(PenstockError):
@@ -60,31 +41,37 @@ class NoDnsError(PenstockError):
 
 
 class DnsProxy:
-    """One for one run directory. `tell` gets a record of each question that was answered."""
+    """One for one run directory. `tell` gets a record of each question that was answered.
+
+    `idle`: seconds without a question after which one that no rule needs is ended.
+    """
 
     def __init__(
         self,
         run_dir: Path,
+        choice: Choice,
         *,
-        upstreams: Sequence[str] = (),
-        min_ttl: int = 0,
-        grace: float = 60.0,
-        source_ports: tuple[int, int] = (20000, 31999),
+        idle: float = 600.0,
         tell: Callable[[dict[str, Any]], None] = lambda _: None,
     ) -> None:
-        self._run_dir = run_dir
-        self._upstreams, self._min_ttl, self._grace = tuple(upstreams), min_ttl, grace
-        self._source_ports, self._tell = source_ports, tell
+        self._run_dir, self._choice, self._idle, self._tell = run_dir, choice, idle, tell
         self._plan = DnsPlan()
         self._revision = 0
         self._applied = -1
         self._changed = asyncio.Condition()
         self._wanted = asyncio.Event()
+        self._stirred = asyncio.Event()
+        self._door: Door | None = None
         self._writer: asyncio.StreamWriter | None = None
         self._asked: dict[int, asyncio.Future[Any]] = {}
         self._number = 0
+        self._last = 0.0
         self.pid: int | None = None
         self.starts = 0
+        self.hung = 0
+        """How many were replaced since they did not answer."""
+        self.trouble = ""
+        """Why there is none though it is needed."""
 
     @property
     def needed(self) -> bool:
@@ -96,9 +83,28 @@ class DnsProxy:
         return bool(self._plan.rules)
 
     @property
+    def at_rest(self) -> bool:
+        """Whether none runs, since nobody has asked."""
+        return self.needed and not self.bound and self._writer is None and self._door is not None
+
+    @property
     def ready(self) -> bool:
-        """Whether it knows the plan of now."""
-        return self._writer is not None and self._applied == self._revision
+        """Whether questions are answered by the plan of now: one that knows it runs, or will when asked."""
+        return self.at_rest or (self._writer is not None and self._applied == self._revision)
+
+    def shown(self) -> dict[str, Any]:
+        """What `status` tells of it."""
+        return {
+            "pid": self.pid,
+            "port": self._plan.port,
+            "needed": self.needed,
+            "bound": self.bound,
+            "ready": self.ready,
+            "at_rest": self.at_rest,
+            "starts": self.starts,
+            "hung": self.hung,
+            "trouble": self.trouble,
+        }
 
     # --- what the daemon says and asks -----------------------------------------------------------------
 
@@ -108,6 +114,7 @@ class DnsProxy:
             self._plan = plan
             self._revision += 1
             self._send(plan_line(plan, self._revision))
+            self._stirred.set()
         if not self.needed:
             return True
         self._wanted.set()
@@ -120,9 +127,10 @@ class DnsProxy:
         """After the kernel points there no more: end it if nothing needs it."""
         if not self.needed and self._wanted.is_set():
             self._wanted.clear()
+            self._stirred.set()
             self._send(line({"quit": True}))
 
-    async def ask(self, what: str) -> Any:
+    async def ask(self, what: str, seconds: float = _ANSWER_TIMEOUT) -> Any:
         """ "names" or "state". Raises NoDnsError."""
         if self._writer is None:
             raise NoDnsError("the DNS proxy does not run", hint="no policy names DNS, or see penstock status")
@@ -132,7 +140,7 @@ class DnsProxy:
         self._asked[number] = future
         self._send(line({"ask": what, "id": number}))
         try:
-            async with asyncio.timeout(_ANSWER_TIMEOUT):
+            async with asyncio.timeout(seconds):
                 return await future
         except TimeoutError:
             raise NoDnsError("the DNS proxy did not answer in time") from None
@@ -152,25 +160,108 @@ class DnsProxy:
             await self._wanted.wait()
             since = time.monotonic()
             try:
-                reader, hello = await self._start()
+                found = await self._adopted()
+                if found is None and await self._called():
+                    found = await self._started()
             except (OSError, NoDnsError) as error:
+                self.trouble = str(error)
                 log.error("the DNS proxy could not be started: %s; trying again in %.1f s", error, pause)
             else:
-                self.pid = int(hello["pid"])
-                log.info("the DNS proxy: pid %s", self.pid)
-                on_change()
-                try:
-                    await self._hear(reader)
-                finally:
-                    self._lost()
-                if not self._wanted.is_set():
+                if found is None or await self._live(found, on_change):
+                    if not self._wanted.is_set():
+                        self._shut()
                     continue
-                log.error("the DNS proxy ended; starting it again")
-                on_change()
+                log.error("the DNS proxy ended")
+            on_change()
             if time.monotonic() - since > _BACKOFF[1]:
                 pause = _BACKOFF[0]
             await asyncio.sleep(pause)
             pause = min(2 * pause, _BACKOFF[1])
+
+    async def _adopted(self) -> Found | None:
+        """The one that is there, if it is like what is wanted; another one is ended. Raises OSError."""
+        found = await place.connect(self._run_dir)
+        if found is not None and found.options == self._choice.text(self._plan.port):
+            return found
+        if found is not None:
+            found.writer.close()
+        await asyncio.to_thread(place.stop, self._run_dir)
+        return None
+
+    async def _called(self) -> bool:
+        """Wait at the door until a rule needs a proxy, or somebody asks; False if none is wanted any more.
+
+        Raises OSError.
+        """
+        if self._door is not None and self._door.port != self._plan.port:
+            self._shut()
+        if self._door is None and self.needed:
+            self._door = Door(self._plan.port)
+        async with self._changed:
+            self._changed.notify_all()
+        while self._wanted.is_set() and self._door is not None:
+            if self.bound or self._door.asked:
+                return True
+            self._stirred.clear()
+            await self._door.watch(self._stirred)
+        self._shut()
+        return False
+
+    def _shut(self) -> None:
+        if self._door is not None:
+            self._door.close()
+            self._door = None
+
+    async def _started(self) -> Found:
+        """Raises OSError, NoDnsError."""
+        assert self._door is not None
+        child = place.spawn(self._run_dir, self._door.port, self._choice, self._door.fds)
+        self.starts += 1
+        deadline = time.monotonic() + _START_TIMEOUT
+        while (found := await place.connect(self._run_dir)) is None:
+            if child.poll() not in (None, 0) or time.monotonic() > deadline:
+                raise NoDnsError(f"it did not start: {place.last_words(self._run_dir)}")
+            await asyncio.sleep(0.02)
+        return found
+
+    async def _live(self, found: Found, on_change: Callable[[], None]) -> bool:
+        """Until it ends, is ended, or hangs; True if it was to end."""
+        self.pid, self._writer, self._last, self.trouble = found.pid, found.writer, time.monotonic(), ""
+        self._send(plan_line(self._plan, self._revision))
+        log.info("the DNS proxy: pid %s", self.pid)
+        on_change()
+        hearing = asyncio.create_task(self._hear(found.reader))
+        watching = asyncio.create_task(self._watch())
+        try:
+            await asyncio.wait({hearing, watching}, return_when=asyncio.FIRST_COMPLETED)
+            answers = not watching.done() or watching.result()
+            if not answers:
+                self.hung += 1
+                self.trouble = f"it did not answer for {HUNG_AFTER:.0f} s, and is replaced"
+                log.error("the DNS proxy: %s", self.trouble)
+                await asyncio.to_thread(place.stop, self._run_dir, at_once=True)
+            idle = watching.done() and answers
+            if idle:
+                log.info("the DNS proxy: nobody has asked for %.0f s, it ends", self._idle)
+                self._send(line({"quit": True}))
+                await hearing
+            return idle or not self._wanted.is_set()
+        finally:
+            hearing.cancel()
+            watching.cancel()
+            await asyncio.gather(hearing, watching, return_exceptions=True)
+            self._lost()
+
+    async def _watch(self) -> bool:
+        """Ends with True when nobody needs it any more, with False when it hangs."""
+        while True:
+            await asyncio.sleep(min(HEALTH, self._idle))
+            if not self.bound and time.monotonic() - self._last > self._idle:
+                return True
+            try:
+                await self.ask("state", HUNG_AFTER)
+            except NoDnsError:
+                return False
 
     def _lost(self) -> None:
         if self._writer is not None:
@@ -180,64 +271,12 @@ class DnsProxy:
             if not future.done():
                 future.set_exception(NoDnsError("the DNS proxy ended"))
 
-    async def _start(self) -> tuple[asyncio.StreamReader, dict[str, Any]]:
-        """Adopt the one that is there, or start one. Raises OSError, NoDnsError."""
-        wanted = options_of(self._plan.port, self._upstreams, self._min_ttl, self._grace, self._source_ports)
-        found = await self._connect()
-        if found is not None and found[1]["options"] != wanted:
-            found[2].close()
-            found = None
-        if found is None:
-            await asyncio.to_thread(stop, self._run_dir)
-            child = self._spawn()
-            self.starts += 1
-            deadline = time.monotonic() + _START_TIMEOUT
-            while (found := await self._connect()) is None:
-                if child.poll() not in (None, 0) or time.monotonic() > deadline:
-                    raise NoDnsError(f"it did not start: {self._last_words()}")
-                await asyncio.sleep(0.02)
-        reader, hello, self._writer = found
-        self._writer.write(plan_line(self._plan, self._revision))
-        return reader, hello
-
-    async def _connect(
-        self,
-    ) -> tuple[asyncio.StreamReader, dict[str, Any], asyncio.StreamWriter] | None:
-        try:
-            reader, writer = await asyncio.open_unix_connection(socket_of(self._run_dir), limit=LARGEST)
-        except OSError:
-            return None
-        with suppress(OSError, ValueError, TimeoutError):
-            async with asyncio.timeout(2.0):
-                return reader, msgspec.json.decode(await reader.readline())["hello"], writer
-        writer.close()
-        return None
-
-    def _spawn(self) -> subprocess.Popen[bytes]:
-        _directory(self._run_dir).mkdir(mode=0o700, exist_ok=True)
-        command = [
-            "setsid", sys.executable, "-m", "penstock.dns", "--run-dir", str(self._run_dir),
-            "--port", str(self._plan.port), "--min-ttl", str(self._min_ttl), "--grace", str(self._grace),
-            "--source-ports", *map(str, self._source_ports),
-        ]  # fmt: skip
-        for upstream in self._upstreams:
-            command += ["--upstream", upstream]
-        kept = {key: os.environ[key] for key in ("PATH", "PYTHONPATH", "LANG") if key in os.environ}
-        with (self._run_dir / "dns.log").open("ab") as log_file:
-            return subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=log_file, stderr=log_file, env=kept, cwd="/"
-            )
-
-    def _last_words(self) -> str:
-        with suppress(OSError, IndexError):
-            return (self._run_dir / "dns.log").read_text(errors="replace").splitlines()[-1]
-        return "it said nothing"
-
     async def _hear(self, reader: asyncio.StreamReader) -> None:
         with suppress(OSError, ValueError):
             while raw := await reader.readline():
                 said = msgspec.json.decode(raw)
                 if "flow" in said:
+                    self._last = time.monotonic()
                     self._tell(said["flow"])
                 elif "applied" in said:
                     async with self._changed:
@@ -245,37 +284,3 @@ class DnsProxy:
                         self._changed.notify_all()
                 elif "answer" in said and (future := self._asked.get(said["id"])) and not future.done():
                     future.set_result(said["answer"])
-
-
-def stop(run_dir: Path) -> None:
-    """End the proxy of `run_dir`, and remove its socket; nothing there is fine."""
-    for number, seconds in ((signal.SIGTERM, 2.0), (signal.SIGKILL, 2.0)):
-        pidfd = _find(run_dir)
-        if pidfd is None:
-            break
-        with suppress(ProcessLookupError):
-            signal.pidfd_send_signal(pidfd, number)
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        poll.poll(seconds * 1000)
-        os.close(pidfd)
-    for left in (socket_of(run_dir), pid_file(run_dir)):
-        left.unlink(missing_ok=True)
-
-
-def _find(run_dir: Path) -> int | None:
-    """The process of the pid file, if it is a DNS proxy of this run directory and runs."""
-    try:
-        pid = int(pid_file(run_dir).read_text())
-        # Opened before the look at its command line, so that the pid cannot change hands in between.
-        pidfd = os.pidfd_open(pid)
-    except (OSError, ValueError):
-        return None
-    with suppress(OSError):
-        command = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-        poll = select.poll()
-        poll.register(pidfd, select.POLLIN)
-        if {b"penstock.dns", str(run_dir).encode()} <= set(command) and not poll.poll(0):
-            return pidfd
-    os.close(pidfd)
-    return None

@@ -10,7 +10,7 @@ import asyncio
 import socket
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,7 @@ from penstock.dns.messages import Question
 from penstock.dns.model import Client, DnsPlan
 from penstock.dns.question import Resolver
 from penstock.dns.recorded import FullError
-from penstock.dns.sockets import Asked, answering, asked, connections, datagrams, packet
+from penstock.dns.sockets import Asked, answering, asked, packet
 from penstock.redirect.libbpf import BpfError
 
 UDP, TCP = 17, 6
@@ -47,13 +47,18 @@ class Settings:
 
 
 class Server:
-    """`tell` gets a record of each question that was answered."""
+    """`tell` gets a record of each question that was answered; `sockets` are where questions come."""
 
-    def __init__(self, settings: Settings, learned: Learned, tell: Callable[[dict[str, Any]], None]) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        learned: Learned,
+        tell: Callable[[dict[str, Any]], None],
+        sockets: Iterable[socket.socket],
+    ) -> None:
         self._settings, self._learned, self._tell = settings, learned, tell
         self._resolver = Resolver(DnsPlan())
-        self._datagrams = {f: datagrams(f, settings.port) for f in _FAMILIES}
-        self._connections = {f: connections(f, settings.port) for f in _FAMILIES}
+        self._sockets = tuple(sockets)
         self._answering = {f: answering(f) for f in _FAMILIES}
         self._tasks: set[asyncio.Task[None]] = set()
         self._of_client: Counter[str] = Counter()
@@ -69,12 +74,17 @@ class Server:
         self._resolver = Resolver(plan)
         self._learned.use(plan, self._resolver)
 
-    async def start(self) -> None:
+    async def start(self, told: asyncio.Event) -> None:
+        """Serve for ever, once `told` a plan."""
+        await told.wait()
         loop = asyncio.get_running_loop()
-        for made in self._datagrams.values():
-            loop.add_reader(made.fileno(), self._readable, made)
-        for listening in self._connections.values():
-            await asyncio.start_server(self._connection, sock=listening)
+        for made in self._sockets:
+            made.setblocking(False)
+            if made.type == socket.SOCK_STREAM:
+                await asyncio.start_server(self._connection, sock=made)
+            else:
+                loop.add_reader(made.fileno(), self._readable, made)
+        await asyncio.Event().wait()
 
     # --- datagrams -------------------------------------------------------------------------------------
 

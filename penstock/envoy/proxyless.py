@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 from envoy.config.cluster.v3 import cluster_pb2
@@ -139,7 +140,21 @@ def _routed(
 ) -> route_pb2.RouteConfiguration:
     """A call is a POST, which is all that a match of methods says; queries a call has none."""
     fit = [r for r in routes if r.match.namespace is None and r.match.method in (None, "POST")]
-    return _table(name, [_route(r, dict(clusters)) for r in fit if not r.match.query])
+    return _table(name, [_route(r, dict(clusters)) for r in _whole(fit) if not r.match.query])
+
+
+def _whole(routes: Iterable[Route]) -> list[Route]:
+    """Routes that share a rule as one: gRPC draws for each of them anew, and takes no filters."""
+    found: list[Route] = []
+    open_ = False
+    for route in routes:
+        if open_:
+            found[-1] = replace(found[-1], backends=found[-1].backends + route.backends)
+        else:
+            redirect = None if route.match.below is not None else route.actions.redirect
+            found.append(replace(route, actions=replace(route.actions, redirect=redirect)))
+        open_ = route.match.below is not None
+    return found
 
 
 class Proxyless(Generic[T]):

@@ -14,6 +14,7 @@ from envoy.config.route.v3 import route_components_pb2 as components
 from envoy.config.route.v3 import route_pb2, scoped_route_pb2
 from envoy.extensions.filters.http.rbac.v3 import rbac_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
+from envoy.type.v3 import percent_pb2
 from google.protobuf import any_pb2, wrappers_pb2
 
 from penstock.envoy import actions, names, rbac, treatments
@@ -50,6 +51,11 @@ def _match(match: RouteMatch) -> components.RouteMatch:
     if match.namespace is not None:
         clients = string_pb2.StringMatcher(exact=match.namespace)
         result.filter_state.add(key=names.SOURCE_NAMESPACE_STATE, string_match=clients)
+    if match.below is not None:
+        draw = percent_pb2.FractionalPercent(
+            numerator=match.below, denominator=percent_pb2.FractionalPercent.DenominatorType.MILLION
+        )
+        result.runtime_fraction.default_value.CopyFrom(draw)
     value = match.path.value
     if match.path.kind == "exact":
         result.path = value

@@ -122,10 +122,12 @@ class Way(Direct):
             return [r for r in table.routes if not r.actions.missing] or None
         namespace = source.member.namespace if source.member is not None else ""
         tried = [(r, route_differences(r.match, self._request, namespace)) for r in table.routes]
-        for route, differing in tried:
-            if not differing:
-                self._step("route", f"{route.name} matches", node=home)
-                return [route]
+        fit = [route for route, differing in tried if not differing]
+        if fit:
+            last = next((i for i, route in enumerate(fit) if route.match.below is None), len(fit) - 1)
+            drawn = f", by {last + 1} shares" if last else ""
+            self._step("route", f"{fit[0].name} matches{drawn}", node=home)
+            return fit[: last + 1]
         near = nearest(tried)
         text = (
             f"none matches; the nearest is {near[0].name}: {'; '.join(near[1])}" if near else "there is none"

@@ -16,7 +16,7 @@ import threading
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkError
 
-from penstock.lab import bridged, netns
+from penstock.lab import bridged, netns, resolver
 from penstock.lab.errors import LabError
 from penstock.lab.links import add_address, index, inside, veth
 from penstock.lab.spec import LabNode, LabSpec, LabWorkload
@@ -84,9 +84,11 @@ def remove_workload(spec: LabSpec, name: str) -> None:
     gone = spec.workload(name).netns.name
     netns.end_processes([gone])
     netns.remove(gone)
+    resolver.remove(gone)
 
 
 def _hang(ip: IPRoute, workload: LabWorkload) -> None:
+    resolver.write(workload)
     if workload.links:
         bridged.workload(ip, workload)
     else:

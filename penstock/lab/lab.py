@@ -20,7 +20,7 @@ from typing import Any
 
 import msgspec
 
-from penstock.lab import netns
+from penstock.lab import netns, resolver
 from penstock.lab.errors import LabError
 from penstock.lab.file import load
 from penstock.lab.spec import LabSpec, LabWorkload
@@ -154,6 +154,8 @@ def _clear(name: str, record: _Record) -> None:
     netns.end_processes(record.namespaces)
     for namespace in reversed(record.namespaces):
         netns.remove(namespace)
+        resolver.remove(namespace)
+    resolver.tidy()
     shutil.rmtree(STATE / f"{name}.logs", ignore_errors=True)
     _path(name).unlink(missing_ok=True)
 

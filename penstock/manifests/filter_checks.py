@@ -11,7 +11,6 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 
 from penstock.manifests import http_policy_checks, syntax
-from penstock.manifests.fields import NOT_YET
 from penstock.manifests.measures import duration, ms
 from penstock.manifests.problem import Finding, Path
 from penstock.manifests.route_kinds import (
@@ -36,8 +35,6 @@ _FIELDS = {
     "RequestMirror": "request_mirror",
     "ExternalAuth": "external_auth",
 }
-_OF_BACKENDS = ("RequestHeaderModifier", "ResponseHeaderModifier", "URLRewrite")
-
 _OF_GRPC = ("RequestHeaderModifier", "ResponseHeaderModifier", "RequestMirror")
 _REPEATED = ("RequestMirror",)
 
@@ -76,15 +73,8 @@ def check(rule: HTTPRouteRule, path: Path) -> Iterator[Finding]:
     for i, ref in enumerate(rule.backend_refs):
         here = (*path, "backendRefs", i, "filters")
         yield from _filters(ref.filters, rule, here)
-        for j, item in enumerate(ref.filters):
-            if item.type not in _OF_BACKENDS:
-                message = f'"{item.type}" of a backend {NOT_YET}'
-                yield Finding((*here, j, "type"), message, "give it to the rule", "unserved")
-            elif item.url_rewrite is not None and item.url_rewrite.path is not None:
-                message = f"of a backend {NOT_YET}"
-                yield Finding(
-                    (*here, j, "urlRewrite", "path"), message, "rewrite it in the rule's filters", "unserved"
-                )
+        if {"RequestRedirect", "URLRewrite"} <= {f.type for f in ref.filters}:
+            yield Finding(here, "holds both RequestRedirect and URLRewrite, of which a backend can have one")
     yield from _timeouts(rule.timeouts, (*path, "timeouts"))
     if rule.retry is not None:
         yield from _retry(rule.retry, (*path, "retry"))

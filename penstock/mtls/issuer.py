@@ -85,6 +85,8 @@ class Issuer:
         self._directory = directory
         self._random = random
         self._phase = random()
+        # Places of those that went are taken first: what comes and goes leaves neither gaps nor crowds.
+        self._free: list[float] = []
         self._held: dict[Owner, _Held] = {}
         self._swept = False
 
@@ -110,15 +112,14 @@ class Issuer:
         """
         wanted = tuple(wanted)
         owners = {(secret.workload, secret.spiffe_id) for secret in wanted}
-        for owner in self._held.keys() - owners:
-            del self._held[owner]
+        for owner in sorted(self._held.keys() - owners):
+            self._free.append(self._held.pop(owner).phase)
             self._unlink(self._path(owner))
         self._sweep(owners)
         for owner in sorted(owners):
             held = self._held.get(owner)
             if held is None:
-                self._phase = schedule.next_phase(self._phase)
-                held = self._held[owner] = self._adopt(owner, self._phase, now)
+                held = self._held[owner] = self._adopt(owner, self._place(), now)
             held = self._held[owner] = self._unless_revoked(owner, held, now)
             if held.revoked:
                 continue
@@ -128,6 +129,13 @@ class Issuer:
                 self._renew(owner, held, now)
         found = ((secret.name, self._held[secret.workload, secret.spiffe_id].svid) for secret in wanted)
         return {name: kept for name, kept in found if kept is not None}
+
+    def _place(self) -> float:
+        """Of one more certificate, in the cycle of renewals (schedule.py)."""
+        if self._free:
+            return self._free.pop()
+        self._phase = schedule.next_phase(self._phase)
+        return self._phase
 
     def renew(self, owners: Iterable[Owner]) -> None:
         """Make these due at once, whatever their age; the next `reconcile` does it."""

@@ -4,7 +4,8 @@ Time is cut into cycles of 0.45 of a certificate's life, and each certificate ke
 (its phase). It is renewed whenever its place comes by, at half of its life at the latest: the first time
 earlier, so that those which began together part, and then always at 0.45. Places are steps of the golden
 ratio, which fall evenly into [0, 1) however many there are; independent draws would bunch, and times that
-drift would in the end be independent. Pure.
+drift would in the end be independent. So on one node, where the mean is at least one in a second, no second
+has more than three times the mean, whatever the moment each was made at, from the second round on. Pure.
 """
 
 from __future__ import annotations

@@ -73,6 +73,8 @@ class RequestRecord:
     """The SNI, where it was looked at."""
     tls_failure: str = ""
     """What Envoy says about a handshake that failed, with the client or with the endpoint."""
+    cluster: str = ""
+    """Where it was to go, as Envoy calls it."""
 
 
 class Budget:
@@ -205,6 +207,7 @@ def _record(
         upstream_local_ids=_proven(common.custom_tags.get(UPSTREAM_LOCAL_TAG, "")),
         route_name=common.route_name,
         server_name=tls.tls_sni_hostname,
+        cluster=common.upstream_cluster,
         tls_failure=common.downstream_transport_failure_reason or common.upstream_transport_failure_reason,
     )
 

@@ -16,7 +16,9 @@ from typing import Any
 
 from penstock.envoy.accesslog import AUDIT, NO_NAME
 from penstock.observe.als import Budget, RequestRecord
+from penstock.observe.causes import REFUSALS, Cause, cause
 from penstock.observe.handshakes import Refusal, refused
+from penstock.observe.origins import Origins
 from penstock.observe.reasons import BY_NUMBER, Reason
 from penstock.redirect.layout import KernelEvent
 
@@ -34,6 +36,7 @@ class Directory:
     identities: Mapping[int, str] = field(default_factory=dict)
     rules: Mapping[int, str] = field(default_factory=dict)
     services: Mapping[tuple[str, int], str] = field(default_factory=dict)
+    origins: Origins | None = None
 
     def party(self, address: str, port: int, identity: int | None = None) -> dict[str, Any]:
         name = self.workloads.get(address) or self.services.get((address, port), "")
@@ -109,10 +112,10 @@ class Flows:
     def request(self, record: RequestRecord) -> None:
         names = self.directory
         audit = record.log_name.startswith(AUDIT)
-        refusal = refused(record)
+        refusal, why = refused(record), cause(record)
         if refusal is not None:
             self.refused[refusal] += 1
-        details = record.tls_failure or record.details
+        details = record.tls_failure if refusal else record.details or record.tls_failure
         if refusal is Refusal.SERVER_NAME:
             said = (
                 f'server name "{record.server_name}"' if record.server_name else "no TLS with a server name"
@@ -121,8 +124,9 @@ class Flows:
         entry: dict[str, Any] = {
             "type": "request",
             "time": record.time + record.duration_us / 1e6,
-            "verdict": "AUDIT" if audit else "DENIED" if refusal or _denied(record) else "SERVED",
-            "reason": refusal or "",
+            "verdict": "AUDIT" if audit else "DENIED" if refusal or why in REFUSALS else "SERVED",
+            "reason": refusal or why or "",
+            "rule": self._origin(why, record),
             "protocol": record.protocol,
             "source": names.party(*record.source),
             "destination": names.party(*record.destination),
@@ -145,6 +149,13 @@ class Flows:
         if record.method:
             entry.update(method=record.method, path=record.path, authority=record.authority)
         self._add(entry)
+
+    def _origin(self, why: Cause | None, record: RequestRecord) -> str:
+        names = self.directory
+        if why is None or names.origins is None:
+            return ""
+        address, port = record.destination
+        return names.origins.of(why, record, names.services.get((address, port), ""))
 
     def question(self, record: dict[str, Any]) -> None:
         """What the DNS proxy answered, or refused."""
@@ -173,7 +184,3 @@ class Flows:
         finally:
             with suppress(KeyError):
                 self._followers.remove(queue)
-
-
-def _denied(record: RequestRecord) -> bool:
-    return "rbac" in record.details.lower()

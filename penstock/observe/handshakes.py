@@ -34,6 +34,10 @@ _MISMATCH = ("san", "subject alt name")
 """In lower case; as Envoy 1.40 words it."""
 
 
+_NO_CONNECTION = ("connect_error", "connection refused", "connection_refused")
+"""No TLS failed there: nobody listens, or nobody answers."""
+
+
 def refused(record: RequestRecord) -> Refusal | None:
     """None where the handshakes were good, or there were none."""
     said = record.tls_failure.lower()
@@ -42,7 +46,7 @@ def refused(record: RequestRecord) -> Refusal | None:
     if record.protocol == "TCP" and record.details.startswith("rbac_access_denied"):
         # The one rule at that level: the name that was asked for is the connection's destination.
         return Refusal.IDENTITY_MISMATCH
-    if not said:
+    if not said or any(word in said for word in _NO_CONNECTION):
         return None
     if "certificate_verify_failed" not in said and "certificate verif" not in said:
         return Refusal.HANDSHAKE_REFUSED

@@ -87,6 +87,9 @@ def of_status(status: Mapping[str, Any]) -> Iterator[Metric]:
     dns = status["dns"]
     yield gauge("dns_ready", "1 while the DNS proxy knows what is in force, or none is needed", _ready(dns))
     yield gauge("dns_addresses", "Addresses that workloads learned by names", dns.get("addresses", 0))
+    hung = CounterMetricFamily("penstock_dns_hung", "DNS proxies that were replaced, since they hung")
+    hung.add_metric([], dns["hung"])
+    yield hung
     answers = dns.get("answers", {})
     yield counters("dns_answers", "Questions by what became of them", "rcode", answers)
     limits = status["limits"]

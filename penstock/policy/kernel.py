@@ -70,6 +70,7 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         ports=_ports(facts),
         attach=attach,
         routes=_routes(facts),
+        underlay=_underlay(facts),
         addresses=facts.edge.addresses,
         namespaces=namespaces,
         served_addresses=facts.frontends.addresses,
@@ -127,6 +128,14 @@ def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
             entry = ServiceEntry(number, listener.name, (), gateway=True)
             found.setdefault(ServiceKey(address, listener.port, protocol), entry)
     return found
+
+
+def _underlay(facts: Facts) -> tuple[Address, ...]:
+    for document, node in facts.world.of_kind(Node):
+        if document.key.name == facts.world.node:
+            own = [parse_address(a.address) for a in node.status.addresses if a.type == "InternalIP"]
+            return tuple(next(a for a in own if a.version == v) for v in sorted({a.version for a in own}))
+    return ()
 
 
 def _routes(facts: Facts) -> dict[Network, Address]:

@@ -10,7 +10,7 @@ import logging
 import socket
 from collections.abc import Collection, Mapping
 from contextlib import suppress
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_network
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,8 @@ from penstock.errors import HostError
 from penstock.files import write_atomically
 from penstock.redirect import nftables, rtnetlink
 from penstock.redirect.netns import cookie
-from penstock.world import Address, Network
+from penstock.redirect.tunnel import Tunnel
+from penstock.world import Address, Between, Network
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +49,17 @@ RESERVED = "net/ipv4/ip_local_reserved_ports"
 LOCAL_TABLE = 255
 
 
+Ways = Mapping[Network, Address]
+"""Ranges of other nodes → the node's address."""
+
+
 class _Done(msgspec.Struct):
-    """What was changed, for `down`: sysctl → value before, routes to other nodes, addresses of Gateways, and
-    addresses of Services that are answered for."""
+    """What was changed, for `down`: sysctl → value before, routes to other nodes (direct, and by a tunnel),
+    addresses of Gateways, and addresses of Services that are answered for."""
 
     sysctls: dict[str, str] = {}
     routes: dict[str, str] = {}
+    tunnels: dict[str, str] = {}
     addresses: list[str] = []
     answered: list[str] = []
 
@@ -64,13 +70,15 @@ class HostSettings:
     Not for the thread of an event loop: pyroute2's synchronous sockets run a loop of their own.
     """
 
-    def __init__(self, record: Path) -> None:
-        self._record = record
+    def __init__(self, record: Path, between: Between = "auto") -> None:
+        """`between` says how other nodes are reached (world.Settings)."""
+        self._record, self._between = record, between
         self._done = _Done()
         with suppress(FileNotFoundError, msgspec.MsgspecError):
             self._done = msgspec.json.decode(record.read_bytes(), type=_Done)
         self._relaxed: frozenset[int] = frozenset()
         self.ip = IPRoute()
+        self._tunnel = Tunnel(self.ip)
 
     def close(self) -> None:
         self.ip.close()
@@ -102,11 +110,13 @@ class HostSettings:
         workloads: Collection[int],
         bridges: Collection[int],
         links: Mapping[int, str],
-        routes: Mapping[Network, Address],
+        far: Mapping[Network, Address],
+        own: Collection[Address],
     ) -> tuple[tuple[int, ...], list[str]]:
-        """Make way for these workloads and routes; the node's own devices, and what went wrong.
+        """Make way for these workloads; the node's own devices, and what went wrong.
 
-        `bridges` have workloads as ports, `links` are those that are up, by index.
+        `bridges` have workloads as ports, `links` are those that are up, by index. `far` are the ranges of
+        other nodes that take a tunnel (`ways`), `own` this node's addresses as those know them.
         """
         for index in workloads:
             if index in links and index not in self._relaxed:
@@ -123,7 +133,41 @@ class HostSettings:
                     self._set(f"net/ipv4/conf/{links[index]}/accept_local", "1")
                 self._save()
         self._relaxed = frozenset((*workloads, *bridges)) & links.keys()
-        return tuple(index for index in links if index not in workloads), self.routes(routes)
+        tunnels: tuple[int, ...] = ()
+        problems: list[str] = []
+        if far or self._done.tunnels:
+            # Noted before it is made: what a daemon that dies here leaves is found by `down`.
+            for text in self._done.tunnels.keys() - set(map(str, far)):
+                self._tunnel.forget(ip_network(text), ip_address(self._done.tunnels[text]))
+            self._done.tunnels = {str(network): str(node) for network, node in far.items()}
+            self._save()
+            tunnels, problems = self._tunnel.prepare(own, frozenset(far.values()))
+        devices = [index for index in links if index not in workloads and index not in tunnels]
+        return (*devices, *tunnels), problems
+
+    def ways(self, wanted: Mapping[Network, Address]) -> tuple[Ways, Ways, list[str]]:
+        """Which of these ranges lie behind a neighbour, which take a tunnel, and to which there is no way.
+
+        A route that somebody else has set, as we would, is enough.
+        """
+        near: dict[Network, Address] = {}
+        far: dict[Network, Address] = {}
+        problems = []
+        for network, via in wanted.items():
+            text = str(network)
+            if self._done.routes.get(text) == str(via) and self._between != "vxlan":
+                near[network] = via
+            elif self._done.tunnels.get(text) == str(via) and self._between != "direct":
+                far[network] = via
+            elif self._between == "direct" or self._stands(network, via):
+                near[network] = via
+            else:
+                try:
+                    away = self._between == "vxlan" or not self._tunnel.neighbour(via)
+                    (far if away else near)[network] = via
+                except NetlinkError as e:
+                    problems.append(f"route to {text} via {via}: {e}")
+        return near, far, problems
 
     def node_addresses(self) -> tuple[Address, ...]:
         """Global addresses of the node's own interfaces, without those that Gateways were given."""
@@ -173,9 +217,13 @@ class HostSettings:
             if e.code != (17 if what == "add" else 99):
                 raise
 
-    def routes(self, wanted: Mapping[Network, Address]) -> list[str]:
-        """Routes to other nodes' ranges. One that is there and right is left alone; problems are returned."""
-        problems = []
+    def routes(self, near: Ways, far: Ways) -> list[str]:
+        """Routes to other nodes' ranges. One that is there and right is left alone; problems are returned.
+
+        Before it, the devices of tunnels have their programs.
+        """
+        problems = self._tunnel.lead(far) if far else []
+        wanted = near
         before = msgspec.structs.replace(self._done, routes=dict(self._done.routes))
         for network, via in wanted.items():
             text = str(network)
@@ -189,7 +237,11 @@ class HostSettings:
             self._done.routes[text] = str(via)
         keep = {str(n) for n in wanted}
         for text in [t for t in self._done.routes if t not in keep]:
-            self._drop_route(text)
+            if ip_network(text) in far:
+                # The new one has taken its place.
+                del self._done.routes[text]
+            else:
+                self._drop_route(text)
         if self._done != before:
             self._save()
         return problems
@@ -263,6 +315,7 @@ class HostSettings:
             nftables.take_down()
         for text in list(self._done.routes):
             self._drop_route(text)
+        self._tunnel.down()
         for text in list(self._done.answered):
             self._drop_address(text)
         for text in self._done.addresses:

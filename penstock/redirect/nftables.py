@@ -10,6 +10,8 @@ And what a published port's DNAT has brought to a container, and the programs to
 proxy, is known to netfilter by that DNAT: seen a second time it would be taken for another connection, in
 the way of the first. It is not tracked again.
 
+A table beside that keeps all but other nodes from the tunnels between nodes (tunnel.py).
+
 Written by netlink, since a node need not have `nft`. Needs nf_tables in the kernel (a module of every
 distribution).
 
@@ -21,11 +23,12 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from penstock.errors import HostError
+from penstock.world import Address
 
-TABLE = "penstock"
+TABLE, GUARD = "penstock", "penstock_tunnel"
 UPSTREAM, BROUGHT, MARK_MASK = 0xB00, 0x700, 0xF00
 """Of the proxy's sockets towards backends, and of what was taken back (ARCHITECTURE.md)."""
 BEFORE_NAT, RAW = 99, -300
@@ -33,15 +36,16 @@ BEFORE_NAT, RAW = 99, -300
 
 _NETLINK_NETFILTER = 12
 _HEADER, _GENERIC, _ATTRIBUTE = struct.Struct("=IHHII"), struct.Struct("!BBH"), struct.Struct("=HH")
-_REQUEST, _ACK, _CREATE = 0x1, 0x4, 0x400
+_REQUEST, _ACK, _CREATE, _APPEND = 0x1, 0x4, 0x400, 0x800
 _ERROR = 2
 _BATCH_BEGIN, _BATCH_END = 16, 17
 _SUBSYSTEM = 10
 _NEW_TABLE, _NEW_CHAIN, _NEW_RULE, _DESTROY_TABLE = 0, 3, 6, 26
 _NESTED = 0x8000
 _PRE_ROUTING, _POST_ROUTING = 0, 4
-_META_MARK = 3
-_NETWORK_HEADER = 1
+_META_MARK, _META_PROTOCOL = 3, 16
+_NETWORK_HEADER, _TRANSPORT_HEADER = 1, 2
+_DROP, _ACCEPT = 0, 1
 _REGISTER = 1
 _SOURCES: dict[int, tuple[int, int]] = {socket.AF_INET: (12, 4), socket.AF_INET6: (8, 16)}
 """Where a source address stands in its header: offset, length. The families' numbers are netfilter's too."""
@@ -60,6 +64,55 @@ def take_down() -> None:
     _send(_gone(family) for family in _SOURCES)
 
 
+def guard(port: int, senders: Collection[Address]) -> None:
+    """Drop datagrams to `port`, whoever they are for, but for those of `senders`; instead of what was.
+
+    All that comes in is meant, also what is only passed on: a sender behind this node may become the node
+    itself by source NAT. Raises HostError.
+    """
+    _send(
+        message
+        for family in _SOURCES
+        for message in (
+            _message(_DESTROY_TABLE, family, _text(1, GUARD)),
+            *_guard(family, port, [a for a in senders if (a.version == 4) == (family == socket.AF_INET)]),
+        )
+    )
+
+
+def unguard() -> None:
+    """Twice is fine. Raises HostError."""
+    _send(_message(_DESTROY_TABLE, family, _text(1, GUARD)) for family in _SOURCES)
+
+
+def _guard(family: int, port: int, senders: Collection[Address]) -> Iterable[bytes]:
+    register = _number(1, _REGISTER)
+    offset, length = _SOURCES[family]
+
+    def same(value: bytes) -> bytes:
+        return _expression("cmp", register + _number(2, 0) + _value(3, value))
+
+    def payload(header: int, at: int, size: int) -> bytes:
+        return _expression("payload", register + _number(2, header) + _number(3, at) + _number(4, size))
+
+    def verdict(code: int) -> bytes:
+        # Register 0 holds verdicts.
+        return _expression("immediate", _number(1, 0) + _nest(2, _nest(2, _number(1, code))))
+
+    protocol = _expression("meta", register + _number(2, _META_PROTOCOL)) + same(bytes([socket.IPPROTO_UDP]))
+    to_port = payload(_TRANSPORT_HEADER, 2, 2) + same(struct.pack("!H", port))
+    yield _message(_NEW_TABLE, family, _text(1, GUARD))
+    yield from _chain(family, "prerouting", "filter", _PRE_ROUTING, RAW, table=GUARD)
+    for sender in senders:
+        of_it = payload(_NETWORK_HEADER, offset, length) + same(sender.packed)
+        yield _statements(family, GUARD, "prerouting", protocol + to_port + of_it + verdict(_ACCEPT))
+    yield _statements(family, GUARD, "prerouting", protocol + to_port + verdict(_DROP))
+
+
+def _statements(family: int, table: str, chain: str, expressions: bytes) -> bytes:
+    return _message(_NEW_RULE, family, _text(1, table) + _text(2, chain) + _nest(4, expressions))
+
+
 def _rules(family: int) -> Iterable[bytes]:
     offset, length = _SOURCES[family]
     source = _expression(
@@ -74,9 +127,11 @@ def _rules(family: int) -> Iterable[bytes]:
     yield _rule(family, "prerouting", BROUGHT, _expression("notrack", b""))
 
 
-def _chain(family: int, name: str, kind: str, hook: int, priority: int) -> Iterable[bytes]:
+def _chain(
+    family: int, name: str, kind: str, hook: int, priority: int, table: str = TABLE
+) -> Iterable[bytes]:
     where = _nest(4, _number(1, hook) + _attribute(2, struct.pack("!i", priority)))
-    yield _message(_NEW_CHAIN, family, _text(1, TABLE) + _text(3, name) + where + _text(7, kind))
+    yield _message(_NEW_CHAIN, family, _text(1, table) + _text(3, name) + where + _text(7, kind))
 
 
 def _rule(family: int, chain: str, mark: int, statements: bytes) -> bytes:
@@ -90,8 +145,7 @@ def _rule(family: int, chain: str, mark: int, statements: bytes) -> bytes:
         _expression("cmp", register + _number(2, 0) + _value(3, native(mark))),
         statements,
     )
-    body = _text(1, TABLE) + _text(2, chain) + _nest(4, b"".join(expressions))
-    return _message(_NEW_RULE, family, body)
+    return _statements(family, TABLE, chain, b"".join(expressions))
 
 
 def _gone(family: int) -> bytes:
@@ -100,6 +154,8 @@ def _gone(family: int) -> bytes:
 
 def _message(kind: int, family: int, body: bytes) -> bytes:
     flags = _REQUEST | _ACK | (0 if kind == _DESTROY_TABLE else _CREATE)
+    # A rule else comes before those that are there.
+    flags |= _APPEND if kind == _NEW_RULE else 0
     return _packed(_SUBSYSTEM << 8 | kind, flags, _GENERIC.pack(family, 0, 0) + body)
 
 

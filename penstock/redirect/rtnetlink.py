@@ -18,7 +18,7 @@ from ipaddress import ip_address
 from penstock.world import Address
 
 _HEADER = struct.Struct("=IHHII")
-_REQUEST, _DUMP = 0x1, 0x300
+_REQUEST, _ACK, _DUMP = 0x1, 0x4, 0x300
 _ERROR, _DONE = 2, 3
 _GETLINK, _GETADDR, _GETROUTE, _GETNSID = 18, 22, 26, 90
 _MAIN_TABLE = 254
@@ -90,6 +90,12 @@ def _ask(kind: int, flags: int, body: bytes) -> Iterator[bytes]:
                 if not flags & _DUMP:
                     return
                 data = data[(length + 3) & ~3 :]
+
+
+def tell(kind: int, flags: int, body: bytes) -> None:
+    """Have something done, and done. Raises OSError."""
+    for _ in _ask(kind, flags | _ACK, body):
+        pass
 
 
 def links() -> dict[int, HostLink]:

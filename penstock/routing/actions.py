@@ -52,11 +52,13 @@ class Redirect:
     scheme: str | None = None
     hostname: str | None = None
     path: PathChange | None = None
+    secure: bool = False
+    """Whether clients came over TLS, which is the scheme where none is named."""
 
     @property
     def names_port(self) -> bool:
-        """Whether the port is not the scheme's own (a client reached us in plain HTTP)."""
-        return self.port != {"https": 443}.get(self.scheme or "http", 80)
+        """Whether the port is not the scheme's own."""
+        return self.port != (443 if self.scheme == "https" or (self.secure and not self.scheme) else 80)
 
 
 @dataclass(frozen=True, slots=True)

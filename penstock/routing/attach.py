@@ -53,7 +53,10 @@ _ALONE = Condition("Conflicted", False, "NoConflicts")
 
 @dataclass(frozen=True, slots=True)
 class ListenerStatus:
-    """What the status of a Gateway or ListenerSet tells of one listener. `serves` is the proxy's listener."""
+    """What the status of a Gateway or ListenerSet tells of one listener.
+
+    `serves` is the proxy's listener; '' where there is none, since no stream has any route there yet.
+    """
 
     name: str
     supported: tuple[RouteGroupKind, ...]
@@ -190,14 +193,14 @@ def _kinds(entry: Entry) -> None:
 
 
 def _conflicts(entries: list[Entry]) -> None:
-    """Each against those before it that stand."""
+    """Each against those before it that stand. What another object's listener shuts out takes none of its own
+    object's with it."""
     standing: list[Entry] = []
     for entry in entries:
-        for other in standing:
-            reason = _conflict(entry, other)
-            if not reason:
-                continue
-            both = (entry, other) if entry.owner.key == other.owner.key else (entry,)
+        against_it = [(other, reason) for other in standing if (reason := _conflict(entry, other))]
+        foreign = [(other, reason) for other, reason in against_it if other.owner.key != entry.owner.key]
+        for other, reason in foreign[:1] or against_it:
+            both = (entry,) if foreign else (entry, other)
             for each in both:
                 against = other if each is entry else entry
                 message = f"port {each.listener.port} is taken by listener {against.listener.name}"

@@ -85,7 +85,7 @@ class Memo:
     attached: dict[ObjectKey, Places] = field(default_factory=dict)
     standing: dict[tuple[ObjectKey, int], Standing] = field(default_factory=dict)
     statuses: dict[ObjectKey, ObjectStatus] = field(default_factory=dict)
-    rules: dict[tuple[ObjectKey, int, str], tuple[Document, Compiled]] = field(default_factory=dict)
+    rules: dict[tuple[ObjectKey, int, bool, str], tuple[Document, Compiled]] = field(default_factory=dict)
     tables: dict[str, tuple[object, EdgeTable]] = field(default_factory=dict)
     hosts: dict[tuple[str, str], ListenerHosts] = field(default_factory=dict)
     """By table and host name of the listener."""

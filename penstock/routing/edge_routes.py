@@ -163,11 +163,14 @@ class Attachments:
             problems = shares(document, route, self._services).problems
         return problems[0] if problems else _RESOLVED
 
-    def rules(self, document: Document, route: HTTPRoute | GRPCRoute, port: int, edge: str) -> Compiled:
-        """The rules of a route as dialled at `port`."""
-        known = self._before.rules.get((document.key, port, edge))
+    def rules(
+        self, document: Document, route: HTTPRoute | GRPCRoute, port: int, edge: str, *, secure: bool = False
+    ) -> Compiled:
+        """The rules of a route as dialled at `port`, `secure` over TLS."""
+        place = (document.key, port, secure, edge)
+        known = self._before.rules.get(place)
         if known is None or known[0] is not document:
-            made = compile_rules(document, route, self._services, port=port or 80, edge=edge)
+            made = compile_rules(document, route, self._services, port=port or 80, edge=edge, secure=secure)
             known = (document, made)
-        self._memo.rules[(document.key, port, edge)] = known
+        self._memo.rules[place] = known
         return known[1]

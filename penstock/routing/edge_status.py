@@ -8,7 +8,7 @@ Source: Gateway API v1.6, GatewayStatus, ListenerStatus, ListenerSetStatus.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import permutations
 
 from penstock.manifests.document import ObjectKey
@@ -20,8 +20,8 @@ from penstock.routing.edge import OneGateway, listener_name
 from penstock.routing.frontend import client_certificate, lenient
 
 
-def report(each: OneGateway, vault: Vault) -> dict[ObjectKey, ObjectStatus]:
-    """The status of a Gateway and of the ListenerSets that name it."""
+def report(each: OneGateway, vault: Vault, made: Collection[str]) -> dict[ObjectKey, ObjectStatus]:
+    """The status of a Gateway and of the ListenerSets that name it; `made` are the proxy's listeners."""
     found: dict[ObjectKey, ObjectStatus] = {}
     accepted = each.accepted
     problem = accepted.message if not accepted.status else ""
@@ -46,7 +46,7 @@ def report(each: OneGateway, vault: Vault) -> dict[ObjectKey, ObjectStatus]:
         ),
         pending,
         extra={
-            "listeners": tuple(_listener_status(e, programmed, shared) for e in own),
+            "listeners": tuple(_listener_status(e, programmed, shared, made) for e in own),
             "addresses": each.placed.addresses,
             "attached_sets": sum(
                 any(e.served for e in each.entries if e.owner is owner) for owner in each.sets
@@ -64,7 +64,7 @@ def report(each: OneGateway, vault: Vault) -> dict[ObjectKey, ObjectStatus]:
             Condition("Accepted", len(bad) < len(entries), reason, why),
             Condition("Programmed", standing, stands, why or programmed.message),
         )
-        extra = {"listeners": tuple(_listener_status(e, programmed, shared) for e in entries)}
+        extra = {"listeners": tuple(_listener_status(e, programmed, shared, made) for e in entries)}
         found[owner.key] = ObjectStatus(conditions, why or programmed.message, extra=extra)
     for owner in each.refused:
         why = f"{each.document.key} takes no listeners of namespace {owner.key.namespace}"
@@ -98,7 +98,9 @@ def _overlapping(entries: list[Entry]) -> Mapping[Entry, str]:
     return found
 
 
-def _listener_status(entry: Entry, gateway: Condition, shared: Mapping[Entry, str]) -> ListenerStatus:
+def _listener_status(
+    entry: Entry, gateway: Condition, shared: Mapping[Entry, str], made: Collection[str]
+) -> ListenerStatus:
     standing = entry.served and gateway.status
     why = entry.why or gateway.message
     programmed = Condition("Programmed", True, "Programmed")
@@ -110,10 +112,11 @@ def _listener_status(entry: Entry, gateway: Condition, shared: Mapping[Entry, st
     if entry in shared:
         message = f"its host names are also those of listener {shared[entry]}"
         conditions.append(Condition("OverlappingTLSConfig", True, "OverlappingHostnames", message))
+    serves = listener_name(entry.gateway, entry.listener.port, "UDP" if entry.protocol == "UDP" else "TCP")
     return ListenerStatus(
         entry.listener.name,
         entry.supported,
         len(entry.attached),
         tuple(conditions),
-        listener_name(entry.gateway, entry.listener.port, "UDP" if entry.protocol == "UDP" else "TCP"),
+        serves if serves in made else "",
     )

@@ -111,7 +111,8 @@ class Tables:
 
         def rules(document: Document) -> Compiled:
             assert isinstance(document.value, HTTPRoute | GRPCRoute)
-            return self._attachments.rules(document, document.value, port, each.edge)
+            secure = mine[0].protocol == "HTTPS"
+            return self._attachments.rules(document, document.value, port, each.edge, secure=secure)
 
         for entry, about in zip(mine, treatments, strict=True):
             place = (name, entry.hostname)

@@ -6,7 +6,7 @@ Source: Gateway API v1.6, HTTPRouteRule, HTTPRouteFilter; GEP-2257 (durations), 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -55,14 +55,13 @@ def _path(modifier: HTTPPathModifier | None) -> PathChange | None:
     return PathChange("prefix", modifier.replace_prefix_match or "")
 
 
-def _redirect(redirect: HTTPRequestRedirectFilter, parent_port: int) -> Redirect:
+def _redirect(redirect: HTTPRequestRedirectFilter, parent_port: int, secure: bool) -> Redirect:
     """Without a port in it, the scheme's own; without a scheme, the port that the client dialled."""
     port = redirect.port
     if port is None:
         port = parent_port if redirect.scheme is None else {"http": 80, "https": 443}[redirect.scheme]
-    return Redirect(
-        redirect.status_code, port, redirect.scheme, redirect.hostname or None, _path(redirect.path)
-    )
+    hostname = redirect.hostname or None
+    return Redirect(redirect.status_code, port, redirect.scheme, hostname, _path(redirect.path), secure)
 
 
 def _cors(cors: HTTPCORSFilter) -> Cors:
@@ -84,11 +83,11 @@ def _retry(retry: HTTPRouteRetry | None) -> Retry | None:
 
 
 def mirrors(
-    rule: HTTPRouteRule | GRPCRouteRule, resolve: Callable[[HTTPBackendRef], str | None]
+    filters: Iterable[HTTPRouteFilter], resolve: Callable[[HTTPBackendRef], str | None]
 ) -> tuple[Mirror, ...]:
     """Where copies of the requests go. `resolve` gives a reference's cluster, None if it cannot be used."""
     found = []
-    for mirror in (f.request_mirror for f in rule.filters):
+    for mirror in (f.request_mirror for f in filters):
         if mirror is None:
             continue
         ref = mirror.backend_ref
@@ -111,20 +110,24 @@ def _one(found: Iterable[T | None]) -> T | None:
     return next((item for item in found if item is not None), None)
 
 
-def actions(rule: HTTPRouteRule | GRPCRouteRule, parent_port: int) -> Actions:
-    """What `rule` does, on a parent that was dialled at `parent_port`."""
-    filters: list[HTTPRouteFilter] = rule.filters
+def filter_actions(filters: Sequence[HTTPRouteFilter], parent_port: int, *, secure: bool = False) -> Actions:
+    """What filters do (but for copies, and for asking a service), on a parent dialled at `parent_port`."""
     redirect = _one(f.request_redirect for f in filters)
     rewrite = _one(f.url_rewrite for f in filters)
     cors = _one(f.cors for f in filters)
-    done = Actions(
+    return Actions(
         request=header_changes(_one(f.request_header_modifier for f in filters)),
         response=header_changes(_one(f.response_header_modifier for f in filters)),
-        redirect=_redirect(redirect, parent_port) if redirect is not None else None,
+        redirect=_redirect(redirect, parent_port, secure) if redirect is not None else None,
         hostname=rewrite.hostname or None if rewrite is not None else None,
         path=_path(rewrite.path) if rewrite is not None else None,
         cors=_cors(cors) if cors is not None else None,
     )
+
+
+def actions(rule: HTTPRouteRule | GRPCRouteRule, parent_port: int, *, secure: bool = False) -> Actions:
+    """What `rule` does, on a parent that was dialled at `parent_port`; `secure`: over TLS."""
+    done = filter_actions(rule.filters, parent_port, secure=secure)
     if isinstance(rule, GRPCRouteRule):
         return done
     return replace(

@@ -88,7 +88,7 @@ class Edges:
             made, more = self._tables.listeners(each)
             listeners += made
             tables += more
-            self._statuses.update(report(each, self._vault))
+            self._statuses.update(report(each, self._vault, {listener.name for listener in made}))
         self._lonely_sets()
         door = ingresses.compile_ingresses(self._world, self._services, self._vault)
         for table, clusters in door.tables:

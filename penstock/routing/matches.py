@@ -31,7 +31,7 @@ def http_match(match: HTTPRouteMatch) -> RouteMatch:
     )
 
 
-def precedence(document: Document, match: RouteMatch, position: tuple[int, int]) -> tuple[object, ...]:
+def precedence(document: Document, match: RouteMatch, position: tuple[int, ...]) -> tuple[object, ...]:
     """Sorts ascending: exact, longest prefix, regex; method; headers; query; age; name; place."""
     rank = {"exact": 0, "prefix": 1, "regex": 2}[match.path.kind]
     return (

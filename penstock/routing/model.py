@@ -89,6 +89,8 @@ class RouteMatch:
     query: tuple[tuple[str, StringMatch], ...] = ()
     namespace: str | None = None
     """Of the clients that it is for; None is all."""
+    below: int | None = None
+    """Of the requests that get as far, those whose draw from a million is below it; None is all."""
 
 
 @dataclass(frozen=True, slots=True)

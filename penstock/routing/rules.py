@@ -19,12 +19,15 @@ from penstock.manifests.route_kinds import (
     GRPCRouteRule,
     HTTPBackendRef,
     HTTPRoute,
+    HTTPRouteFilter,
     HTTPRouteMatch,
     HTTPRouteRule,
     ReferenceGrant,
 )
 from penstock.manifests.shared_kinds import ServiceBackend
 from penstock.plan import Condition
+from penstock.routing import backend_filters
+from penstock.routing.actions import Actions, Mirror
 from penstock.routing.backend_policies import BackendPolicies, session
 from penstock.routing.filters import actions, header_changes, mirrors
 from penstock.routing.http_policies import HttpPolicies
@@ -32,7 +35,7 @@ from penstock.routing.matches import grpc_match, http_match, permitted, preceden
 from penstock.routing.model import Route, RouteBackend
 from penstock.routing.services import ServedPort
 from penstock.routing.traffic import HashOn
-from penstock.routing.treatment import NO_TREATMENT, Treatment
+from penstock.routing.treatment import NO_TREATMENT, ExternalAuth, Treatment
 from penstock.world import World
 
 Ranked = tuple[tuple[object, ...], Route]
@@ -139,6 +142,18 @@ def hashes_of(reached: Sequence[ServedPort], services: Services) -> tuple[HashOn
     return tuple(dict.fromkeys(key for traffic in said if traffic is not None for key in traffic.hashes))
 
 
+def _asked(
+    document: Document, filters: Sequence[HTTPRouteFilter], services: Services, made: Compiled
+) -> ExternalAuth | None:
+    """The service that `filters` have asked whether a request may pass."""
+    asked = next((f.external_auth for f in filters if f.external_auth is not None), None)
+    if asked is None:
+        return None
+    auth, problem = services.http.external_auth(document, asked)
+    made.problems += [problem] if problem is not None else []
+    return auth
+
+
 def _treatment(
     document: Document,
     rule: HTTPRouteRule | GRPCRouteRule,
@@ -147,11 +162,7 @@ def _treatment(
     made: Compiled,
 ) -> Treatment | None:
     """What the rule itself says, over what policies say of it and of its route."""
-    auth = None
-    asked = next((f.external_auth for f in rule.filters if f.external_auth is not None), None)
-    if asked is not None:
-        auth, problem = services.http.external_auth(document, asked)
-        made.problems += [problem] if problem is not None else []
+    auth = _asked(document, rule.filters, services, made)
     kept = session(rule.session_persistence) or next(
         (found for port in reached if (found := services.policies.session_of(port)) is not None), None
     )
@@ -167,8 +178,10 @@ def compile_rules(
     port: int,
     family: int | None = None,
     edge: str = "",
+    secure: bool = False,
 ) -> Compiled:
-    """All rules of `route` for requests that were dialled at `port`; `edge`: through Gateways, and which."""
+    """All rules of `route` for requests that were dialled at `port`, `secure` over TLS; `edge`: through
+    Gateways, and which."""
     made = Compiled()
     grpc = isinstance(route, GRPCRoute)
 
@@ -184,6 +197,34 @@ def compile_rules(
         reached.append(target)
         return target.name
 
+    def copies(filters: Sequence[HTTPRouteFilter]) -> tuple[Mirror, ...]:
+        found = mirrors(filters, resolve)
+        if edge and found:
+            families = {c.name: c.family for c in made.clusters}
+            found = tuple(replace(m, edge6=families[m.cluster] == 6) for m in found)
+        return found
+
+    def ways(
+        rule: HTTPRouteRule | GRPCRouteRule, backends: tuple[RouteBackend, ...], does: Actions
+    ) -> list[tuple[int | None, tuple[RouteBackend, ...], Actions]]:
+        """One, or where a backend has filters of its own that need it, one for each share of the rule."""
+        refs = rule.backend_refs
+        if not backend_filters.divides(refs):
+            return [(None, backends, does)]
+        found: list[tuple[int | None, tuple[RouteBackend, ...], Actions]] = []
+        of_ref = {id(ref): share for ref, share in zip(refs, backends, strict=True)}
+        for ref, below in backend_filters.draws(refs):
+            share = backend_filters.plain(of_ref[id(ref)])
+            own = does
+            if share.cluster is not None:
+                own = backend_filters.with_filters(does, ref, port, secure=secure)
+                own = replace(own, mirrors=(*own.mirrors, *copies(ref.filters)))
+                asked = _asked(document, ref.filters, services, made)
+                if asked is not None:
+                    own = replace(own, treatment=Treatment(auth=asked).over(own.treatment))
+            found.append((below, () if own.redirect is not None else (share,), own))
+        return found
+
     rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
     reached: list[ServedPort] = []
     for index, rule in enumerate(rules):
@@ -191,15 +232,19 @@ def compile_rules(
         backends = tuple(_share(ref, resolve(ref)) for ref in rule.backend_refs)
         hashes = hashes_of(reached, services)
         treatment = _treatment(document, rule, reached, services, made)
-        copies = mirrors(rule, resolve)
-        if edge and copies:
-            families = {c.name: c.family for c in made.clusters}
-            copies = tuple(replace(m, edge6=families[m.cluster] == 6) for m in copies)
-        does = replace(actions(rule, port), mirrors=copies, hashes=hashes, treatment=treatment)
+        does = replace(
+            actions(rule, port, secure=secure),
+            mirrors=copies(rule.filters),
+            hashes=hashes,
+            treatment=treatment,
+        )
+        divided = ways(rule, backends, does)
         items: Sequence[HTTPRouteMatch | GRPCRouteMatch] = rule.matches
         for place, item in enumerate(items):
             match = grpc_match(item) if isinstance(item, GRPCRouteMatch) else http_match(item)
             name = f"{document.key.namespace}/{document.key.name}/{rule.name or index}/{place}"
-            compiled = Route(name, match, backends, does, grpc)
-            made.routes.append((precedence(document, match, (index, place)), compiled))
+            for number, (below, shares, own) in enumerate(divided):
+                each = replace(match, below=below) if below is not None else match
+                compiled = Route(name, each, shares, own, grpc)
+                made.routes.append((precedence(document, match, (index, place, number)), compiled))
     return made

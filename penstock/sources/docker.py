@@ -6,6 +6,8 @@ What is kept true:
   taken from the event itself, since they hold at once: that a container was told to stop, and that it ended.
 - Nothing is missed: the stream of events is open before the list is read, and after each interruption all is
   read anew. While the engine is away, what was last known stays.
+- Nobody waits for another: the engine answers about a container that it is taking apart only when that is
+  done, so each is asked about by itself, and not at all where its end has been told.
 
 Source: Docker Engine API v1.41 (GET /events, /containers/json, /containers/{id}/json, /networks, /version).
 """
@@ -15,12 +17,8 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-import signal
 from collections.abc import AsyncIterator, Mapping
-from contextlib import suppress
-from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
 import aiohttp
@@ -37,6 +35,7 @@ from penstock.sources.containers import (
     read_network,
     refused,
 )
+from penstock.sources.engine_api import ends, get, is_of, read_events, seconds
 
 log = logging.getLogger(__name__)
 
@@ -48,12 +47,27 @@ BACKOFF = (0.1, 5.0)
 SETTLE = 0.002
 """Seconds without a new event after which a burst is over, and the most that is waited for its end."""
 SETTLE_LIMIT = 0.02
+LOOKS = 64
+"""How many questions the engine is asked at once: one about a container that ends may wait for its end."""
 STOP_MARGIN = 5.0
 """Seconds after its own grace until a container that was told to stop and goes on counts again."""
 
 _CONTAINER_EVENTS = ("create", "start", "restart", "die", "kill", "pause", "unpause", "rename", "destroy")
 _NETWORK_EVENTS = ("create", "connect", "disconnect", "destroy", "remove")
 _FILTERS = {"type": ["container", "network"]}
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """The answer about a container to the question `asked`; None: it is not there. "": the networks."""
+
+    number: str
+    asked: int
+    found: Container | None
+
+
+_Told = Mapping[str, Any] | _Seen | Exception | None
+"""An event of the engine's, an answer of it, what went wrong in asking; None: the stream of events ended."""
 
 
 class DockerSource:
@@ -66,6 +80,8 @@ class DockerSource:
         self._networks: dict[str, Network] = {}
         self._leaving: dict[str, float] = {}
         """Told to stop → when it counts again if it still runs, in the loop's time."""
+        self._asked: dict[str, int] = {}
+        """Container → how often it was asked about; only the last answer counts."""
         self._loaded: dict[tuple[str, str], tuple[Made, LoadResult]] = {}
         """By what it was made of and its kind: what was made before, and what became of it."""
         self._by_name: dict[str, Container] = {}
@@ -111,7 +127,7 @@ class DockerSource:
         while True:
             try:
                 async with aiohttp.ClientSession(
-                    connector=aiohttp.UnixConnector(self._socket, limit=16),
+                    connector=aiohttp.UnixConnector(self._socket, limit=LOOKS),
                     timeout=aiohttp.ClientTimeout(total=30),
                 ) as session:
                     async for _ in self._follow(session):
@@ -133,8 +149,9 @@ class DockerSource:
         query = {"filters": json.dumps(_FILTERS)}
         async with session.get(f"{self._base}/events", params=query, timeout=forever) as stream:
             stream.raise_for_status()
-            events: asyncio.Queue[Mapping[str, Any] | None] = asyncio.Queue()
-            reader = asyncio.create_task(_read_events(stream.content, events))
+            events: asyncio.Queue[_Told] = asyncio.Queue()
+            reader = asyncio.create_task(read_events(stream.content, events))
+            looks: set[asyncio.Task[None]] = set()
             try:
                 await self._read_all(session)
                 self.connected = self.known = True
@@ -147,17 +164,19 @@ class DockerSource:
                         return
                     if self._make():
                         yield
-                    await self._look(session, dirty)
-                    if self._make():
-                        yield
+                    for number in dirty:
+                        self._asked[number] = self._asked.get(number, 0) + 1
+                        look = asyncio.create_task(self._look(session, number, self._asked[number], events))
+                        looks.add(look)
+                        look.add_done_callback(looks.discard)
             finally:
-                reader.cancel()
-                with suppress(asyncio.CancelledError, aiohttp.ClientError, OSError):
-                    await reader
+                for task in (reader, *looks):
+                    task.cancel()
+                await asyncio.gather(reader, *looks, return_exceptions=True)
 
     async def _agree(self, session: aiohttp.ClientSession) -> None:
         """On the newest version of the API that both know."""
-        about = await _get(session, "http://docker/version")
+        about = await get(session, "http://docker/version")
         newest = tuple(int(part) for part in about["ApiVersion"].split("."))
         oldest = tuple(int(part) for part in about.get("MinAPIVersion", "1.24").split("."))
         major, minor = max(min(newest, NEWEST_API), oldest)
@@ -165,34 +184,35 @@ class DockerSource:
 
     async def _read_all(self, session: aiohttp.ClientSession) -> None:
         await self._read_networks(session)
-        listed = {each["Id"] for each in await _get(session, f"{self._base}/containers/json?all=1")}
-        await asyncio.gather(*(self._inspect(session, number) for number in listed))
+        listed = {each["Id"] for each in await get(session, f"{self._base}/containers/json?all=1")}
+        found = await asyncio.gather(*(self._inspect(session, number) for number in listed))
         # Only now: until here somebody may have asked for what was known.
-        self._containers = {i: c for i, c in self._containers.items() if i in listed}
+        self._containers = {container.id: container for container in found if container is not None}
         self._leaving = {i: t for i, t in self._leaving.items() if i in self._containers}
 
     async def _read_networks(self, session: aiohttp.ClientSession) -> None:
-        found = [read_network(n) for n in await _get(session, f"{self._base}/networks")]
+        found = [read_network(n) for n in await get(session, f"{self._base}/networks")]
         self._networks = {n.id: n for n in found}
 
-    async def _inspect(self, session: aiohttp.ClientSession, container: str) -> None:
-        async with session.get(f"{self._base}/containers/{container}/json") as answer:
+    async def _inspect(self, session: aiohttp.ClientSession, number: str) -> Container | None:
+        """None if there is no such container."""
+        async with session.get(f"{self._base}/containers/{number}/json") as answer:
             if answer.status == 404:
-                self._containers.pop(container, None)
-                return
+                return None
             answer.raise_for_status()
             found = read_container(await answer.json())
         # A number of another process namespace than ours would name some other process of this one.
-        if found.pid and not _is_of(found.pid, found.id):
+        if found.pid and not is_of(found.pid, found.id):
             log.warning(
                 "process %d of container %s is not to be seen here", found.pid, found.name,
                 extra={"hint": "give the daemon the machine's process namespace (pid: host)"},
             )  # fmt: skip
             found = replace(found, pid=0)
-        self._containers[container] = found
+        return found
 
-    async def _gather(self, events: asyncio.Queue[Mapping[str, Any] | None]) -> set[str] | None:
-        """What a burst of events is about: ids of containers, "" for the networks. None: the stream ended."""
+    async def _gather(self, events: asyncio.Queue[_Told]) -> set[str] | None:
+        """What to look at after a burst of events: ids of containers, "" for the networks. None: their stream
+        ended. Raises what a look has raised."""
         loop = asyncio.get_running_loop()
         dirty: set[str] = set()
         deadline = min(self._leaving.values(), default=None)
@@ -206,7 +226,9 @@ class DockerSource:
                 break
             if event is None:
                 return None
-            dirty |= self._note(event, loop.time())
+            if isinstance(event, Exception):
+                raise event
+            dirty |= self._keep(event) if isinstance(event, _Seen) else self._note(event, loop.time())
             wait = SETTLE
             end = end or loop.time() + SETTLE_LIMIT
         for container in [i for i, until in self._leaving.items() if until <= loop.time()]:
@@ -224,23 +246,48 @@ class DockerSource:
                 return set()
             return {attributes["container"]} if "container" in attributes else {""}
         known = self._containers.get(number)
-        if action == "kill" and known is not None and _ends(attributes.get("signal", ""), known.stop_signal):
+        if action == "kill" and known is not None and ends(attributes.get("signal", ""), known.stop_signal):
             self._leaving[number] = now + known.stop_timeout + STOP_MARGIN
+            return set()
         elif action == "die" and known is not None:
+            # What is on its way about it was true before.
+            self._asked[number] = self._asked.get(number, 0) + 1
             self._leaving.pop(number, None)
             self._containers[number] = replace(known, pid=0)
+            return set()
+        elif action == "destroy":
+            self._asked.pop(number, None)
+            self._leaving.pop(number, None)
+            self._containers.pop(number, None)
+            return set()
         elif action == "start":
             self._leaving.pop(number, None)
         elif action not in _CONTAINER_EVENTS and action != "health_status":
             return set()
         return {number}
 
-    async def _look(self, session: aiohttp.ClientSession, dirty: set[str]) -> None:
-        if "" in dirty:
-            await self._read_networks(session)
-        await asyncio.gather(*(self._inspect(session, number) for number in dirty if number))
-        if any(n not in self._networks for c in self._containers.values() for n in c.networks):
-            await self._read_networks(session)
+    async def _look(
+        self, session: aiohttp.ClientSession, number: str, asked: int, events: asyncio.Queue[_Told]
+    ) -> None:
+        """At one container, or the networks (""); what was found comes as an event of its own."""
+        try:
+            if number:
+                events.put_nowait(_Seen(number, asked, await self._inspect(session, number)))
+            else:
+                await self._read_networks(session)
+                events.put_nowait(_Seen("", asked, None))
+        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, KeyError) as error:
+            events.put_nowait(error)
+
+    def _keep(self, seen: _Seen) -> set[str]:
+        """What to look at then: the networks, if one is new."""
+        if not seen.number or self._asked.get(seen.number) != seen.asked:
+            return set()
+        if seen.found is None:
+            self._containers.pop(seen.number, None)
+            return set()
+        self._containers[seen.number] = seen.found
+        return set() if all(n in self._networks for n in seen.found.networks) else {""}
 
     # --- documents -----------------------------------------------------------------------------------------
 
@@ -255,7 +302,7 @@ class DockerSource:
             if before is None or before[0] != made:
                 before = (
                     made,
-                    self._counted(load_object(made.value, made.source, since=_seconds(made.created))),
+                    self._counted(load_object(made.value, made.source, since=seconds(made.created))),
                 )
             loaded[place] = before
             problems += before[1].problems
@@ -281,49 +328,3 @@ class DockerSource:
                 document = replace(document, generation=known.generation + changed)  # noqa: PLW2901
             counted.append(document)
         return replace(loaded, documents=tuple(counted))
-
-
-async def _read_events(
-    content: aiohttp.StreamReader, events: asyncio.Queue[Mapping[str, Any] | None]
-) -> None:
-    try:
-        async for line in content:
-            if line.strip():
-                events.put_nowait(json.loads(line))
-    finally:
-        events.put_nowait(None)
-
-
-async def _get(session: aiohttp.ClientSession, url: str) -> Any:
-    async with session.get(url) as answer:
-        answer.raise_for_status()
-        return await answer.json()
-
-
-def _is_of(pid: int, container: str) -> bool:
-    """Whether this process is in the control group of the container."""
-    try:
-        return container in Path(f"/proc/{pid}/cgroup").read_text()
-    except OSError:
-        return False
-
-
-def _ends(sent: str, stop_signal: str) -> bool:
-    """Whether a signal is the one that asks this container to end, or SIGKILL. Both are names or numbers."""
-    return _number(sent) in (_number(stop_signal), int(signal.SIGKILL))
-
-
-def _number(text: str) -> int:
-    if text.isdigit():
-        return int(text)
-    name = text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
-    with suppress(KeyError):
-        return int(signal.Signals[name])
-    return -1
-
-
-def _seconds(moment: str) -> float:
-    """RFC 3339 with nanoseconds, as the engine writes it; 0 if it is none."""
-    with suppress(ValueError):
-        return datetime.fromisoformat(moment[:19] + "+00:00").timestamp()
-    return 0.0

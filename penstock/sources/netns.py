@@ -210,9 +210,14 @@ def _find(wanted: Wanted, before: Found | None, node: _Node) -> Found | None:
 
 
 class NamespaceEvents:
-    """Tells whenever attachments may have changed: links and addresses here, files in watched folders."""
+    """Tells whenever attachments may have changed: links and addresses here, files in watched folders.
 
-    def __init__(self) -> None:
+    With `settle` (seconds) what follows soon after is told with it: a container runtime changes a link ten
+    times before it says that the container is there, and each telling costs a look at all of them.
+    """
+
+    def __init__(self, settle: float = 0.0) -> None:
+        self._settle = settle
         self._folders: set[Path] = set()
         self._paths: frozenset[Path] = frozenset()
         self._inotify = Inotify()
@@ -253,6 +258,8 @@ class NamespaceEvents:
         try:
             while True:
                 await happened.wait()
+                if self._settle:
+                    await asyncio.sleep(self._settle)
                 happened.clear()
                 yield
         finally:

@@ -23,7 +23,7 @@ REFUSED = 0.6
 T = TypeVar("T")
 
 
-def until(what: str, question: Callable[[], T], seconds: float = 10.0) -> T:
+def until(what: str, question: Callable[[], T], seconds: float = 30.0) -> T:
     """The first true answer to `question`; AssertionError naming `what` if none comes in time."""
     deadline = time.monotonic() + seconds
     while not (answer := question()):

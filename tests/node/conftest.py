@@ -69,6 +69,7 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
             bridged: bool = False,
             serve_ca: bool = False,
             options: tuple[str, ...] = (),
+            prepare: Callable[[LabSpec], None] = lambda _: None,
         ) -> rig.Mesh:
             used = {w["node"] for w in workloads}
             nodes = {
@@ -81,6 +82,8 @@ def make_mesh(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MeshFactory]
                 workloads = tuple({**w, "bridges": ["net"]} for w in workloads)
             spec = _named({"nodes": nodes, "workloads": list(workloads)})
             base = tmp_path_factory.mktemp("mesh")
-            return stack.enter_context(rig.mesh(spec, base, serve_ca=serve_ca, options=options))
+            return stack.enter_context(
+                rig.mesh(spec, base, serve_ca=serve_ca, options=options, prepare=prepare)
+            )
 
         yield make

@@ -13,7 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -210,7 +210,7 @@ class Daemon:
     def look_back(self) -> None:
         """AssertionError if anything is left or not as before, or the daemon told of a fault of ours."""
         with suppress(AssertionError):
-            until("all is gone", lambda: not self.left(), 5.0)
+            until("all is gone", lambda: not self.left())
         problems = [f"left: {what}" for what in self.left()]
         changed = set(self.before.splitlines()) ^ set(self.network().splitlines())
         problems += [f"not as before: {line}" for line in sorted(changed)]
@@ -382,12 +382,18 @@ def workload(name: str, node: str, *, serves: bool = False, **more: Any) -> dict
 
 @contextmanager
 def mesh(
-    spec: LabSpec, base: Path, *, serve_ca: bool = False, options: tuple[str, ...] = ()
+    spec: LabSpec,
+    base: Path,
+    *,
+    serve_ca: bool = False,
+    options: tuple[str, ...] = (),
+    prepare: Callable[[LabSpec], None] = lambda _: None,
 ) -> Iterator[Mesh]:
-    """Bring a mesh up, and take it down whatever happens."""
+    """Bring a mesh up, and take it down whatever happens. `prepare` changes the lab before daemons start."""
     lab.up(spec)
     made: Mesh | None = None
     try:
+        prepare(spec)
         made = Mesh(spec, base, serve_ca=serve_ca, options=options)
         made.open()
         yield made

@@ -62,8 +62,8 @@ def test_it_drops_until_it_is_deleted(mesh: Mesh, world: World, version: int) ->
 def test_it_ends_by_itself(mesh: Mesh, world: World) -> None:
     block(mesh, "add", f"{world.addresses[4]}/32", "--ttl", "1s")
     assert not echoes(world, node(mesh, 4), 30007, timeout=0.3)
-    until("it is over", lambda: echoes(world, node(mesh, 4), 30007, timeout=0.3), 5)
-    until("nothing is left of it", lambda: not _links(mesh), 5)
+    until("it is over", lambda: echoes(world, node(mesh, 4), 30007, timeout=0.3))
+    until("nothing is left of it", lambda: not _links(mesh))
     assert block(mesh, "list") == []
 
 

@@ -341,7 +341,7 @@ def test_a_network_is_connected_and_steered_at_once(mesh: Mesh) -> None:
             bridged.link(ip, db, link, gateway=False)
             done = time.monotonic()
             index = ip.link_lookup(ifname="veth-extra")[0]
-        until("both programs are there", lambda: _attached(daemon.run_dir, index), 5.0)  # noqa: B023
+        until("both programs are there", lambda: _attached(daemon.run_dir, index))  # noqa: B023
         took.append(time.monotonic() - done)
         until("it is reached there", lambda: echoes(mesh["client"], link.addresses[0], 9090))  # noqa: B023
         _ip(daemon.node.netns, "link", "del", "veth-extra")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from penstock import lab
-from penstock.lab import LabError, LabSpec, netns
+from penstock.lab import LabError, LabSpec, netns, resolver
 from penstock.lab import lab as labs
 
 LabFactory = Callable[[Mapping[str, Any]], LabSpec]
@@ -50,6 +50,7 @@ def machine() -> dict[str, Any]:
     return {
         "netns": names(netns.DIRECTORY),
         "records": names(labs.STATE),
+        "resolvers": names(resolver.DIRECTORY),
         "mounts": [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if MINE in line],
         "links": sorted(os.listdir("/sys/class/net")),
         "routes": Path("/proc/net/route").read_text() + Path("/proc/net/ipv6_route").read_text(),
@@ -118,6 +119,29 @@ def test_a_veth_looks_as_a_cni_plugin_makes_it(six: LabSpec) -> None:
     assert proxy_arp.strip() == "1"
     filters = run(node.netns, "sh", "-c", "cat /proc/sys/net/ipv4/conf/*/rp_filter").stdout
     assert set(filters.split()) == {"0"}
+
+
+def test_who_enters_a_workload_asks_the_nodes_own_dns(six: LabSpec) -> None:
+    """And a resolv.conf that somebody else has put there stays."""
+    workload = six.workloads[0]
+    path = resolver.DIRECTORY / workload.netns.name / "resolv.conf"
+    seen = subprocess.run(
+        ["ip", "netns", "exec", workload.netns.name, "cat", "/etc/resolv.conf"],
+        capture_output=True, text=True, check=True, timeout=20,
+    ).stdout.splitlines()  # fmt: skip
+    assert seen[1:] == [
+        "nameserver 10.96.0.10",
+        "nameserver fd00:10:96::a",
+        f"search {workload.namespace}.svc.cluster.local svc.cluster.local cluster.local",
+    ]
+    path.write_text("nameserver 192.0.2.1\n")
+    try:
+        resolver.write(workload)
+        resolver.remove(workload.netns.name)
+        assert path.read_text() == "nameserver 192.0.2.1\n"
+    finally:
+        path.unlink()
+        path.parent.rmdir()
 
 
 def test_down_leaves_nothing(make_lab: LabFactory, two_nodes: Mapping[str, Any]) -> None:
@@ -193,6 +217,7 @@ async def test_a_lab_comes_up_inside_a_running_event_loop(
     assert reaches(spec.nodes[0].netns, spec.nodes[1].addresses[0])
 
 
+@pytest.mark.alone
 def test_fifty_workloads_are_up_in_five_seconds(
     make_lab: LabFactory, two_nodes: Mapping[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:

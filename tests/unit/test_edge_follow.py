@@ -52,6 +52,8 @@ def route(name: int, parents: list[str], hosts: list[str], path: str, backend: i
         where = f"hostnames: [{names}], rules: [{{backendRefs: [{{name: s{backend}, port: 80}}]}}]"
     elif kind == "TCPRoute":
         where, version = f"rules: [{{backendRefs: [{{name: s{backend}, port: 80}}]}}]", "v1alpha2"
+        # One of a Service is refused, and the last good one would stay: compiling anew knows nothing of that.
+        parents = [parent for parent in parents if "Service" not in parent] or ["{name: g0}"]
     return (
         f"apiVersion: gateway.networking.k8s.io/{version}\nkind: {kind}\nmetadata: {{name: r{name}}}\n"
         f"spec: {{parentRefs: [{', '.join(parents)}], {where}}}\n"

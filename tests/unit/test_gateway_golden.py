@@ -208,6 +208,17 @@ CASES = {
     ),
     "weights-and-500": gateway()
     + route(rule(backends="{name: api, port: 80, weight: 3}, {name: absent, port: 80, weight: 1}")),
+    "backend-filters": gateway()
+    + route(
+        rule(
+            "matches: [{path: {type: PathPrefix, value: /old}}]",
+            "{name: api, port: 80, weight: 3, filters: [{type: URLRewrite, urlRewrite: {hostname: b.example, "
+            "path: {type: ReplacePrefixMatch, replacePrefixMatch: /new}}}]}, {name: other, port: 80, "
+            "filters: [{type: RequestMirror, requestMirror: {backendRef: {name: api, port: 80}}}, "
+            "{type: CORS, cors: {allowOrigins: ['https://a.example']}}]}, {name: api, port: 80, filters: ["
+            "{type: RequestRedirect, requestRedirect: {scheme: https}}]}",
+        )
+    ),
     "headers": gateway()
     + route(
         filtered(

@@ -117,20 +117,46 @@ def test_short_lives_are_renewed_by_their_own_length(tmp_path: Path) -> None:
     assert node.reconcile(WEB) == first
 
 
+def a_round(node: Node, names: list[int]) -> list[float]:
+    """When each of these is renewed next, one after the other."""
+    all_ = [wanted(f"{name}", f"w{name}") for name in names]
+    node.reconcile(*all_)
+    seen = []
+    for _ in names:
+        due = node.issuer.next_renewal()
+        assert due is not None
+        seen.append(due)
+        node.now = due
+        node.reconcile(*all_)
+    return seen
+
+
 def test_the_first_renewals_of_many_are_spread_evenly(tmp_path: Path) -> None:
     node = Node(tmp_path)
     node.issuer = Issuer(node.ca, random=random.Random(5).random)
-    dues: list[float] = []
-    for i in range(500):
-        node.issuer.reconcile([wanted("a", f"w{i}")], NOW)
-        due = node.issuer.next_renewal()
-        assert due is not None
-        dues.append(due)
+    dues = a_round(node, list(range(300)))
     assert min(dues) >= NOW + 0.05 * DAY
     assert max(dues) <= NOW + 0.5 * DAY
-    fiftieths = Counter(int((due - NOW - 0.05 * DAY) / (0.45 * DAY) * 50) for due in dues)
-    assert set(fiftieths) == set(range(50))
-    assert max(fiftieths.values()) <= 13
+    thirtieths = Counter(int((due - NOW - 0.05 * DAY) / (0.45 * DAY) * 30) for due in dues)
+    assert set(thirtieths) == set(range(30))
+    assert max(thirtieths.values()) <= 13
+
+
+def test_who_comes_takes_the_place_in_time_of_who_went(tmp_path: Path) -> None:
+    """So that workloads that come and go without an end leave the spread as even as it was."""
+    node = Node(tmp_path)
+    node.issuer = Issuer(node.ca, random=random.Random(5).random)
+    names = list(range(30))
+
+    def places() -> set[float]:
+        return {round(due / (0.45 * DAY) % 1, 4) for due in a_round(node, names)}
+
+    before = places()
+    assert len(before) == 30
+    for name in range(30, 100):
+        names[name * 7 % 30] = name
+        node.reconcile(*(wanted(f"{each}", f"w{each}") for each in names))
+    assert places() == before
 
 
 def test_the_same_random_source_gives_the_same_times(tmp_path: Path) -> None:

@@ -51,6 +51,26 @@ def test_no_second_sees_more_than_three_times_the_mean(issued: Callable[[int], f
     assert max(seen.values()) <= 3 * mean
 
 
+@given(
+    leaves=st.integers(1, 3000),
+    mean=st.floats(1, 50),
+    start=st.floats(0, 1, exclude_max=True),
+    offset=st.floats(0, 1, exclude_max=True),
+    gone=st.sets(st.integers(0, 2999), max_size=5),
+)
+def test_from_a_mean_of_one_on_it_holds_for_any_number_and_any_second(
+    leaves: int, mean: float, start: float, offset: float, gone: set[int]
+) -> None:
+    """Deterministically: two rounds, cut into seconds wherever it may be."""
+    phase, seen = start, Counter[int]()
+    cycle = leaves / mean
+    for leaf in range(leaves):
+        phase = schedule.next_phase(phase)
+        if leaf not in gone:
+            seen.update(int(offset + (around + phase) * cycle) for around in (0, 1))
+    assert max(seen.values(), default=0) <= 3 * mean
+
+
 def test_with_a_days_life_hardly_two_fall_into_one_second() -> None:
     """The mean is one in 3.9 s: less than one cannot be had."""
     seen = renewals(86400.0, lambda leaf: NOW)

@@ -19,7 +19,7 @@ STATUS = {
     "counters": {"POLICY_DENIED_INGRESS": {"packets": 3, "bytes": 180}},
     "envoy": {"connected": True, "nacks": 2},
     "requests_not_recorded": 7,
-    "dns": {"needed": True, "ready": True, "addresses": 3, "answers": {"REFUSED": 1}},
+    "dns": {"needed": True, "ready": True, "hung": 1, "addresses": 3, "answers": {"REFUSED": 1}},
     "limits": {"map policy": [10, 1000]},
     "overflow": {"services": 70_000},
     "pressure": ["the table conntrack is full"],

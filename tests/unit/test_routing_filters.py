@@ -91,6 +91,32 @@ def test_the_filters_of_a_backend_are_its_own() -> None:
     assert (second.request, second.hostname) == (HeaderChanges((("x", "y"),)), "v2.x")
 
 
+def test_filters_of_a_backend_that_change_the_way_give_it_a_route_of_its_own() -> None:
+    rule = """[{matches: [{path: {value: /a}}], filters: [
+        {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x, value: rule}]}}], backendRefs: [
+      {name: v1, port: 80, weight: 3, filters: [
+        {type: URLRewrite, urlRewrite: {path: {type: ReplacePrefixMatch, replacePrefixMatch: /b}}},
+        {type: RequestHeaderModifier, requestHeaderModifier: {set: [{name: x, value: own}]}}]},
+      {name: v2, port: 80, weight: 0, filters: [{type: CORS, cors: {allowOrigins: ["*"]}}]},
+      {name: v2, port: 80, weight: 2, filters: [
+        {type: RequestRedirect, requestRedirect: {hostname: x.y}}]},
+      {name: v2, port: 80, weight: 1, filters: [
+        {type: RequestMirror, requestMirror: {backendRef: {name: v1, port: 81}}}]},
+      {name: nobody, port: 80, weight: 1, filters: [
+        {type: RequestRedirect, requestRedirect: {hostname: x.y}}]}]}]"""
+    _, plan = make(PEOPLE + route(rule))
+    table = _table(plan).routes
+    assert [r.match.below for r in table] == [428_571, 714_285, 857_142, None]
+    first, second, third, missing = table
+    assert [b.cluster for r in table for b in r.backends] == ["default/v1:80/4", "default/v2:80/4", None]
+    assert first.actions.path == PathChange("prefix", "/b")
+    assert first.actions.request == HeaderChanges((("x", "own"),))
+    assert second.actions.redirect is not None and not second.backends
+    assert third.actions.mirrors == (Mirror("default/v1:81/4"),) and third.actions.path is None
+    # What cannot be used answers 500, whatever its filters say.
+    assert missing.actions.redirect is None
+
+
 def test_mirrors_are_named_by_cluster_and_share() -> None:
     item = "{{type: RequestMirror, requestMirror: {{backendRef: {{name: {}, port: {}}}, {}}}}}"
     listed = (
@@ -211,8 +237,15 @@ def mirror(ref: str, share: str = "") -> str:
         (rule("retry: {codes: [200]}"), "spec.rules[0].retry.codes[0]: 200 is not"),
         (rule("retry: {codes: [403]}"), "spec.rules[0].retry.codes[0]: 403 is how"),
         (
-            rule("backendRefs: [{name: a, port: 80, filters: [{type: CORS, cors: {}}]}]"),
-            "spec.rules[0].backendRefs[0].filters[0].type: ",
+            rule("backendRefs: [{name: a, port: 80, filters: [{type: CORS, cors: {maxAge: 0}}]}]"),
+            "spec.rules[0].backendRefs[0].filters[0].cors.maxAge: ",
+        ),
+        (
+            rule(
+                "backendRefs: [{name: a, port: 80, filters: [{type: URLRewrite, urlRewrite: {}}, "
+                "{type: RequestRedirect, requestRedirect: {}}]}]"
+            ),
+            "spec.rules[0].backendRefs[0].filters: holds both",
         ),
     ],
 )

@@ -24,7 +24,7 @@ from penstock.xds.watch import Refusal
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 LOG_METHOD = "/envoy.service.accesslog.v3.AccessLogService/StreamAccessLogs"
-SOON = 5.0
+SOON = 30.0
 
 
 class Client:

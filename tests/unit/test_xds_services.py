@@ -20,7 +20,7 @@ from xds_dialogue import CDS, EDS, LDS, RDS, SDS, SRDS, cds, res, snap
 from penstock.xds.server import MOST_WAITING, XdsServer
 from penstock.xds.snapshot import TypeUrl
 
-SOON = 5.0
+SOON = 30.0
 CSDS = "/envoy.service.status.v3.ClientStatusDiscoveryService"
 SERVICES = {
     CDS: "cluster.v3.ClusterDiscoveryService/{}Clusters",

@@ -27,7 +27,7 @@ from penstock.mtls.revocation import revoke
 from penstock.xds.server import XdsServer
 from penstock.xds.tcp import TcpAccess
 
-SOON = 5.0
+SOON = 30.0
 ADS = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
 STATUS = "/envoy.service.status.v3.ClientStatusDiscoveryService/FetchClientStatus"
 WEB = "spiffe://penstock.local/ns/default/sa/web"
