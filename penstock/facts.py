@@ -216,7 +216,8 @@ class Facts:
         if self.audited is None:
             return {}
         found = {}
-        for member in {m.subject: m for m in self.members.local()}.values():
+        judged = (*self.members.local(), *self.members.ingress[:1])
+        for member in {m.subject: m for m in judged}.values():
             for direction in Direction:
                 what = self.audited.of(direction)[member.subject]
                 if what != self.stances.of(direction)[member.subject]:
