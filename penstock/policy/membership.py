@@ -1,4 +1,4 @@
-"""The members of a World: its workloads, and the ingress of each node, with their identities and labels. Pure.
+"""The members of a World: its workloads, and each node's ingress, with their identities and labels. Pure.
 
 Of one World after the other only what has changed is looked at (`followed_members`), as long as nobody got
 an identity or ports that nobody had before.
