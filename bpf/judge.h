@@ -142,6 +142,7 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		if (s) {
 			dst_is_local = 1;
 			dst_subject = INGRESS_SUBJECT;
+			dst_audit = s->flags & SERVICE_AUDIT ? 1 << INGRESS : 0;
 			j->d.dst_identity = IDENTITY_INGRESS;
 		} else if (who) {
 			j->d.dst_identity = who->identity;
@@ -270,7 +271,11 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 	}
 	if (j->audit_redirect) {
 		/* To judge requests as a policy in audit would. Where no listener is ready, nobody is told. */
-		j->d.proxy_port = listener_port(source_class, LISTENER_HTTP_WORKLOAD, 0);
+		struct service_value *s = 0;
+
+		if (dst_subject == INGRESS_SUBJECT)
+			s = bpf_map_lookup_elem(&services, service);
+		j->d.proxy_port = listener_port(source_class, s ? LISTENER_GATEWAY : LISTENER_HTTP_WORKLOAD, s ? s->id : 0);
 		if (j->d.proxy_port) {
 			j->d.verdict = VERDICT_REDIRECT;
 			j->d.reason = REDIRECTED;

@@ -272,6 +272,8 @@ struct service_key {
 /* The address is not the Service's own: a node's (NodePort), a load balancer's, an external one. */
 #define SERVICE_EXTERNAL 4
 #define SERVICE_MAGLEV 8
+/* Of a Gateway: policies in audit have a view of their own of who comes to it. */
+#define SERVICE_AUDIT 16
 
 /* Sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served to them),
  * and, while a route applies to an external address, the Service's own address for workloads. `beyond` are those of other

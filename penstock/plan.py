@@ -165,6 +165,8 @@ class ServiceEntry:
     maglev: int = 0
     gateway: bool = False
     """The proxy itself listens there for a Gateway: judged as ingress, neither translated nor steered."""
+    audit: bool = False
+    """Policies in audit have a view of their own of who comes to the Gateway."""
 
     @property
     def sets(self) -> tuple[BackendSet, ...]:

@@ -59,6 +59,7 @@ def explain(
       shop/web:80         a Service, if it has that port; also web.shop.svc
       10.244.1.7, [::1]   an address: of a workload, of a Service, or of anybody
       world, host         whoever is outside, and the node itself
+      api.example.com:443 a name of DNS: the rules that mean it, and the addresses that are recorded for SRC
     PORT may be left out where there is only one; PROTO is TCP, UDP, SCTP or ICMP.
 
     Each decision is one line, in the order in which it is taken: source and identity, translation of a

@@ -80,11 +80,12 @@ def tcp(listener: str) -> accesslog_pb2.AccessLog:
     return accesslog_pb2.AccessLog(name="envoy.access_loggers.tcp_grpc", typed_config=pack(config))
 
 
-def audit(listener: str) -> accesslog_pb2.AccessLog:
-    """Requests that the filter of rights would have denied, with the policies in audit enforced."""
+def audit(listener: str, judge: str = "envoy.filters.http.upstream_rbac") -> accesslog_pb2.AccessLog:
+    """Requests that the filter of rights would have denied, with the policies in audit enforced; `judge` is
+    what that filter calls itself."""
     denied = accesslog_pb2.MetadataFilter(
         matcher=metadata_pb2.MetadataMatcher(
-            filter="envoy.filters.http.upstream_rbac",
+            filter=judge,
             path=[metadata_pb2.MetadataMatcher.PathSegment(key="shadow_engine_result")],
             value=value_pb2.ValueMatcher(string_match=string_pb2.StringMatcher(exact="denied")),
         ),

@@ -103,7 +103,8 @@ class Builder(Generic[T]):
         if model.mirrored:
             add(CLUSTER, names.MIRRORS, mirrors.cluster)
             add(LISTENER, names.MIRRORS, mirrors.listener)
-            add(ROUTE, names.MIRRORS, mirrors.table, model.mirror_rights)
+            more = () if model.mirror_audit is None else (model.mirror_audit,)
+            add(ROUTE, names.MIRRORS, mirrors.table, model.mirror_rights, *more)
         for source in sorted({item.source_class for item in model.listeners if item.kind in _TO_WORKLOADS}):
             rights = _of(source, model.workload_rights)
             audit = None if model.workload_audit is None else _of(source, model.workload_audit)

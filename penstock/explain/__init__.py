@@ -43,6 +43,7 @@ def _request(question: Question, ends: Ends) -> Request | None:
     if question.method is None or question.protocol != "TCP":
         return None
     address = f"[{ends.target.address}]" if ":" in str(ends.target.address) else str(ends.target.address)
+    address = ends.target.dns or address
     headers = {":authority": address if ends.port == 80 else f"{address}:{ends.port}"}
     for name, value in question.headers:
         own = ":authority" if name.lower() == "host" else name.lower()

@@ -45,6 +45,9 @@ def first_hop(
         word = sides.word(subject, direction, peer, protocol, port)
         ok = word.verdict is not Verdict.DENY
         steps.append(Step(direction.name.lower(), word.text, ok, home, origins=word.origins))
+        audited = sides.audited(subject, direction, peer, protocol, port) if ok else None
+        if audited is not None:
+            steps.append(Step("audit", audited.text, True, home, origins=audited.origins))
         if not ok:
             return steps, Outcome(False, f"POLICY_DENIED_{direction.name}")
         both = both_sides(verdict, word.verdict)

@@ -85,6 +85,10 @@ class Kernel(Protocol):
         """The lists of names (toFQDNs) by which the workload behind `ifindex` has learned `address`."""
         ...
 
+    def learned(self, ifindex: int, name: str) -> tuple[Address, ...]:
+        """The addresses that are recorded now for a name that the workload behind `ifindex` asked for."""
+        ...
+
     def policy(
         self, subject: int, direction: Direction, identity: int, protocol: int, port: int
     ) -> Judged: ...
@@ -114,6 +118,9 @@ class Planned:
         return self._tables.listeners.get(key)
 
     def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
+        return ()
+
+    def learned(self, ifindex: int, name: str) -> tuple[Address, ...]:
         return ()
 
     def policy(self, subject: int, direction: Direction, identity: int, protocol: int, port: int) -> Judged:

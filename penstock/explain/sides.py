@@ -55,6 +55,11 @@ class Sides:
     def __init__(self, facts: Facts, kernel: Kernel) -> None:
         self._facts, self._kernel = facts, kernel
         self._meshed = meshed_nodes(facts.world)
+        self._assumed: dict[Address, tuple[int, ...]] = {}
+
+    def assume(self, address: Address, lists: tuple[int, ...]) -> None:
+        """Take `address` as learned under these lists of names."""
+        self._assumed[address] = lists
 
     # --- who judges -----------------------------------------------------------------------------------
 
@@ -122,10 +127,11 @@ class Sides:
     def _by_name(self, found: Judged, member: Member, address: Address, protocol: int, port: int) -> Judged:
         """`found`, or what a rule for names says more strongly of an address that was asked for."""
         here = self._kernel.endpoint(member.addresses[0]) if member.addresses else None
-        if here is None or (found.verdict is Verdict.DENY and found.key is not None):
+        if found.verdict is Verdict.DENY and found.key is not None:
             return found
-        for number in self._kernel.names(here.ifindex, address):
-            named = self._kernel.policy(here.subject, Direction.EGRESS, number, protocol, port)
+        lists = self._assumed.get(address, self._kernel.names(here.ifindex, address) if here else ())
+        for number in lists:
+            named = self._judge(member, Direction.EGRESS, number, protocol, port)
             if named.key is None or named.key.identity != number:
                 continue
             both = found.key is not None and {found.verdict, named.verdict} == {Verdict.NAMES}

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from penstock.explain import fqdn
 from penstock.explain.direct import Direct
 from penstock.explain.gateway import first_hop
 from penstock.explain.model import PROTOCOLS, Outcome
 from penstock.explain.parties import Ends, Party
 from penstock.explain.requests import nearest, route_differences
 from penstock.explain.rewriting import rewritten
+from penstock.explain.sides import by
 from penstock.explain.treated import treated
 from penstock.plan import ListenerKey, ServiceKey
 from penstock.routing.model import ListenerKind, Route, ServiceTable
@@ -46,6 +48,8 @@ class Way(Direct):
             backends = [(b.address, b.port) for b in ends.target.served.backends]
             self._step("service", f"{ends.target.name} is headless: its name stands for its endpoints")
             return self._each(ends.source, identity, backends)
+        if ends.target.dns:
+            return self._by_dns(ends, identity)
         service = self._kernel.service(ServiceKey(address, port, PROTOCOLS[ends.protocol]))
         if service is None:
             return [self._direct(self._hop(ends.source, identity, address, port))]
@@ -81,6 +85,31 @@ class Way(Direct):
         shown = ", ".join(f"{self._parties.named(a)} ({a}:{p})" for a, p in service.backends)
         self._step("service", f"{name} becomes one of {shown} where the socket connects", node=home)
         return self._each(ends.source, identity, list(service.backends))
+
+    def _by_dns(self, ends: Ends, identity: int) -> list[Outcome]:
+        """To a name of DNS: which rules mean it, and what becomes of the addresses that it stands for."""
+        name, member, home = ends.target.dns, ends.source.member, self._node_of(ends.source)
+        address = ends.target.address
+        assert address is not None
+        if member is None or not home:
+            self._step("name", f"{name}: names count for workloads of the mesh only")
+            return [self._direct(self._hop(ends.source, identity, address, ends.port))]
+        meaning = fqdn.rules(self._facts, member, name)
+        origins = tuple(dict.fromkeys((rule.policy, rule.origin) for rule in meaning))
+        text = f"is meant by {by(origins)}" if origins else "is meant by no rule for names (toFQDNs)"
+        self._step("name", f"{name} {text}", node=home, origins=origins)
+        here = self._kernel.endpoint(ends.source.address) if ends.source.address else None
+        found = self._kernel.learned(here.ifindex, name) if here is not None else ()
+        known = [a for a in found if a.version == address.version] or list(found)
+        if known:
+            self._step("name", f"recorded now: {', '.join(map(str, known))}", node=home)
+            return [self._direct(self._hop(ends.source, identity, each, ends.port)) for each in known]
+        asked = fqdn.asked(self._facts, member, name)
+        self._step("name", f"no address is recorded now{asked}; as if it had asked", node=home)
+        numbers = self._facts.members.index.names
+        lists = tuple(numbers[r.peers.names] for r in meaning if r.peers is not None)
+        self._sides.assume(address, lists)
+        return [self._direct(self._hop(ends.source, identity, address, ends.port))]
 
     def _each(self, source: Party, identity: int, backends: list[tuple[Address, int]]) -> list[Outcome]:
         if not backends:

@@ -18,7 +18,7 @@ from penstock.plan import (
     ServiceEntry,
     ServiceKey,
 )
-from penstock.policy.identities import Member
+from penstock.policy.identities import INGRESS_SUBJECT, Member
 from penstock.policy.labels import HOST
 from penstock.policy.mesh_tls import port_modes
 from penstock.policy.rules import PROTOCOLS
@@ -119,13 +119,14 @@ def _own_ports(member: Member) -> dict[int, PortEntry]:
 
 def _services(facts: Facts) -> dict[ServiceKey, ServiceEntry]:
     found = dict(facts.frontends.entries)
+    audit = (INGRESS_SUBJECT, Direction.INGRESS) in facts.audit_entries
     for listener in facts.edge.listeners:
         number = facts.world.allocations.service_ids.get(listener.name)
         if number is None:
             continue
         protocol = PROTOCOLS[listener.protocol][0]
         for address in listener.addresses:
-            entry = ServiceEntry(number, listener.name, (), gateway=True)
+            entry = ServiceEntry(number, listener.name, (), gateway=True, audit=audit)
             found.setdefault(ServiceKey(address, listener.port, protocol), entry)
     return found
 

@@ -33,7 +33,7 @@ from penstock.redirect import maglev
 from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL, IPCACHE_NODE = 1, 2, 4
-SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_EXTERNAL, SERVICE_MAGLEV = 1, 2, 4, 8
+SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_EXTERNAL, SERVICE_MAGLEV, SERVICE_AUDIT = 1, 2, 4, 8, 16
 POLICY_AUTHENTICATED, POLICY_DNS = 1, 2
 STANDING_READY, STANDING_ENDING = 1, 2
 NETNS_HOST = 1
@@ -130,6 +130,7 @@ def service_key(key: ServiceKey) -> bytes:
 def service_value(entry: ServiceEntry) -> bytes:
     flags = (SERVICE_HTTP if entry.http else 0) | (SERVICE_GATEWAY if entry.gateway else 0)
     flags |= (SERVICE_EXTERNAL if entry.external else 0) | (SERVICE_MAGLEV if entry.maglev else 0)
+    flags |= SERVICE_AUDIT if entry.audit else 0
     outside, alias, beyond = entry.outside, entry.alias, entry.beyond
     return struct.pack(
         "=IIIIIIIII",

@@ -257,8 +257,22 @@ def _to_gateway(
     verdict = _gateway_verdict(tables, whois, source, connection)
     if verdict is Verdict.DENY:
         return Steering.FORBIDDEN
-    past = verdict is Verdict.ALLOW and connection.steered
+    past = verdict is Verdict.ALLOW and connection.steered and not _watched(tables, whois, source, connection)
     return Steering.PAST_PROXY if past else Steering.TO_PROXY
+
+
+def _watched(tables: KernelTables, whois: Whois, source: EndpointEntry | None, connection: Proxied) -> bool:
+    """Whether a policy in audit looks at requests of a connection to a Gateway."""
+    who = whois(connection.client)
+    identity = source.identity if source else who.identity if who else WORLD
+    packet = (TCP, connection.port)
+    view = look_up(tables.policy, INGRESS_SUBJECT | AUDIT_VIEW, Direction.INGRESS, identity, *packet)
+    if view is Verdict.REDIRECT:
+        return True
+    if source is None or Direction.EGRESS not in source.audit:
+        return False
+    sent = look_up(tables.policy, source.subject | AUDIT_VIEW, Direction.EGRESS, INGRESS, *packet)
+    return sent is Verdict.REDIRECT
 
 
 def _gateway_verdict(

@@ -260,12 +260,16 @@ class HostTable:
     rights: tuple[Rights, ...] = ()
     admission: tuple[Rights, ...] | None = None
     """Who may send what to the Gateway itself, as its client sends it; None where no L7 rule names it."""
+    audit: tuple[Rights, ...] | None = None
+    admission_audit: tuple[Rights, ...] | None = None
+    """What both would be with the policies in audit enforced; None is no difference."""
     _hash: int = field(default=0, init=False, repr=False, compare=False)
 
     def __hash__(self) -> int:
         # There may be thousands of routes inside, and it is asked for at every change.
         if not self._hash:
-            found = hash((self.name, self.hosts, self.rights, self.admission))
+            judged = (self.rights, self.admission, self.audit, self.admission_audit)
+            found = hash((self.name, self.hosts, judged))
             object.__setattr__(self, "_hash", found or 1)
         return self._hash
 
@@ -355,3 +359,4 @@ class ProxyModel:
     mirrored: tuple[str, ...] = ()
     mirror_rights: tuple[Rights, ...] = ()
     """The clusters that copies of requests go to, and who may send what to their endpoints."""
+    mirror_audit: tuple[Rights, ...] | None = None

@@ -28,6 +28,7 @@ from penstock.routing.model import (
     ProxyEndpoint,
     ProxyListener,
     ProxyModel,
+    Rights,
     ServiceTable,
 )
 from penstock.routing.services import Backend, ServedPort
@@ -54,6 +55,7 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
         for member, port in guarded
         for address in member.addresses
     )
+    copied = [_destination(facts, b) for name in mirrored for b in reached[name].backends]
     return ProxyModel(
         listeners=listeners,
         services=tuple(_table(facts, t) for t in facts.mesh.tables),
@@ -65,9 +67,8 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
         ),
         workloads=tuple(workloads),
         mirrored=mirrored,
-        mirror_rights=facts.rights(
-            _destination(facts, b) for name in mirrored for b in reached[name].backends
-        ),
+        mirror_rights=facts.rights(copied),
+        mirror_audit=facts.audit_rights(copied),
         workload_rights=facts.rights(own),
         workload_audit=facts.audit_rights(own),
         edge=facts.edge.listeners,
@@ -179,17 +180,27 @@ def _open_to_edge(facts: Facts, backend: Backend) -> bool:
 def _edge_table(facts: Facts, each: EdgeTable, guarded: int | None) -> HostTable:
     """With the rights of Gateways alone: no other class comes by it. `guarded` is the port that L7 rules of
     clients or about Gateways name."""
-    rights = facts.rights(_destination(facts, b) for s in each.clusters for b in s.backends)
-    mine = tuple(replace(r, sources=(INGRESS,)) for r in rights if r.sources is None or INGRESS in r.sources)
-    admission = None
+    reached = [_destination(facts, b) for s in each.clusters for b in s.backends]
+    mine, view = _of_ingress(facts.rights(reached)), facts.audit_rights(reached)
+    audit = _of_ingress(view) if view is not None else None
+    admission = admission_audit = None
     if guarded is not None:
-        admission = facts.rights([Destination(INGRESS, facts.members.ingress[0], guarded)])
-    inputs = (each.table, tuple(dict.fromkeys(mine)), admission)
+        gateway = [Destination(INGRESS, facts.members.ingress[0], guarded)]
+        admission, admission_audit = facts.rights(gateway), facts.audit_rights(gateway)
+    inputs = (each.table, mine, admission, audit if audit != mine else None, admission_audit)
     known = facts.tables_memo.get(each.table.name)
     if known is None or known[0] != inputs:
-        known = (inputs, replace(each.table, rights=inputs[1], admission=admission))
+        made = replace(
+            each.table, rights=mine, admission=admission, audit=inputs[3], admission_audit=admission_audit
+        )
+        known = (inputs, made)
         facts.tables_memo[each.table.name] = known
     return known[1]
+
+
+def _of_ingress(rights: tuple[Rights, ...]) -> tuple[Rights, ...]:
+    mine = (replace(r, sources=(INGRESS,)) for r in rights if r.sources is None or INGRESS in r.sources)
+    return tuple(dict.fromkeys(mine))
 
 
 def _mirrored(facts: Facts) -> tuple[str, ...]:

@@ -272,6 +272,11 @@ def test_names_to_names(mesh: Mesh, outside: World) -> None:
         "one.else.com": "reset",
     }
     assert tls(client, one, TLS, "two.example.com") == "reset"
+    for name, verdict in (("two.example.com", "ALLOWED"), ("one.else.com", "DENIED")):
+        asked = {"source": "client", "destination": "two.example.com", "port": str(TLS), "server_name": name}
+        said = mesh.on("client").call("explain", question=asked)
+        assert said["verdict"] == verdict, said
+        assert any(s["what"] == "name" and f"recorded now: {both}" in s["text"] for s in said["steps"])
     with TlsClient(client, one, TLS, "one.example.com") as kept:
         assert kept.echo() == b"back please\n"
         mesh.apply(out(rule("one.example.com"), rule("two.example.com")), into("api", EVERYBODY))

@@ -141,7 +141,7 @@ def test_all_faults_of_a_document_are_listed_in_the_order_of_its_lines() -> None
 )
 def test_what_is_not_enforced_is_refused_by_name(rule: str, field: str) -> None:
     (line,) = policy(f"  ingress:\n  - {rule}\n")
-    assert line == (
+    assert line.startswith(
         f"a.yaml:7: CiliumNetworkPolicy shop/web: spec.ingress[0].{field}: "
         "is not supported by this version of Penstock"
     )

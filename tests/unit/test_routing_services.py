@@ -8,7 +8,7 @@ import pytest
 from worlds import make, policy, read, settle, workload
 
 from penstock.plan import ServiceEntry, ServiceKey
-from penstock.policy.identities import members
+from penstock.policy.membership import members
 from penstock.routing.services import ServedPort, served_ports
 from penstock.world import World
 
