@@ -69,7 +69,7 @@ static __noinline int to_beyond(struct __sk_buff *skb, const struct packet *p, _
 		b->way.ipv4_dst = r->value.to.addr.w[3];
 	}
 	if (bpf_fib_lookup(skb, &b->way, sizeof(b->way), FIB_LOOKUP_SKIP_NEIGH))
-		return reject(skb, p, NO_BACKEND, hook);
+		return p->icmp_error ? TC_ACT_SHOT : reject(skb, p, NO_BACKEND, hook);
 	if (take_hop(skb, p))
 		return TC_ACT_SHOT;
 	b->next.nh_family = b->way.family;

@@ -33,6 +33,8 @@ static __always_inline int to_service(struct __sk_buff *skb, struct packet *p, c
 	*nat = NAT_NONE;
 	if (parsed || bpf_map_lookup_elem(&endpoints, &p->t.dst))
 		return GOES_ON;
+	if (p->icmp_error)
+		return nat_error_about_answer(skb, p) == NAT_ERROR_BEYOND ? to_beyond(skb, p, hook) : GOES_ON;
 	*nat = nat_forward(skb, p, c, 0);
 	if (*nat == NAT_REFUSED)
 		return reject(skb, p, NO_BACKEND, hook);

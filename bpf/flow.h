@@ -10,6 +10,7 @@
 #include "icmp.h"
 #include "judge.h"
 #include "leave.h"
+#include "nat_error.h"
 #include "nat_forward.h"
 #include "pace.h"
 
@@ -109,11 +110,14 @@ static __always_inline int client_speaks(const struct packet *p)
 }
 
 /* An error about a proxied connection goes to the proxy's socket: up the bridge, too. */
-static __always_inline int ingress_error(struct __sk_buff *skb, const struct packet *p, const struct config *c,
+static __always_inline int ingress_error(struct __sk_buff *skb, struct packet *p, const struct config *c,
 					 struct way w)
 {
-	int action = icmp_error(skb, p, c, w.here, w.hook);
+	int action;
 
+	if (w.here && nat_in_use())
+		nat_error_about_answer(skb, p);
+	action = icmp_error(skb, p, c, w.here, w.hook);
 	if (w.bridged && action == TC_ACT_OK && (skb->mark & MARK_MASK) == MARK_TO_PROXY) {
 		if (raise(skb, 0))
 			return TC_ACT_SHOT;

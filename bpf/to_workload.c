@@ -106,8 +106,11 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 		count(FROM_PROXY, skb->len);
 		return TC_ACT_OK;
 	}
-	if (mark == MARK_JUDGED)
+	if (mark == MARK_JUDGED) {
+		if (nat_in_use() && !parse(skb, &p))
+			nat_error_about_question(skb, &p);
 		return TC_ACT_OK;
+	}
 	parsed = parse(skb, &p);
 	if (at && parsed == PARSED_NOT_IP && skb->protocol != bpf_htons(ETH_P_ARP))
 		return drop(&p, &nobody, LINK_PROTOCOL, HOOK_TO_WORKLOAD);
@@ -135,7 +138,10 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 	if (p.icmp_error) {
 		if (mark != MARK_PROVEN && bpf_map_lookup_elem(&endpoints, &p.t.src))
 			return drop(&p, &nobody, SPOOFED_SOURCE, HOOK_TO_WORKLOAD);
-		return icmp_error(skb, &p, c, 0, HOOK_TO_WORKLOAD);
+		action = icmp_error(skb, &p, c, 0, HOOK_TO_WORKLOAD);
+		if (action == TC_ACT_OK && nat_in_use())
+			nat_error_about_question(skb, &p);
+		return action;
 	}
 
 	/* An answer is judged as the flow that it answers. */

@@ -146,6 +146,7 @@ class Daemon:
             for work in (
                 stop.wait(),
                 self._answers.serve_metrics(),
+                self._report.watch(),
                 node.envoy.keep(self._on_envoy, node.applier.forget_proxy),
                 node.dns.keep(self._progress.wake),
                 self._follow_files(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ from penstock.manifests.problem import Problem
 from penstock.manifests.registry import served_kind
 from penstock.manifests.review import review
 from penstock.mtls.health import health
+from penstock.observe.floods import PERIOD, Floods
 from penstock.observe.flows import Directory, Flows
 from penstock.observe.origins import Origins
 from penstock.observe.reasons import BY_NUMBER
@@ -71,8 +73,16 @@ class Report:
         self._reviewed: tuple[Problem, ...] | None = ()
         self._failure = "nothing was applied yet"
         self._transitions = Transitions()
+        self._floods = Floods()
         self.dns: dict[str, Any] | None = None
         """What the DNS proxy told of itself, when it was asked last."""
+
+    async def watch(self) -> None:
+        """For ever: look whether something comes in masses."""
+        while True:
+            counted = self._node.tables.counters()
+            self._floods.look(time.monotonic(), {number: packets for number, (packets, _) in counted.items()})
+            await asyncio.sleep(PERIOD)
 
     def update(self, world: World, plan: Plan, applied: Applied, problems: tuple[Problem, ...]) -> None:
         self._world, self._plan, self._applied, self._problems = world, plan, applied, problems
@@ -164,6 +174,7 @@ class Report:
             },
             "overflow": dict(self._node.tables.overflow),
             "pressure": self._node.pressure.warnings(),
+            "floods": self._floods.warnings(),
             "counters": self._counters(),
             "requests_not_recorded": self._flows.budget.skipped,
             "certificates": len(self._node.applier.svids),

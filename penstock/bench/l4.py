@@ -30,7 +30,7 @@ from penstock.bench.serving import (
     wrk,
 )
 from penstock.bench.site import Site, allow, alone, daemon, policy, scratch, site, workload
-from penstock.bench.stats import median, ratio, turns
+from penstock.bench.stats import doubt, median, paired, turns
 
 CLIENT, SERVER = "client", "server"
 BARS = {"l4": 1.0, "l4-bridge": 0.97}
@@ -47,6 +47,8 @@ def run(
     tell: Tell,
     *,
     quick: bool = False,
+    rounds: int | None = None,
+    seconds: float | None = None,
     bridged: bool = False,
     prepare: Callable[[Site], None] = lambda _: None,
 ) -> Result:
@@ -55,7 +57,8 @@ def run(
     Raises PenstockError.
     """
     need("nginx", "wrk")
-    rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if quick else (ROUNDS, SECONDS)
+    rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    seconds = seconds or (QUICK_SECONDS if quick else SECONDS)
     stream = find("iperf3") is not None
     raw: dict[str, dict[str, list[Any]]] = {arm: {} for arm in ARMS}
     with alone(), scratch() as directory, ExitStack() as stack:
@@ -113,8 +116,8 @@ def _throughput(samples: list[dict[str, Any]]) -> list[float]:
 
 def _so_far(raw: Mapping[str, Mapping[str, list[Any]]]) -> str:
     return ", ".join(
-        f"{name} {ratio(_throughput(raw['programs'][name]), _throughput(samples)):.3f} "
-        f"(self {ratio(_throughput(raw['self'][name]), _throughput(samples)):.3f})"
+        f"{name} {paired(_throughput(raw['programs'][name]), _throughput(samples)):.3f} "
+        f"(self {paired(_throughput(raw['self'][name]), _throughput(samples)):.3f})"
         for name, samples in raw["none"].items()
     )
 
@@ -127,10 +130,10 @@ def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: fl
     for arm in ("programs", "self"):
         for name, base in raw["none"].items():
             ratios[f"{name} throughput, {arm}"] = round(
-                ratio(_throughput(raw[arm][name]), _throughput(base)), 4
+                paired(_throughput(raw[arm][name]), _throughput(base)), 4
             )
         ratios[f"c1 p50, {arm}"] = round(
-            ratio(*([sample["p50_us"] for sample in raw[which]["c1"]] for which in (arm, "none"))), 4
+            paired(*([sample["p50_us"] for sample in raw[which]["c1"]] for which in (arm, "none"))), 4
         )
     bars = [
         Bar(
@@ -138,14 +141,15 @@ def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: fl
             ratios[f"{name} throughput, programs"],
             BARS[bench],
             above=True,
-            noise=round(abs(ratios[f"{name} throughput, self"] - 1), 4),
+            noise=round(doubt(_throughput(raw["self"][name]), _throughput(raw["none"][name])), 4),
         )
         for name in raw["none"]
     ]
     return Result(
         bench=bench,
         method="1 KB answers over kept-alive connections (wrk, nginx) and one TCP stream (iperf3) between "
-        "two workloads of one node: programs and L4 policy against no programs, in turns; medians",
+        "two workloads of one node: programs and L4 policy against no programs, in turns; medians, and "
+        "medians of the ratios of neighbours in time",
         settings={
             "rounds": rounds,
             "seconds": seconds,

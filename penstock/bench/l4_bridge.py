@@ -7,6 +7,7 @@ bridge.
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from penstock import lab
 from penstock.bench import l4
@@ -17,9 +18,9 @@ from penstock.lab import netns
 COLUMNS, rows = l4.COLUMNS, l4.rows
 
 
-def run(tell: Callable[[str], None], *, quick: bool = False) -> Result:
+def run(tell: Callable[[str], None], *, quick: bool = False, **how: Any) -> Result:
     """Measure. Raises PenstockError."""
-    return l4.run(tell, quick=quick, bridged=True, prepare=_no_netfilter)
+    return l4.run(tell, quick=quick, bridged=True, prepare=_no_netfilter, **how)
 
 
 def _no_netfilter(place: Site) -> None:

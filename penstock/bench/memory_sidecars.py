@@ -84,8 +84,8 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
     ratios = {f"{size}, node / sidecars": round(node[size] / found["sidecars"][size], 4) for size in _SIZES}
     return Result(
         bench="memory-sidecars",
-        method="MB resident (smaps_rollup), idle: one Envoy, the daemon and its DNS proxy, against a sidecar "
-        "for each workload",
+        method="MB resident (smaps_rollup), idle: one Envoy, the daemon (and a DNS proxy where one is "
+        "needed), against a sidecar for each workload",
         settings={"workloads": count, "idle_seconds": seconds},
         arms={
             "node": {**node, **{name: found[name] for name in parts}},
@@ -118,7 +118,10 @@ def rows(data: dict[str, Any]) -> list[tuple[Any, ...]]:
     return [(name, *(part[size] for size in _SIZES), part["idle_cpu_ms_per_s"]) for name, part in lines]
 
 
-WORDS = {"node": "one Envoy, the daemon and its DNS proxy", "sidecars": "a sidecar for each"}
+WORDS = {
+    "node": "one Envoy, the daemon (and a DNS proxy where one is needed)",
+    "sidecars": "a sidecar for each",
+}
 
 
 def reports(data: dict[str, Any]) -> dict[str, str]:

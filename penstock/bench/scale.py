@@ -15,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -35,7 +35,7 @@ from penstock.bench.site import (
     site,
     workload,
 )
-from penstock.bench.stats import median, ratio, turns
+from penstock.bench.stats import doubt, median, paired, turns
 from penstock.bench.verdict import verdict_ns
 
 CLIENT, SERVER = "client", "server"
@@ -46,6 +46,13 @@ SLOPE_BAR, NEW_BAR = 0.97, 0.95
 VIP, VIP_PORT = "10.96.200.1", 80
 IPTABLES_VIP = "10.98.255.254"
 CONNECTIONS = 16
+BY_SERVICE = "new by Service"
+LOADS: dict[str, dict[str, Any]] = {
+    "c1": {"connections": 1},
+    f"c{CONNECTIONS}": {"connections": CONNECTIONS},
+    "new": {"connections": CONNECTIONS, "anew": True},
+    BY_SERVICE: {"connections": CONNECTIONS, "anew": True},
+}
 _SETTLE = 180.0
 _RULES_IN_POLICY = 100
 
@@ -53,11 +60,19 @@ Tell = Callable[[str], None]
 Samples = dict[str, dict[str, list[Any]]]
 
 
-def run(tell: Tell, *, quick: bool = False) -> Result:
-    """Measure. Raises PenstockError."""
+def run(
+    tell: Tell,
+    *,
+    quick: bool = False,
+    sizes: Sequence[int] = (),
+    rounds: int | None = None,
+    seconds: float | None = None,
+) -> Result:
+    """Measure; with other `sizes`, `rounds` or `seconds` a part of it. Raises PenstockError."""
     need("nginx", "wrk", "iptables-restore")
-    sizes = QUICK_SIZES if quick else SIZES
-    rounds, seconds = (QUICK_ROUNDS, QUICK_SECONDS) if quick else (ROUNDS, SECONDS)
+    sizes = sizes or (QUICK_SIZES if quick else SIZES)
+    rounds = rounds or (QUICK_ROUNDS if quick else ROUNDS)
+    seconds = seconds or (QUICK_SECONDS if quick else SECONDS)
     raw: Samples = {}
     cost: dict[str, list[float]] = {}
     running_of: dict[int, DaemonUnderTest] = {}
@@ -77,8 +92,14 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
         for place, _ in arms.values():
             wrk(place, CLIENT, SERVER, connections=CONNECTIONS, seconds=1)
         for number, order in enumerate(turns(tuple(arms), rounds)):
-            for arm in order:
-                for name, sample in _measure(*arms[arm], seconds):
+            # Arms that are compared follow each other: what else the machine does changes by the second.
+            for name, how in LOADS.items():
+                for arm in order:
+                    place, service = arms[arm]
+                    if name == BY_SERVICE and not service:
+                        continue
+                    at = service if name == BY_SERVICE else ""
+                    sample = wrk(place, CLIENT, SERVER, seconds=seconds, at=at, **how).data()
                     raw.setdefault(arm, {}).setdefault(name, []).append(sample)
             for size, running in running_of.items():
                 ns = verdict_ns(arms[f"mesh {size}"][0], running.run_dir / "bpf", CLIENT, SERVER)
@@ -91,18 +112,6 @@ def _site(stack: ExitStack, directory: Any, name: str) -> Site:
     run = [nginx(directory, name)]
     server = workload(SERVER, run=run, ports=[{"containerPort": HTTP_PORT}])
     return stack.enter_context(site(name, [workload(CLIENT), server], directory))
-
-
-def _measure(place: Site, service: str, seconds: float) -> Iterator[tuple[str, dict[str, Any]]]:
-    loads: dict[str, dict[str, Any]] = {
-        "c1": {"connections": 1},
-        f"c{CONNECTIONS}": {"connections": CONNECTIONS},
-        "new": {"connections": CONNECTIONS, "anew": True},
-    }
-    if service:
-        loads["new by Service"] = {"connections": CONNECTIONS, "anew": True, "at": service}
-    for name, how in loads.items():
-        yield name, wrk(place, CLIENT, SERVER, seconds=seconds, **how).data()
 
 
 # --- the rule sets ------------------------------------------------------------------------------------------
@@ -198,14 +207,14 @@ def _ratios(raw: Samples, sizes: Sequence[int]) -> dict[str, float]:
         for size in sizes[1:]:
             arm = raw[f"{kind} {size}"]
             for name in base:
-                found[f"{kind} {size}: {name}"] = round(ratio(_rate(arm[name]), _rate(base[name])), 4)
+                found[f"{kind} {size}: {name}"] = round(paired(_rate(arm[name]), _rate(base[name])), 4)
             slow, fast = ([s["p50_us"] for s in each["c1"]] for each in (arm, base))
-            found[f"{kind} {size}: c1 p50"] = round(ratio(slow, fast), 4)
+            found[f"{kind} {size}: c1 p50"] = round(paired(slow, fast), 4)
     for name, samples in raw["self"].items():
-        found[f"self: {name}"] = round(ratio(_rate(samples), _rate(raw[f"mesh {smallest}"][name])), 4)
+        found[f"self: {name}"] = round(paired(_rate(samples), _rate(raw[f"mesh {smallest}"][name])), 4)
     for size in sizes:
         new = raw[f"mesh {size}"]["new"]
-        found[f"mesh {size}: new, against none"] = round(ratio(_rate(new), _rate(raw["none"]["new"])), 4)
+        found[f"mesh {size}: new, against none"] = round(paired(_rate(new), _rate(raw["none"]["new"])), 4)
     return found
 
 
@@ -217,8 +226,8 @@ def _so_far(raw: Samples, sizes: Sequence[int]) -> str:
     return ", ".join(f"{name} {ratios[name]:.3f}" for name in (*shown, f"mesh {last}: new, against none"))
 
 
-def _noise(ratios: Mapping[str, float], load: str) -> float:
-    return round(abs(ratios[f"self: {load}"] - 1), 4)
+def _noise(raw: Samples, sizes: Sequence[int], load: str) -> float:
+    return round(doubt(_rate(raw["self"][load]), _rate(raw[f"mesh {sizes[0]}"][load])), 4)
 
 
 def _result(
@@ -230,21 +239,22 @@ def _result(
     ratios = _ratios(raw, sizes)
     bars = []
     for size in sizes[1:]:
-        for name in ("c1", f"c{CONNECTIONS}", "new", "new by Service"):
+        for name in LOADS:
             key = f"mesh {size}: {name}"
-            noise = _noise(ratios, name)
+            noise = _noise(raw, sizes, name)
             bars.append(Bar(f"{key}, against {sizes[0]}", ratios[key], SLOPE_BAR, above=True, noise=noise))
     largest = f"mesh {sizes[-1]}: new, against none"
-    bars.append(Bar(largest, ratios[largest], NEW_BAR, above=True, noise=_noise(ratios, "new")))
+    bars.append(Bar(largest, ratios[largest], NEW_BAR, above=True, noise=_noise(raw, sizes, "new")))
     return Result(
         bench="scale",
         method="1 KB answers (wrk, nginx) over kept-alive connections to a workload, over new ones to it and "
-        "to a Service's address, with few and many rules and Services, in our maps and in iptables; medians",
+        "to a Service's address, with few and many rules and Services, in our maps and in iptables; "
+        "medians, and medians of the ratios of neighbours in time",
         settings={
             "rounds": rounds,
             "seconds": seconds,
             "sizes": list(sizes),
-            "verdict_ns": {size: round(median(samples), 1) for size, samples in cost.items()},
+            "verdict_ns": {size: round(min(samples), 1) for size, samples in cost.items()},
             "server_cpu": server_cpu(),
             "load_cpu": load_cpu(),
         },

@@ -48,6 +48,33 @@ def ratio(of: Sequence[float], against: Sequence[float]) -> float:
     return median(of) / base
 
 
+def paired(of: Sequence[float], against: Sequence[float]) -> float:
+    """The median of the ratios of samples that were taken one after the other.
+
+    A machine that is given more time at some moments than at others gives it to both of a pair. Raises
+    ValueError if one is empty or something in `against` is 0.
+    """
+    return median(_ratios(of, against))
+
+
+def doubt(of: Sequence[float], against: Sequence[float]) -> float:
+    """How far `paired` may be off: what it says of two measurements of the same thing.
+
+    Its distance from 1 or, if that is more, about one standard error of the median, by the median absolute
+    deviation (1.4826 of it is a standard deviation where samples are normal; 1.2533 is the median's factor).
+    """
+    found = _ratios(of, against)
+    middle = median(found)
+    spread = median([abs(each - middle) for each in found])
+    return max(abs(middle - 1), 1.4826 * 1.2533 * spread / math.sqrt(len(found)))
+
+
+def _ratios(of: Sequence[float], against: Sequence[float]) -> list[float]:
+    if not all(against):
+        raise ValueError("something to compare with is 0")
+    return [a / b for a, b in zip(of, against, strict=True)]
+
+
 def turns(arms: Sequence[str], rounds: int) -> list[tuple[str, ...]]:
     """The order of the arms in each round. Every arm is as often first as the others, or once more."""
     return [

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from penstock.cli.output import table
+from penstock.errors import UsageError
 
 BENCHES = (
     "compile",
@@ -61,6 +62,12 @@ def _options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
+def _how_long(command: Callable[..., Any]) -> Callable[..., Any]:
+    rounds = click.option("--rounds", type=click.IntRange(1), help="How often each is measured.")
+    seconds = click.option("--seconds", type=click.FloatRange(1), help="How long each time.")
+    return rounds(seconds(command))
+
+
 @click.group()
 def bench() -> None:
     """Measure on this machine, in labs of its own; progress goes to stderr.
@@ -93,6 +100,7 @@ def compile_(**options: Any) -> None:
 
 @bench.command(name="l4")
 @_options
+@_how_long
 def l4(**options: Any) -> None:
     """Throughput and latency of L4-only traffic, against the same lab without any program."""
     _run(["l4"], **options)
@@ -100,13 +108,20 @@ def l4(**options: Any) -> None:
 
 @bench.command(name="scale")
 @_options
-def scale(**options: Any) -> None:
+@click.option("--sizes", default="", metavar="N,N", help="How many rules and Services, the fewest first.")
+@_how_long
+def scale(sizes: str, **options: Any) -> None:
     """What 10, 1,000 and 10,000 rules and Services cost a connection, beside the same in iptables."""
-    _run(["scale"], **options)
+    try:
+        wanted = [int(each) for each in sizes.split(",") if each]
+    except ValueError:
+        raise UsageError(f"--sizes {sizes}: not numbers", hint="such as --sizes 10,10000") from None
+    _run(["scale"], **options, sizes=wanted)
 
 
 @bench.command(name="l4-bridge")
 @_options
+@_how_long
 def l4_bridge(**options: Any) -> None:
     """The same as l4 between neighbours on a bridge."""
     _run(["l4-bridge"], **options)
@@ -231,7 +246,7 @@ def all_(**options: Any) -> None:
     _run(BENCHES, **options)
 
 
-def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output: str) -> None:
+def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output: str, **more: Any) -> None:
     from penstock.bench.record import save
 
     # What was set up is taken down on the way out, also when somebody ends the command.
@@ -239,7 +254,7 @@ def _run(names: tuple[str, ...] | list[str], quick: bool, results: Path, output:
     found = []
     for name in names:
         module = import_module(f"penstock.bench.{name.replace('-', '_')}")
-        data = module.run(_teller(name), quick=quick).data()
+        data = module.run(_teller(name), quick=quick, **more).data()
         kept = save(data, results)
         if hasattr(module, "reports"):
             for suffix, text in module.reports(data).items():

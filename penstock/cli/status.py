@@ -85,7 +85,7 @@ def _head(found: dict[str, Any]) -> None:
     for name, (used, size) in found["limits"].items():
         if used * 10 > size * 8:
             click.echo(f"nearly full: {name}: {used} of {size}")
-    for warning in (*found["pressure"], *found["certificate_health"]["warnings"]):
+    for warning in (*found["pressure"], *found["floods"], *found["certificate_health"]["warnings"]):
         click.echo(f"warning: {warning}")
     for error in found["errors"]:
         click.echo(f"error: {error}")

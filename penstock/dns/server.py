@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
+import dns.message
 import dns.rcode
 
 from penstock.dns import messages, upstream
@@ -213,14 +214,12 @@ class Server:
             except upstream.NoAnswerError:
                 self.counters["no answer"] += 1
                 continue
-            return self._recorded(client, question, answer)
+            return self._recorded(client, question, *answer)
         return messages.refusal(question, "SERVFAIL"), "SERVFAIL", ()
 
     def _recorded(
-        self, client: Client, question: Question, answer: bytes
+        self, client: Client, question: Question, answer: bytes, message: dns.message.Message
     ) -> tuple[bytes, str, tuple[str, ...]]:
-        message = messages.answers(question, answer)
-        assert message is not None
         rcode = dns.rcode.to_text(message.rcode())
         addresses, ttl = messages.told(question, message) if rcode == "NOERROR" else ((), 0)
         # By the plan of now, which may know more than when it was asked.

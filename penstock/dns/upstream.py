@@ -10,7 +10,12 @@ import secrets
 import socket
 from ipaddress import ip_address
 
+import dns.message
+
 from penstock.dns.messages import Question, answers
+
+Answer = tuple[bytes, dns.message.Message]
+"""As it came, with the number of the question; and read."""
 
 TRIES = (1.0, 1.5, 2.0)
 """Seconds that each try waits. Resolvers give up after five by themselves."""
@@ -39,8 +44,8 @@ def _socket(server: str, kind: int, ports: tuple[int, int]) -> socket.socket:
 
 async def ask(
     question: Question, wire: bytes, server: str, port: int, ports: tuple[int, int], *, tcp: bool
-) -> bytes:
-    """The answer as it came, with the number of the question. Raises NoAnswerError."""
+) -> Answer:
+    """Raises NoAnswerError."""
     if tcp:
         return await _by_tcp(question, wire, server, port, ports)
     for seconds in TRIES:
@@ -56,17 +61,18 @@ def _numbered(wire: bytes) -> tuple[bytes, bytes]:
     return number, number + wire[2:]
 
 
-def _ours(question: Question, number: bytes, sent: bytes, found: bytes) -> bytes | None:
+def _ours(question: Question, number: bytes, found: bytes) -> Answer | None:
     """`found` under the client's own number, if it answers what was sent."""
     if found[:2] != number:
         return None
     found = question.message.id.to_bytes(2, "big") + found[2:]
-    return found if answers(question, found) is not None else None
+    message = answers(question, found)
+    return (found, message) if message is not None else None
 
 
 async def _by_udp(
     question: Question, wire: bytes, server: str, port: int, ports: tuple[int, int], seconds: float
-) -> bytes:
+) -> Answer:
     loop = asyncio.get_running_loop()
     number, sent = _numbered(wire)
     with _socket(server, socket.SOCK_DGRAM, ports) as made:
@@ -74,12 +80,12 @@ async def _by_udp(
         await loop.sock_sendall(made, sent)
         async with asyncio.timeout(seconds):
             while True:
-                found = _ours(question, number, sent, await loop.sock_recv(made, _LARGEST))
+                found = _ours(question, number, await loop.sock_recv(made, _LARGEST))
                 if found is not None:
                     return found
 
 
-async def _by_tcp(question: Question, wire: bytes, server: str, port: int, ports: tuple[int, int]) -> bytes:
+async def _by_tcp(question: Question, wire: bytes, server: str, port: int, ports: tuple[int, int]) -> Answer:
     loop = asyncio.get_running_loop()
     number, sent = _numbered(wire)
     made = _socket(server, socket.SOCK_STREAM, ports)
@@ -90,7 +96,7 @@ async def _by_tcp(question: Question, wire: bytes, server: str, port: int, ports
             try:
                 writer.write(len(sent).to_bytes(2, "big") + sent)
                 size = int.from_bytes(await reader.readexactly(2), "big")
-                found = _ours(question, number, sent, await reader.readexactly(size))
+                found = _ours(question, number, await reader.readexactly(size))
             finally:
                 writer.close()
     except (OSError, TimeoutError, asyncio.IncompleteReadError) as error:

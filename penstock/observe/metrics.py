@@ -98,6 +98,8 @@ def of_status(status: Mapping[str, Any]) -> Iterator[Metric]:
     full = "Entries that were wanted of a table that holds fewer: what needs them is not in force"
     yield gauges("table_refused", full, "table", status["overflow"])
     yield gauge("tables_full", "Tables that forget who is idle, and are full", len(status["pressure"]))
+    floods = "Kinds of packets that served nobody and came in masses within the last minute"
+    yield gauge("floods", floods, len(status["floods"]))
     last = max(status["last_apply_ms"].values(), default=0.0) / 1000
     yield gauge("last_apply_seconds", "Time that the last change took", last)
 

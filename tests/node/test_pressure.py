@@ -13,7 +13,7 @@ from clients import Http, connect, echoes, until
 from conftest import MeshFactory
 from objects import policy, ports, select, service
 from prometheus_client.parser import text_string_to_metric_families
-from rig import Daemon, Mesh, workload
+from rig import PENSTOCK, Daemon, Mesh, workload
 
 from penstock import lab
 from penstock.redirect.libbpf import BpfMap
@@ -106,6 +106,14 @@ def test_a_flood_opens_nothing_and_ends_nothing(mesh: Mesh) -> None:
     assert found["penstock_packets_total", "ANSWERED_RESET"] - reset >= SYNS
     assert daemon.counter("EVENT_LOST") > 0
     assert daemon.status()["settled"]
+    # The cause in words, in `status` and counted in a metric; what is in force stays so.
+    for reason in ("POLICY_DENIED_INGRESS", "ANSWERED_RESET"):
+        until(reason, lambda reason=reason: any(reason in each for each in daemon.status()["floods"]), 15)
+    process = lab.run_in(
+        daemon.node.netns, [*PENSTOCK, "status", "--run-dir", str(daemon.run_dir)], stdout=-1, text=True
+    )
+    assert "warning: a flood within the last minute" in process.communicate(timeout=30)[0]
+    assert _metrics(daemon)["penstock_floods",] >= 2
 
 
 def _fill(daemon: Daemon) -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from penstock.bench.stats import median, percentile, ratio, summary, turns
+from penstock.bench.stats import doubt, median, paired, percentile, ratio, summary, turns
 
 SAMPLES = st.lists(st.floats(0, 1e6), min_size=1, max_size=60)
 
@@ -64,6 +64,19 @@ def test_a_ratio_is_one_of_medians() -> None:
     assert ratio([1, 97, 1000], [100, 100, 5]) == 0.97
     with pytest.raises(ValueError):
         ratio([1], [0])
+
+
+def test_neighbours_in_time_are_compared() -> None:
+    """A machine that slows down by half between rounds says nothing of the arms."""
+    slow, fast = [100.0, 50.0, 200.0], [90.0, 45.0, 180.0]
+    assert paired(fast, slow) == pytest.approx(0.9)
+    assert doubt(slow, slow) == 0
+    assert doubt([101.0, 50.0, 198.0], slow) == pytest.approx(1.4826 * 1.2533 * 0.01 / 3**0.5)
+    assert doubt(fast, slow) == pytest.approx(0.1)
+    with pytest.raises(ValueError):
+        paired([1], [0])
+    with pytest.raises(ValueError):
+        paired([1, 2], [1])
 
 
 @given(st.integers(1, 5), st.integers(1, 30))

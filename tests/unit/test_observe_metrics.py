@@ -23,6 +23,7 @@ STATUS = {
     "limits": {"map policy": [10, 1000]},
     "overflow": {"services": 70_000},
     "pressure": ["the table conntrack is full"],
+    "floods": ["a flood"],
     "last_apply_ms": {"built": 1.0, "done": 12.0},
 }
 HEALTH = {
@@ -56,6 +57,7 @@ def test_what_status_knows_and_every_expiry() -> None:
     assert found["penstock_table_limit", "map policy"] == 1000
     assert found["penstock_table_refused", "services"] == 70_000
     assert found["penstock_tables_full",] == 1
+    assert found["penstock_floods",] == 1
     assert found["penstock_last_apply_seconds",] == pytest.approx(0.012)
     assert found["penstock_certificate_remaining_seconds", str(ENTRY["spiffe_id"]), 'default/we"b'] == 60
     assert found["penstock_ca_remaining_seconds", "root"] == 86400
