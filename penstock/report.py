@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import __version__, generated, status
 from penstock.errors import PenstockError, UsageError
+from penstock.explain.unreached import review_unreached
 from penstock.gateway_status import built_in
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
@@ -108,6 +109,7 @@ class Report:
                 *review_edge(documents),
                 *review_attachments(documents),
                 *review_traffic(documents),
+                *review_unreached(documents),
             )
         return (*self._problems, *self._reviewed)
 

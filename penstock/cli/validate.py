@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from penstock.errors import InputError, PenstockError
+from penstock.explain.unreached import review_unreached
 from penstock.manifests.problem import Problem
 from penstock.manifests.review import review
 from penstock.manifests.store import Store
@@ -53,6 +54,7 @@ def validate(paths: tuple[str, ...], more: tuple[str, ...], output: str) -> None
             *review_edge(documents),
             *review_attachments(documents),
             *review_traffic(documents),
+            *review_unreached(documents),
         ],
         key=lambda problem: (problem.file, problem.line),
     )

@@ -6,19 +6,21 @@ destination of its own. Each decision is asked of the code that decides it.
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 from penstock.explain import fqdn
 from penstock.explain.direct import Direct
+from penstock.explain.edge import door
 from penstock.explain.gateway import first_hop
 from penstock.explain.model import PROTOCOLS, Outcome
 from penstock.explain.parties import Ends, Party
 from penstock.explain.requests import nearest, route_differences
 from penstock.explain.rewriting import rewritten
 from penstock.explain.sides import by
-from penstock.explain.treated import treated
+from penstock.explain.treated import balanced, of_service, treated
 from penstock.plan import ListenerKey, ServiceKey
-from penstock.routing.model import ListenerKind, Route, ServiceTable
+from penstock.policy.labels import INGRESS
+from penstock.routing.http_policies import Target
+from penstock.routing.model import ListenerKind, Route
+from penstock.routing.treatment import Treatment
 from penstock.world import Address
 
 
@@ -58,7 +60,9 @@ class Way(Direct):
             judges = (self._facts, self._kernel, self._sides, self._requests)
             steps, outcome = first_hop(*judges, service, ends.source, identity, asked, home)
             self.steps += steps
-            return [outcome]
+            if not outcome.allowed or self._request is None or ends.protocol != "TCP":
+                return [outcome]
+            return self._behind(service.name) or [outcome]
         name = f"Service {service.name.rpartition('/')[0]} ({address})"
         if not home and service.outside is not None:
             near = service.outside.backends
@@ -128,29 +132,61 @@ class Way(Direct):
             return [Outcome(False, "NO_ROUTE", code=404)]
         clients = (None, source.member.namespace if source.member else "")
         theirs = tuple(r for r in table.routes if r.match.namespace in clients)
-        route = self._route(replace(table, routes=theirs), source, home)
-        if route is None:
+        return self._along(theirs, table.treatment, of_service(table), source, identity, home)
+
+    def _behind(self, name: str) -> list[Outcome]:
+        """The second hop of a request through the Gateway's listener `name`: that of reserved:ingress."""
+        assert self._request is not None
+        home, gateway = self._facts.world.node, self._facts.members.ingress[0]
+        found = door(self._facts, self._plan, name, self._request)
+        if found is None:
+            return []
+        self._step("route", found.text, ok=found.outcome is None, node=home)
+        if found.outcome is not None:
+            return [found.outcome]
+        assert found.routes is not None
+        source = Party("reserved:ingress", gateway.addresses[0] if gateway.addresses else None, gateway)
+        routes = found.routes
+        return self._along(routes.routes, routes.treatment, found.targets, source, INGRESS, home)
+
+    def _along(
+        self,
+        routes: tuple[Route, ...],
+        about: Treatment | None,
+        targets: tuple[Target, ...],
+        source: Party,
+        identity: int,
+        home: str,
+    ) -> list[Outcome]:
+        """By the first of `routes` that fits, or by all of its shares."""
+        taken = self._route(routes, source, home)
+        if taken is None:
             return [Outcome(False, "NO_ROUTE", code=404)]
         return [
-            o for r in route for o in self._treated(table, r, home) or self._shares(r, source, identity, home)
+            outcome
+            for route in taken
+            for outcome in self._treated(about, targets, route, home)
+            or self._shares(route, source, identity, home)
         ]
 
-    def _treated(self, table: ServiceTable, route: Route, home: str) -> list[Outcome]:
+    def _treated(
+        self, about: Treatment | None, targets: tuple[Target, ...], route: Route, home: str
+    ) -> list[Outcome]:
         """What policies about traffic do with it; the outcome if that ends its way."""
-        for text, outcome in treated(self._facts, table, route, self._request):
+        for text, outcome in treated(self._facts, about, targets, route, self._request):
             self._step("policy", text, ok=outcome is None, node=home)
             if outcome is not None:
                 return [outcome]
         return []
 
-    def _route(self, table: ServiceTable, source: Party, home: str) -> list[Route] | None:
+    def _route(self, routes: tuple[Route, ...], source: Party, home: str) -> list[Route] | None:
         """The route that the request takes; all of them where no request is told."""
         if self._request is None:
-            names = ", ".join(route.name for route in table.routes)
+            names = ", ".join(route.name for route in routes)
             self._step("route", f"one of {names}, by the request", node=home)
-            return [r for r in table.routes if not r.actions.missing] or None
+            return [r for r in routes if not r.actions.missing] or None
         namespace = source.member.namespace if source.member is not None else ""
-        tried = [(r, route_differences(r.match, self._request, namespace)) for r in table.routes]
+        tried = [(r, route_differences(r.match, self._request, namespace)) for r in routes]
         fit = [route for route, differing in tried if not differing]
         if fit:
             last = next((i for i, route in enumerate(fit) if route.match.below is None), len(fit) - 1)
@@ -191,6 +227,8 @@ class Way(Direct):
             )
             usable = cluster is not None and bool(cluster.endpoints)
             self._step("route", f"{route.name}: {share}", ok=usable, node=home)
+            if backend.cluster and (about := balanced(self._facts, backend.cluster)):
+                self._step("policy", about, node=home)
             if cluster is None or not usable:
                 code = 503 if cluster is not None else 500
                 outcomes.append(Outcome(False, "NO_USABLE_BACKEND", str(backend.cluster or ""), code))

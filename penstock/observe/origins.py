@@ -16,7 +16,7 @@ from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute
 from penstock.manifests.traffic_kinds import BackendPolicy
 from penstock.observe.als import RequestRecord
 from penstock.observe.causes import Cause
-from penstock.routing import hosts
+from penstock.routing.edge import sections
 from penstock.routing.http_policies import HttpPolicies, Target
 from penstock.world import World
 
@@ -92,11 +92,8 @@ class Origins:
         document = self._world.documents.get(key)
         if document is None or not isinstance(document.value, Gateway):
             return []
-        here = [each for each in document.value.spec.listeners if each.port == port]
-        names = [(each.hostname or "").lower() for each in here]
-        host = hosts.owner(record.authority.partition(":")[0].lower(), names)
-        sections = [each.name for each, of in zip(here, names, strict=True) if of == host]
-        return [*((key, section) for section in sections), (key, None)]
+        named = sections(document.value, port, record.authority.partition(":")[0])
+        return [*((key, section) for section in named), (key, None)]
 
     def _ports(self, record: RequestRecord) -> Iterator[tuple[str, str, str]]:
         """(namespace, name, port) of the Service that a request was for; where Envoy does not say, of those

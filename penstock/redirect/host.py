@@ -31,6 +31,9 @@ log = logging.getLogger(__name__)
 TABLE = 2004
 MARKS, MARK_MASK = (0x200, 0x700), 0xF00
 PRIORITY = 9
+_FOREVER = 0xFFFFFFFF
+"""Seconds that an address holds (rtnetlink, IFA_CACHEINFO)."""
+
 LOOPBACK = 1
 """The index of `lo` in every network namespace (include/net/flow.h)."""
 RT_SCOPE_HOST = 254
@@ -205,6 +208,8 @@ class HostSettings:
 
     def _address(self, what: str, text: str) -> None:
         version = ip_address(text).version
+        # Nobody is to send from it unasked: the node's own connections would be taken for a Gateway's.
+        unasked = {"scope": RT_SCOPE_HOST} if version == 4 else {"preferred_lft": 0, "valid_lft": _FOREVER}
         try:
             self.ip.addr(
                 what,
@@ -212,6 +217,7 @@ class HostSettings:
                 address=text,
                 prefixlen=32 if version == 4 else 128,
                 family=_family(version),
+                **(unasked if what == "add" else {}),
             )
         except NetlinkError as e:
             if e.code != (17 if what == "add" else 99):

@@ -135,6 +135,11 @@ class BackendPolicies:
             traffic = replace(traffic, probe=self._probe(traffic.probe, served))
         return traffic
 
+    def owner(self, served: ServedPort) -> ObjectKey | None:
+        """The BackendPolicy about a port."""
+        policy, _ = self._backend.of(served)
+        return policy.document.key if policy is not None else None
+
     def session_of(self, served: ServedPort) -> Session | None:
         """How clients of a port get their endpoint again, where their route does not say."""
         policy, _ = self._retries.of(served)

@@ -100,6 +100,11 @@ class BackendTls:
         own = self._by_target.get((key.namespace, key.name, served.port.name or None))
         return own or self._by_target.get((key.namespace, key.name, None))
 
+    def owner(self, served: ServedPort) -> Document | None:
+        """The policy about a port."""
+        each = self._of(served)
+        return each.document if each is not None else None
+
     def applies(self, served: ServedPort) -> bool:
         return self._of(served) is not None
 

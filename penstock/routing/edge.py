@@ -19,6 +19,7 @@ from penstock.manifests.l4_kinds import BackendTLSPolicy
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute
 from penstock.plan import Condition, ObjectStatus
 from penstock.policy import ingress
+from penstock.routing import hosts
 from penstock.routing.attach import Attached, Entry
 from penstock.routing.backend_tls import BackendTls
 from penstock.routing.edge_hosts import ListenerHosts
@@ -115,6 +116,15 @@ class Edge:
     backend_tls: BackendTls | None = field(default=None, compare=False)
     """TLS to the backends of routes of the mesh, too."""
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+
+
+def sections(gateway: Gateway, port: int, host: str) -> list[str]:
+    """The names of a Gateway's own listeners that requests for `host` at `port` belong to."""
+    here = [
+        (each.name, (each.hostname or "").lower()) for each in gateway.spec.listeners if each.port == port
+    ]
+    owner = hosts.owner(host.lower(), [hostname for _, hostname in here])
+    return [name for name, hostname in here if hostname == owner]
 
 
 def listener_name(gateway: Document, port: int, protocol: str) -> str:

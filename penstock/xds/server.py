@@ -71,6 +71,9 @@ class ClientState:
     types: Mapping[str, tuple[ResourceStatus, ...]]
 
 
+LAST_MESSAGE = 5.0
+"""Seconds that a client who ends, or breaks the protocol, has to take the message that is on its way."""
+
 MOST_WAITING = 256
 """Responses that may wait for a client before its further questions do."""
 
@@ -85,6 +88,13 @@ class _Stream:
         self._responses: deque[Response] = deque()
         self._ready = asyncio.Event()
         self._taken = asyncio.Event()
+        self._ended = False
+
+    def end(self) -> None:
+        """Nothing more is sent but what is on its way: gRPC cannot end a call in the middle of a message."""
+        self._ended = True
+        self._responses.clear()
+        self._ready.set()
 
     def push(self, responses: Iterable[Response]) -> None:
         """Also with nothing to send this looks whether the client may still be here."""
@@ -92,9 +102,11 @@ class _Stream:
         self._ready.set()
 
     async def write(self, context: Any) -> None:
-        """Send responses for ever, one at a time: a slow client holds its own stream back, nothing else."""
+        """Send responses to the end, one at a time: a slow client holds its own stream back, nothing else."""
         while True:
             await self._ready.wait()
+            if self._ended:
+                return
             if why := self.refusal():
                 # The end of the call ends its requests too.
                 with suppress(grpc.aio.AbortError):
@@ -103,7 +115,8 @@ class _Stream:
             while self._responses:
                 await context.write(self.session.encode(self._responses.popleft()))
                 self._taken.set()
-            self._ready.clear()
+            if not self._ended:
+                self._ready.clear()
 
     @property
     def waiting(self) -> int:
@@ -318,6 +331,8 @@ class XdsServer:
             async with asyncio.TaskGroup() as tasks:
                 writer = tasks.create_task(stream.write(context))
                 broken = await self._read(stream, requests)
+                stream.end()
+                await asyncio.wait([writer], timeout=LAST_MESSAGE)
                 writer.cancel()
             if broken is not None:
                 await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(broken))

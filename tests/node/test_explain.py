@@ -12,7 +12,18 @@ import msgspec
 import pytest
 from clients import REFUSED, ask, connect, udp_echoes
 from conftest import MeshFactory
-from objects import peer_authentication, policy, ports, route, select, service, to
+from objects import (
+    gateway,
+    http_policy,
+    http_route,
+    peer_authentication,
+    policy,
+    ports,
+    route,
+    select,
+    service,
+    to,
+)
 from rig import PENSTOCK, Mesh, workload
 
 from penstock import lab
@@ -42,6 +53,25 @@ OBJECTS = (
         {"matches": [{"path": {"type": "PathPrefix", "value": "/free"}}], "backendRefs": [to("api")]},
         {"matches": [{"method": "POST"}], "backendRefs": [to("web")]},
         {"matches": [{"path": {"type": "Exact", "value": "/gone"}}], "backendRefs": [to("nobody")]},
+    ),
+    gateway("gw", addresses=[{"value": "10.98.0.9"}]),
+    http_route(
+        "edge",
+        "gw",
+        *(
+            {
+                "name": name,
+                "matches": [{"path": {"type": "PathPrefix", "value": f"/{name}"}}],
+                "backendRefs": [to(where)],
+            }
+            for name, where in (("web", "web"), ("closed", "api"), ("gone", "nobody"), ("broken", "web"))
+        ),
+        hostnames=["shop.example"],
+    ),
+    http_policy(
+        "broken",
+        {"kind": "HTTPRoute", "name": "edge", "sectionName": "broken"},
+        fault={"abort": {"httpStatus": 418}},
     ),
 )
 
@@ -143,6 +173,32 @@ def test_the_live_verdict_is_what_happens(
     assert found["code"] == (real if isinstance(real, int) and real != 200 else None)
 
 
+@pytest.mark.parametrize(
+    ("source", "host", "path", "real", "reason"),
+    [
+        ("client", "shop.example", "/web/x", 200, "REDIRECTED"),
+        ("far", "shop.example", "/web/x", 200, "REDIRECTED"),
+        ("client", "shop.example", "/closed", 403, "REQUEST_DENIED"),
+        ("client", "shop.example", "/gone", 503, "NO_USABLE_BACKEND"),
+        ("client", "shop.example", "/broken", 418, "FAULT"),
+        ("client", "shop.example", "/nowhere", 404, "NO_ROUTE"),
+        ("client", "other.example", "/web/x", 404, "NO_ROUTE"),
+        ("jailed", "shop.example", "/web/x", "dropped", "POLICY_DENIED_EGRESS"),
+    ],
+)
+def test_both_hops_through_a_gateway(
+    mesh: Mesh, source: str, host: str, path: str, real: Any, reason: str
+) -> None:
+    assert (
+        mesh[source].node == "node-b"
+        or got(mesh, source, "10.98.0.9", 80, "GET", path, {"Host": host}) == real
+    )
+    found = asked(mesh, "node-a", source, "10.98.0.9:80", "GET", path, Host=host)
+    assert (found["live"], found["reason"]) == (True, reason)
+    assert found["verdict"] == ("ALLOWED" if real == 200 else "DENIED")
+    assert found["code"] == (real if isinstance(real, int) and real != 200 else None)
+
+
 def test_the_command_tells_by_its_exit_code_and_takes_headers(mesh: Mesh) -> None:
     for key, wanted in (("1", 0), ("2", 1)):
         code, found, _ = told(mesh, "node-a", "client", "api:8080", "GET", "/a", "-H", f"x-key: {key}")
@@ -201,9 +257,11 @@ def test_udp(mesh: Mesh, protocol: str, number: int) -> None:
 
 
 def test_the_node_itself_reaches_its_workloads(mesh: Mesh) -> None:
+    """Also where it has a Gateway's addresses: it speaks from none of them unasked."""
     node = mesh.daemons["node-a"].node
-    with connect(node, mesh["api"].address(), 8081):
-        pass
+    for version in (4, 6):
+        with connect(node, mesh["api"].address(version), 8081) as sock:
+            assert sock.getsockname()[0] in {str(a) for a in node.addresses}
     assert told(mesh, "node-a", "host", "api:8081")[0] == 0
 
 

@@ -170,6 +170,42 @@ def test_TCPRoute_no_matching_listener(mesh: Mesh) -> None:
     assert told(mesh, "tcproute", "r")["Accepted"] == "False NotAllowedByListeners"
 
 
+def test_routes_of_streams_at_each_listener(mesh: Mesh) -> None:
+    """By section, by port, by both, or at all that fit; the others stay Programmed, and nobody listens."""
+    ways: list[dict[str, Any]] = [{}, {"port": 92}, {"sectionName": "b"}, {"sectionName": "b", "port": 92}]
+    ports = [("a", 90, "TCP"), ("b", 92, "TCP"), ("udp", 91, "UDP"), ("web", 80, "HTTP")]
+    listened = [listener(*each) for each in ports]
+    for parent in ways:
+        mesh.apply(
+            *SERVICES, gateway("gw", *listened), l4_route("TCPRoute", "r", to("one", port=90), **parent)
+        )
+        status = shown(mesh, "gateway", "gw")
+        counts = {each["name"]: each["attachedRoutes"] for each in status["listeners"]}
+        assert counts == {"a": not parent, "b": 1, "udp": 0, "web": 0}
+        for each in (*status["listeners"], status):
+            assert {c["status"] for c in each["conditions"] if c["type"] == "Programmed"} == {"True"}
+        assert [tcp(mesh, port) for port in (90, 92)] == ["" if parent else "one", "one"]
+    for kind, section in (("UDPRoute", "a"), ("TCPRoute", "udp"), ("TLSRoute", "web"), ("TLSRoute", "a")):
+        names = {"hostnames": ["one.example"]} if kind == "TLSRoute" else {}
+        route = l4_route(
+            kind, "r", to("one", port=91 if kind == "UDPRoute" else 90), sectionName=section, **names
+        )
+        mesh.apply(*SERVICES, gateway("gw", *listened), route)
+        assert told(mesh, kind.lower(), "r")["Accepted"] == "False NotAllowedByListeners", (kind, section)
+        assert {each["attachedRoutes"] for each in shown(mesh, "gateway", "gw")["listeners"]} == {0}
+
+
+def test_the_older_of_two_routes_has_the_listener(mesh: Mesh) -> None:
+    """Both are accepted and counted; of equal age the first by name is the older one."""
+    for kind, on in (("UDPRoute", listener("x", 91, "UDP")), ("TCPRoute", listener("x", 90, "TCP"))):
+        port = 91 if kind == "UDPRoute" else 90
+        routes = [l4_route(kind, name, to(name, port=port)) for name in ("one", "two")]
+        mesh.apply(*SERVICES, gateway("gw", on), *routes)
+        assert {told(mesh, kind.lower(), name)["Accepted"] for name in ("one", "two")} == {"True Accepted"}
+        assert shown(mesh, "gateway", "gw")["listeners"][0]["attachedRoutes"] == 2
+        assert {udp(mesh) if kind == "UDPRoute" else tcp(mesh) for _ in range(6)} == {"one"}
+
+
 def test_TLSRoute(mesh: Mesh) -> None:
     """Passed on as it is: the backend's own certificate is shown."""
     names = ["one.example", "*.wild.example"]

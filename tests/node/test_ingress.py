@@ -206,6 +206,18 @@ def test_a_backend_that_is_not_there(mesh: Mesh) -> None:
     assert (pod(mesh), pod(mesh, where="/port")) == ("500", "500")
 
 
+def test_a_resource_as_a_backend_is_refused_by_name(mesh: Mesh) -> None:
+    """The last good version stays in force."""
+    good = ingress("i", rule("a.example", path("/", "api")))
+    mesh.apply(*SERVICES, good)
+    bucket = {"resource": {"kind": "Bucket", "name": "b"}}
+    mesh.apply(*SERVICES, {**good, "spec": {**good["spec"], "defaultBackend": bucket}})
+    (problem,) = [p for p in mesh.on("client").status()["problems"] if p["severity"] == "error"]
+    assert problem["field"] == "spec.defaultBackend.resource" and problem["line"]
+    assert "is not supported" in problem["message"]
+    assert pod(mesh) == "api"
+
+
 def test_policy_judges_the_front_door_as_ingress(mesh: Mesh) -> None:
     made = ingress("i", rule("a.example", path("/", "api")))
 

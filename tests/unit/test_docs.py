@@ -88,7 +88,7 @@ def test_every_test_that_a_trap_names_is_there() -> None:
 
 
 def test_every_feature_has_a_test_that_is_there() -> None:
-    page = (ROOT / "docs" / "conformance.md").read_text()
+    page = (ROOT / "docs" / "conformance.md").read_text().partition("## Test by test")[0]
     rows = dict(re.findall(r"^\| (\w+) \| (test_.*) \|$", page, re.MULTILINE))
     assert tuple(sorted(rows)) == FEATURES
     for feature, cell in rows.items():
@@ -98,3 +98,17 @@ def test_every_feature_has_a_test_that_is_there() -> None:
             there = set(re.findall(r"^def (test_\w+)", path.read_text(), re.MULTILINE))
             named = set(re.findall(r"`(test_\w+)`", names))
             assert named and named <= there, (feature, named - there)
+
+
+def test_every_test_of_the_suite_has_one_of_ours() -> None:
+    """The page's short words for files are the ends of their names."""
+    page = (ROOT / "docs" / "conformance.md").read_text().partition("## Test by test")[2]
+    rows = re.findall(r"^\| ([A-Z]\w+(?:, \w+)*) \| (.*) \|$", page, re.MULTILINE)
+    assert len(rows) > 70
+    for theirs, cell in rows:
+        for group in cell.split("; "):
+            word, _, names = group.partition(": ")
+            files = [p for p in (ROOT / "tests").rglob("test_*.py") if p.stem.endswith(word)]
+            there = {n for p in files for n in re.findall(r"^def (test_\w+)", p.read_text(), re.MULTILINE)}
+            named = set(re.findall(r"`(test_\w+)`", names)) or {f"test_{each}" for each in theirs.split(", ")}
+            assert named <= there, (theirs, named - there)

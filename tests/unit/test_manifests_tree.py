@@ -93,9 +93,9 @@ def test_anchors_and_merges_are_copies() -> None:
 
 def test_a_billion_laughs_are_cut_short() -> None:
     text = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 15))
-    start = time.monotonic()
+    start = time.process_time()
     assert "aliases" in broken(text).message
-    assert time.monotonic() - start < 2
+    assert time.process_time() - start < 2
 
 
 @pytest.mark.parametrize("text", ["a: &a [*a]", "a: *b"])

@@ -72,6 +72,23 @@ async def test_each_type_has_streams_of_its_own(path: Path, kind: TypeUrl) -> No
     await server.stop()
 
 
+async def test_who_breaks_the_protocol_in_the_middle_of_an_answer_is_told_so(path: Path) -> None:
+    """A call cannot end before the message that is on its way: it would never end for the client."""
+    server = XdsServer(path)
+    server.publish(snap(*(res(EDS, f"e{i}", "x" * 200_000) for i in range(8))))
+    await server.start()
+    async with grpc.aio.insecure_channel(f"unix:{path}") as channel:
+        for _ in range(30):
+            client = stream(channel, f"/envoy.service.{SERVICES[EDS].format('Delta')}", delta=True)
+            await client.write(discovery_pb2.DeltaDiscoveryRequest(resource_names_subscribe=["e1", "e2"]))
+            await client.write(discovery_pb2.DeltaDiscoveryRequest(type_url=CDS))
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                while True:
+                    await asyncio.wait_for(client.read(), SOON)
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    await server.stop()
+
+
 async def test_status_of_all_clients_once_and_as_a_stream(path: Path) -> None:
     server = XdsServer(path)
     server.publish(snap(*cds("a")))
