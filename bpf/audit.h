@@ -30,21 +30,19 @@ struct judgement {
 __noinline int audit(struct judgement *j, const struct tuple *t, __u32 subject, __u8 direction, __be16 port)
 {
 	__u8 verdict, flags = 0;
-	__u32 rule = 0, peer;
+	__u32 rule = 0, peer, zero = 0;
+	struct policy_room *r;
 
-	if (!j || !t)
+	r = bpf_map_lookup_elem(&policy_rooms, &zero);
+	if (!j || !t || !r)
 		return 0;
 	peer = direction == EGRESS ? j->d.dst_identity : j->d.src_identity;
 
 	verdict = policy_verdict(subject | AUDIT_VIEW, direction, peer, t->protocol, port, &rule, &flags);
-	if (direction == EGRESS && j->named) {
-		struct policy_room *r;
-		__u32 zero = 0;
-
-		r = bpf_map_lookup_elem(&policy_rooms, &zero);
-		if (r)
-			verdict = with_names(verdict, r->view, &rule, &flags);
-	}
+	if (direction == EGRESS && j->named)
+		verdict = with_names(verdict, r->view, r->server_names_of_name, r, &rule, &flags);
+	if (verdict == VERDICT_NAMES)
+		r->viewed[direction & 1] = r->server_names;
 	if (verdict == VERDICT_REDIRECT && !(flags & POLICY_DNS))
 		j->audit_redirect = 1;
 	if (verdict == VERDICT_DENY && !j->audit) {

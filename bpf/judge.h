@@ -15,15 +15,48 @@ static __always_inline void deny(struct decision *d, __u8 reason)
 	d->reason = reason;
 }
 
-static __always_inline void steer(struct decision *d, __u32 source_class, __u32 kind, __u32 destination)
+static __always_inline void steer_to(struct decision *d, __be16 port)
 {
-	d->proxy_port = listener_port(source_class, kind, destination);
+	d->proxy_port = port;
 	if (!d->proxy_port) {
 		deny(d, PROXY_NOT_READY);
 		return;
 	}
 	d->verdict = VERDICT_REDIRECT;
 	d->reason = REDIRECTED;
+}
+
+static __always_inline void steer(struct decision *d, __u32 source_class, __u32 kind, __u32 destination)
+{
+	steer_to(d, listener_port(source_class, kind, destination));
+}
+
+/* By the lists of server names that judge() has come to. Global, as judge(). */
+__noinline int steer_by_names(struct judgement *j, __u32 source_class, __u32 kind, __u32 destination)
+{
+	struct policy_room *r;
+	__u32 zero = 0, *lists;
+	__be16 port;
+
+	r = bpf_map_lookup_elem(&policy_rooms, &zero);
+	if (!j || !r)
+		return 0;
+	lists = kind == LISTENER_NAMES_AUDIT ? r->viewed : r->judged;
+	port = names_listener(source_class, kind, destination, lists[EGRESS], lists[INGRESS]);
+	/* To judge as a policy in audit would: where no listener is ready, nobody is told. */
+	if (kind != LISTENER_NAMES_AUDIT || port)
+		steer_to(&j->d, port);
+	return port;
+}
+
+/* Both sides must allow: what one asks of requests and the other of server names, no connection can meet. */
+static __always_inline __u8 both_sides(__u8 a, __u8 b)
+{
+	if (a == VERDICT_DENY || b == VERDICT_DENY)
+		return VERDICT_DENY;
+	if (a == VERDICT_NAMES || b == VERDICT_NAMES)
+		return a == VERDICT_REDIRECT || b == VERDICT_REDIRECT ? VERDICT_NONE : VERDICT_NAMES;
+	return a > b ? a : b;
 }
 
 /* Keeps the compiler from folding tests of map pointers into arithmetic that the verifier refuses. */
@@ -55,6 +88,8 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 	r = bpf_map_lookup_elem(&policy_rooms, &rule);
 	if (!t || !c || !j || !r)
 		return -1;
+	__builtin_memset(r->judged, 0, sizeof(r->judged));
+	__builtin_memset(r->viewed, 0, sizeof(r->viewed));
 	service = &r->service;
 	__builtin_memset(service, 0, sizeof(*service));
 	service->addr = t->dst;
@@ -107,6 +142,7 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		if (s) {
 			dst_is_local = 1;
 			dst_subject = INGRESS_SUBJECT;
+			dst_audit = s->flags & SERVICE_AUDIT ? 1 << INGRESS : 0;
 			j->d.dst_identity = IDENTITY_INGRESS;
 		} else if (who) {
 			j->d.dst_identity = who->identity;
@@ -121,9 +157,13 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 	if (src_is_local) {
 		verdict = policy_verdict(src_subject, EGRESS, j->d.dst_identity, t->protocol, policy_port, &j->d.rule,
 					 &flags);
-		if (j->named)
-			verdict = with_names(verdict, named_verdict(t, src_subject, j->src_ifindex, policy_port),
-					     &j->d.rule, &flags);
+		if (j->named) {
+			__u64 found = named_verdict(t, src_subject, j->src_ifindex, policy_port);
+
+			verdict = with_names(verdict, found, r->server_names_of_name, r, &j->d.rule, &flags);
+		}
+		if (verdict == VERDICT_NAMES)
+			r->judged[EGRESS] = r->server_names;
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_EGRESS);
 			return 0;
@@ -138,12 +178,17 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		/* The DNS proxy judges no requests but its own. */
 		if (other == VERDICT_REDIRECT && flags & POLICY_DNS)
 			other = VERDICT_DENY;
-		if (other >= verdict || !src_is_local) {
-			verdict = other;
+		if (other == VERDICT_NAMES)
+			r->judged[INGRESS] = r->server_names;
+		if (strength(other) >= strength(verdict) || other == VERDICT_NAMES || !src_is_local)
 			j->d.rule = rule;
-		}
+		verdict = both_sides(verdict, other);
 		if (verdict == VERDICT_DENY) {
 			deny(&j->d, POLICY_DENIED_INGRESS);
+			return 0;
+		}
+		if (verdict == VERDICT_NONE) {
+			deny(&j->d, RULES_CLASH);
 			return 0;
 		}
 		if (dst_audit & (1 << INGRESS))
@@ -182,6 +227,10 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		if (src_mesh && dst_mode != MESH_OFF && in_proxy_range(c, t->sport)) {
 			__u32 kind = verdict == VERDICT_REDIRECT ? LISTENER_TLS_HTTP : LISTENER_TLS_TCP;
 
+			if (verdict == VERDICT_NAMES) {
+				steer_by_names(j, source_class, LISTENER_TLS_NAMES, 0);
+				return 0;
+			}
 			if (j->audit_redirect && listener_port(source_class, LISTENER_TLS_HTTP, 0))
 				kind = LISTENER_TLS_HTTP;
 			steer(&j->d, source_class, kind, 0);
@@ -205,19 +254,37 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		steer(&j->d, source_class, LISTENER_HTTP_WORKLOAD, 0);
 		return 0;
 	}
+	if (verdict == VERDICT_NAMES && dst_subject == INGRESS_SUBJECT) {
+		deny(&j->d, RULES_CLASH);
+		return 0;
+	}
+	if (verdict == VERDICT_NAMES) {
+		/* To another mesh node goes mesh TLS around the client's own; the world is nobody's identity. */
+		__u32 to = src_is_local && dst_mesh && dst_mode != MESH_OFF ? j->d.dst_identity : 0;
+
+		steer_by_names(j, source_class, LISTENER_NAMES, j->named ? IDENTITY_WORLD : to);
+		return 0;
+	}
 	if (t->protocol == IPPROTO_TCP && src_is_local && dst_mesh && dst_mode == MESH_STRICT) {
 		steer(&j->d, source_class, LISTENER_TCP_MTLS, j->d.dst_identity);
 		return 0;
 	}
 	if (j->audit_redirect) {
 		/* To judge requests as a policy in audit would. Where no listener is ready, nobody is told. */
-		j->d.proxy_port = listener_port(source_class, LISTENER_HTTP_WORKLOAD, 0);
+		struct service_value *s = 0;
+
+		if (dst_subject == INGRESS_SUBJECT)
+			s = bpf_map_lookup_elem(&services, service);
+		j->d.proxy_port = listener_port(source_class, s ? LISTENER_GATEWAY : LISTENER_HTTP_WORKLOAD, s ? s->id : 0);
 		if (j->d.proxy_port) {
 			j->d.verdict = VERDICT_REDIRECT;
 			j->d.reason = REDIRECTED;
 			return 0;
 		}
 	}
+	if ((r->viewed[EGRESS] || r->viewed[INGRESS]) && dst_subject != INGRESS_SUBJECT &&
+	    steer_by_names(j, source_class, LISTENER_NAMES_AUDIT, j->named ? IDENTITY_WORLD : 0))
+		return 0;
 	j->d.verdict = VERDICT_ALLOW;
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
 	return 0;

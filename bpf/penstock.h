@@ -47,12 +47,14 @@
 /* penstock/envoy/process.py */
 #define PROXY_UID 64055
 
-/* Values are shared with penstock.plan.Verdict: at equal rank the higher wins. */
+/* Values are shared with penstock.plan.Verdict: the stronger wins (policy.h). */
 enum verdict {
 	VERDICT_NONE = 0,
 	VERDICT_ALLOW = 1,
 	VERDICT_REDIRECT = 2,
 	VERDICT_DENY = 3,
+	/* Allowed is TLS whose SNI is in a list. */
+	VERDICT_NAMES = 4,
 };
 
 /* penstock.routing.model.ListenerKind */
@@ -64,6 +66,9 @@ enum listener_kind {
 	LISTENER_TCP_MTLS = 5,
 	LISTENER_GATEWAY = 6,
 	LISTENER_DNS = 7,
+	LISTENER_NAMES = 8,
+	LISTENER_TLS_NAMES = 9,
+	LISTENER_NAMES_AUDIT = 10,
 };
 
 /* penstock.plan.MeshMode */
@@ -111,6 +116,7 @@ enum reason {
 	UNAUTHENTICATED = 46,
 	BLOCKLISTED = 47,
 	PROXY_OVERUSED = 48,
+	RULES_CLASH = 49,
 	REASON_MAX = 64,
 };
 
@@ -199,6 +205,14 @@ struct policy_value {
 	__u8 pad[2];
 	/* The entry's number, by which the daemon finds the rules that it came from. */
 	__u32 rule;
+	/* Of VERDICT_NAMES: the number of the list (penstock/policy/server_names.py). */
+	__u32 names;
+};
+
+/* The list that two lists of server names make together; a is the smaller number. */
+struct both_names {
+	__u32 a;
+	__u32 b;
 };
 
 /*
@@ -235,6 +249,9 @@ struct listener_key {
 	__u32 source_class;
 	__u32 kind;
 	__u32 destination;
+	/* Lists of server names: what the sender's rules and what the receiver's rules say; 0 where they say nothing. */
+	__u32 outward;
+	__u32 inward;
 };
 
 struct listener_value {
@@ -255,6 +272,8 @@ struct service_key {
 /* The address is not the Service's own: a node's (NodePort), a load balancer's, an external one. */
 #define SERVICE_EXTERNAL 4
 #define SERVICE_MAGLEV 8
+/* Of a Gateway: policies in audit have a view of their own of who comes to it. */
+#define SERVICE_AUDIT 16
 
 /* Sets of backends by number: for the node and its workloads, for clients from outside (0: it is not served to them),
  * and, while a route applies to an external address, the Service's own address for workloads. `beyond` are those of other

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only OR Apache-2.0 */
 /*
  * The verdict of one side: two LPM look-ups (this peer, any peer), the stronger wins; nothing found is a
- * denial. penstock/policy/lookup.py mirrors this and is compared with it in tests/bpf/test_policy.py.
+ * denial. Weakest is to allow TLS with certain names only: whoever else allows the same voids that. penstock/policy/lookup.py mirrors this and is compared with it in tests/bpf/test_policy.py.
  */
 #ifndef PENSTOCK_POLICY_H
 #define PENSTOCK_POLICY_H
@@ -16,6 +16,14 @@ struct policy_room {
 	struct service_key service;
 	/* What rules for names say in the audit's view. */
 	__u64 view;
+	struct listener_key listener;
+	struct both_names both;
+	/* The list of server names behind the last VERDICT_NAMES, of either question. */
+	__u32 server_names;
+	__u32 server_names_of_name;
+	/* By enum direction: the lists that a connection is under, and those of the audit's views. */
+	__u32 judged[2];
+	__u32 viewed[2];
 };
 
 struct {
@@ -24,6 +32,24 @@ struct {
 	__type(value, struct policy_room);
 	__uint(max_entries, 1);
 } policy_rooms SEC(".maps");
+
+static __always_inline int strength(__u8 verdict)
+{
+	return verdict == VERDICT_NAMES ? 0 : verdict;
+}
+
+/* Who is in either list. Where nobody wrote down what two lists make together, the first holds alone. */
+static __noinline __u32 either_list(struct policy_room *r, __u32 a, __u32 b)
+{
+	__u32 *found;
+
+	if (a == b)
+		return a;
+	r->both.a = a < b ? a : b;
+	r->both.b = a < b ? b : a;
+	found = bpf_map_lookup_elem(&both_names, &r->both);
+	return found ? *found : a;
+}
 
 static __always_inline __u8 policy_verdict(__u32 subject, __u8 direction, __u32 identity, __u8 protocol, __be16 port,
 					   __u32 *rule, __u8 *flags)
@@ -50,12 +76,14 @@ static __always_inline __u8 policy_verdict(__u32 subject, __u8 direction, __u32 
 		*flags |= of_peer->flags;
 	if (of_any)
 		*flags |= of_any->flags;
-	if (of_peer && (!of_any || of_peer->verdict >= of_any->verdict)) {
+	if (of_peer && (!of_any || strength(of_peer->verdict) >= strength(of_any->verdict))) {
 		*rule = of_peer->rule;
+		r->server_names = of_peer->names;
 		return of_peer->verdict;
 	}
 	if (of_any) {
 		*rule = of_any->rule;
+		r->server_names = of_any->names;
 		return of_any->verdict;
 	}
 	return VERDICT_DENY;
@@ -70,7 +98,7 @@ __noinline __u64 named_verdict(const struct tuple *t, __u32 subject, __u32 ifind
 	struct policy_room *r;
 	struct name_value *known;
 	struct policy_value *found;
-	__u32 zero = 0, verdict = VERDICT_NONE, flags = 0, rule = 0;
+	__u32 zero = 0, verdict = VERDICT_NONE, flags = 0, rule = 0, list = 0;
 	int i;
 
 	r = bpf_map_lookup_elem(&policy_rooms, &zero);
@@ -94,11 +122,15 @@ __noinline __u64 named_verdict(const struct tuple *t, __u32 subject, __u32 ifind
 		if (!found)
 			continue;
 		flags |= found->flags;
-		if (found->verdict > verdict) {
+		if (verdict == VERDICT_NAMES && found->verdict == VERDICT_NAMES) {
+			list = either_list(r, list, found->names);
+		} else if (verdict == VERDICT_NONE || strength(found->verdict) > strength(verdict)) {
 			verdict = found->verdict;
 			rule = found->rule;
+			list = found->names;
 		}
 	}
+	r->server_names_of_name = list;
 	return verdict | flags << 8 | (__u64)rule << 32;
 }
 
@@ -109,14 +141,23 @@ static __always_inline int outside(const struct ipcache_value *who)
 }
 
 /* The sender's word and what its rules for names say. A denial that a rule spelled out stands: it has a number. */
-static __always_inline __u8 with_names(__u8 verdict, __u64 found, __u32 *rule, __u8 *flags)
+static __always_inline __u8 with_names(__u8 verdict, __u64 found, __u32 list, struct policy_room *r, __u32 *rule,
+				       __u8 *flags)
 {
 	__u8 of_name = found & 0xff;
 
-	if (!of_name || (verdict == VERDICT_DENY && *rule) || (verdict != VERDICT_DENY && of_name <= verdict))
+	if (!of_name || (verdict == VERDICT_DENY && *rule))
+		return verdict;
+	if (verdict == VERDICT_NAMES && of_name == VERDICT_NAMES) {
+		*flags |= (found >> 8) & 0xff;
+		r->server_names = either_list(r, r->server_names, list);
+		return verdict;
+	}
+	if (verdict != VERDICT_DENY && strength(of_name) <= strength(verdict))
 		return verdict;
 	*flags |= (found >> 8) & 0xff;
 	*rule = found >> 32;
+	r->server_names = list;
 	return of_name;
 }
 
@@ -135,12 +176,28 @@ static __always_inline int of_this_node(const union addr *addr)
 	return who && who->identity == IDENTITY_HOST;
 }
 
+static __always_inline __be16 names_listener(__u32 source_class, __u32 kind, __u32 destination, __u32 outward,
+					     __u32 inward)
+{
+	struct listener_value *value;
+	struct policy_room *r;
+	__u32 zero = 0;
+
+	r = bpf_map_lookup_elem(&policy_rooms, &zero);
+	if (!r)
+		return 0;
+	r->listener.source_class = source_class;
+	r->listener.kind = kind;
+	r->listener.destination = destination;
+	r->listener.outward = outward;
+	r->listener.inward = inward;
+	value = bpf_map_lookup_elem(&listeners, &r->listener);
+	return value ? value->port : 0;
+}
+
 static __always_inline __be16 listener_port(__u32 source_class, __u32 kind, __u32 destination)
 {
-	struct listener_key key = {.source_class = source_class, .kind = kind, .destination = destination};
-	struct listener_value *value = bpf_map_lookup_elem(&listeners, &key);
-
-	return value ? value->port : 0;
+	return names_listener(source_class, kind, destination, 0, 0);
 }
 
 #endif

@@ -120,7 +120,11 @@ class Answers:
 
     async def _explain(self, request: dict[str, Any]) -> Any:
         # Here, not in a thread: it fills the same memory of rights as the next compilation reads.
-        return self._inspector.explain(request)
+        recorded: list[dict[str, Any]] = []
+        if not self._node.dns.at_rest:
+            with suppress(NoDnsError):
+                recorded = await self._node.dns.ask("names")
+        return self._inspector.explain(request, recorded)
 
     async def _diff(self, request: dict[str, Any]) -> Any:
         return await asyncio.to_thread(self._inspector.diff, request)

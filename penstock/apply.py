@@ -31,6 +31,7 @@ from penstock.mtls.issuer import Issuer
 from penstock.mtls.secrets import secrets, workload_secret
 from penstock.mtls.svid import SVID
 from penstock.plan import DNS_LISTENER, KernelTables, ListenerKey, Plan
+from penstock.policy.kernel import listener_key
 from penstock.redirect.stage import (
     after_proxy,
 )
@@ -216,7 +217,7 @@ class Applier:
         for listener in plan.proxy.listeners:
             item = snapshot.get(TypeUrl.LDS, listener.name)
             if item is not None and listener.name in self._active:
-                active.add(ListenerKey(listener.source_class, listener.kind, listener.destination))
+                active.add(listener_key(listener))
         classes_ready = all(
             each.name in self._active
             for each in plan.proxy.listeners

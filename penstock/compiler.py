@@ -270,12 +270,27 @@ def _statuses(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
     found.update(_of_workloads(facts, facts.members.all))
     for document in facts.world.of_kinds(*POLICY_KINDS):
         found[document.key] = _VALID
+    found.update(_conflicts(facts))
     found.update({key: ObjectStatus(pending=why) for key, why in facts.frontends.conflicts.items()})
     found.update(facts.mesh.statuses)
     found.update(facts.services.policies.statuses())
     found.update(facts.services.http.statuses(facts.world))
     for key, status in facts.edge.statuses.items():
         found[key] = joined(facts.mesh.statuses.get(key), status)
+    return found
+
+
+def _conflicts(facts: Facts) -> dict[ObjectKey, ObjectStatus]:
+    """Policies of which a rule is left out for some workload."""
+    said: dict[ObjectKey, dict[str, None]] = {}
+    for by_subject in (facts.stances.ingress, facts.stances.egress):
+        for stance in by_subject.values():
+            for each in stance.conflicts:
+                said.setdefault(each.left_out.policy, {})[each.message] = None
+    found = {}
+    for key, messages in said.items():
+        why = "; ".join(sorted(messages))
+        found[key] = ObjectStatus((Condition("Valid", False, "Conflicted", why),), pending=why)
     return found
 
 

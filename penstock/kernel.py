@@ -78,7 +78,7 @@ class Kernel:
         This comes before Envoy learns of the change: later it would answer for what it does not know, or a
         listener would be gone without a word.
         """
-        found = steering(tables, self._source_ports, proxied())
+        found = steering(tables, self._source_ports, proxied(), self.tables.names)
         gone = [c for c, how in found.items() if how is Steering.FORBIDDEN]
         if gone:
             log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})

@@ -9,6 +9,7 @@ from operator import is_
 from typing import NamedTuple
 
 from penstock.dns.model import DnsPlan
+from penstock.dns.patterns import Names
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.routing.model import ListenerKind, ProxyModel
 from penstock.world import Address, Network, WorkloadName
@@ -20,11 +21,18 @@ class Direction(IntEnum):
 
 
 class Verdict(IntEnum):
-    """What a policy entry says. At equal precedence the higher number wins."""
+    """What a policy entry says. At equal precedence the stronger wins."""
 
     ALLOW = 1
     REDIRECT = 2
     DENY = 3
+    NAMES = 4
+    """Allowed is TLS with certain server names, and nothing else."""
+
+    @property
+    def strength(self) -> int:
+        """Whoever else allows a connection, or its requests, voids a rule about server names."""
+        return 0 if self is Verdict.NAMES else int(self)
 
 
 class MeshMode(IntEnum):
@@ -104,13 +112,14 @@ class PolicyKey(NamedTuple):
 class PolicyEntry:
     """`authenticated`: between nodes it holds only for connections over mesh TLS.
 
-    `dns`: what it steers is DNS.
+    `dns`: what it steers is DNS. `names`: of NAMES the server names.
     """
 
     verdict: Verdict
     origins: tuple[tuple[ObjectKey, Origin], ...] = ()
     authenticated: bool = False
     dns: bool = False
+    names: Names = ()
 
 
 AUDIT_VIEW = 1 << 31
@@ -156,6 +165,8 @@ class ServiceEntry:
     maglev: int = 0
     gateway: bool = False
     """The proxy itself listens there for a Gateway: judged as ingress, neither translated nor steered."""
+    audit: bool = False
+    """Policies in audit have a view of their own of who comes to the Gateway."""
 
     @property
     def sets(self) -> tuple[BackendSet, ...]:
@@ -164,9 +175,13 @@ class ServiceEntry:
 
 
 class ListenerKey(NamedTuple):
+    """`outward` and `inward`: numbers of lists of server names, by the sender's and the receiver's rules."""
+
     source_class: int
     kind: ListenerKind
     destination: int = 0
+    outward: int = 0
+    inward: int = 0
 
 
 DNS_LISTENER = ListenerKey(0, ListenerKind.DNS)
@@ -180,6 +195,8 @@ class KernelTables:
     services: Mapping[ServiceKey, ServiceEntry] = field(default_factory=dict)
     port_modes: Mapping[PortOf, PortMode] = field(default_factory=dict)
     """Where a port's mode is not that of its workload."""
+    both_names: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    """What two lists of server names make together (policy/server_names.py)."""
     listeners: Mapping[ListenerKey, int] = field(default_factory=dict)
     """Port of the listener that stands for (source class, kind, destination)."""
     netns: Mapping[int, int] = field(default_factory=dict)

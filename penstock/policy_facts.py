@@ -17,8 +17,9 @@ from penstock.manifests.kinds import Namespace, Node, PeerAuthentication, Worklo
 from penstock.plan import AUDIT_VIEW, Direction, IpcacheEntry, MeshMode, ObjectStatus, PolicyEntry, PolicyKey
 from penstock.policy.addresses import Whois, distinct, followed, ipcache
 from penstock.policy.entries import Stance, entries, stances
-from penstock.policy.identities import Member, Members, followed_members, members
+from penstock.policy.identities import Member, Members
 from penstock.policy.labels import HOST, WORLD
+from penstock.policy.membership import followed_members, members
 from penstock.policy.mesh_tls import MeshModes, TowardModes
 from penstock.policy.policies import Policies, policies
 from penstock.policy.rights import Destination, Stances
@@ -204,7 +205,8 @@ class PolicyFacts:
         if self.audited is None:
             return {}
         found = {}
-        for member in {m.subject: m for m in self.members.local()}.values():
+        judged = (*self.members.local(), *self.members.ingress[:1])
+        for member in {m.subject: m for m in judged}.values():
             for direction in Direction:
                 what = self.audited.of(direction)[member.subject]
                 if what != self.stances.of(direction)[member.subject]:

@@ -22,8 +22,8 @@ from penstock.observe.flows import Directory, Flows
 from penstock.observe.origins import Origins
 from penstock.observe.reasons import BY_NUMBER
 from penstock.plan import Plan
-from penstock.policy.identities import members
 from penstock.policy.labels import DNS, RESERVED
+from penstock.policy.membership import members
 from penstock.redirect.layout import rule_number
 from penstock.routing.review import review_routes
 from penstock.routing.review_attach import review_attachments

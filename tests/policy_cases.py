@@ -256,7 +256,7 @@ PLAIN_SPECS = st.fixed_dictionaries(
     },
 )
 OWN = st.sampled_from(["default", "default", "other"])
-POLICIES = st.lists(
+_ANY_POLICIES = st.lists(
     st.one_of(
         st.builds(Policy, OWN, specs()),
         st.builds(Policy, OWN, specs()),
@@ -264,6 +264,32 @@ POLICIES = st.lists(
         st.builds(Policy, st.just(""), specs(), st.just("CiliumClusterwideNetworkPolicy")),
     ),
     max_size=4,
+)
+SERVER_NAMES = ("one.example.com", "*.example.com", "**.example.org")
+
+
+def _of_one_kind(policies: list[Policy], by_name: frozenset[str], mode: str) -> list[Policy]:
+    """The same without conflicts: in each direction requests or server names are asked for (`by_name`),
+    and authentication has one mode. Which rule of a conflict holds is another question."""
+    found = []
+    for policy in policies:
+        spec = json.loads(json.dumps(policy.spec))
+        for section in ("ingress", "egress") if policy.kind != "NetworkPolicy" else ():
+            for rule in spec.get(section) or ():
+                if "authentication" in rule:
+                    rule["authentication"] = {"mode": mode}
+                for item in rule.get("toPorts", ()) if section in by_name else ():
+                    if requests := item.pop("rules", {}).get("http"):
+                        item["serverNames"] = [SERVER_NAMES[len(json.dumps(each)) % 3] for each in requests]
+        found.append(Policy(policy.namespace, spec, policy.kind))
+    return found
+
+
+POLICIES = st.builds(
+    _of_one_kind,
+    _ANY_POLICIES,
+    st.frozensets(st.sampled_from(["ingress", "egress"])),
+    st.sampled_from(["required", "required", "disabled"]),
 )
 
 

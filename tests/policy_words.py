@@ -26,7 +26,8 @@ from policy_parties import (
     Party,
 )
 
-Answer = Literal["deny", "allow", "proxy"]
+Answer = Literal["deny", "allow", "proxy", "names"]
+"""Proxy: requests are judged; names: the server names of TLS are."""
 
 
 def _label(party: Party, key: str) -> str | None:
@@ -212,6 +213,8 @@ def _says(
                 named = subject.ports if direction == "ingress" else peer.known_ports
                 for item in rule.get("toPorts", [None]):
                     http = item["rules"]["http"] if item and "rules" in item else None
+                    if item and "serverNames" in item:
+                        http = [{"serverNames": item["serverNames"]}]
                     if item is not None and not any(
                         _on_port(p, protocol, number, named, http=http is not None) for p in item["ports"]
                     ):
@@ -240,9 +243,19 @@ def side(
     denied, allowed, closed, requests, _ = _says(policies, subject, peer, direction, protocol, number)
     if denied:
         return "deny"
-    if requests:
+    if any("serverNames" not in each for each in requests):
         return "proxy"
-    return "allow" if allowed or not (closed or mode == "always") else "deny"
+    if allowed or not (closed or mode == "always"):
+        return "allow"
+    return "names" if requests else "deny"
+
+
+def by_name(policies: list[Policy], source: Party, target: Party, number: int) -> bool:
+    """Whether a rule of this node's sides looks at the server name of TCP to port `number`."""
+    answers = [side(policies, source, target, "egress", "TCP", number)] if source.local else []
+    if target.local and source is not HOST:
+        answers.append(side(policies, target, source, "ingress", "TCP", number))
+    return "names" in answers
 
 
 def packet(policies: list[Policy], source: Party, target: Party, protocol: str, number: int) -> Answer:
@@ -252,8 +265,9 @@ def packet(policies: list[Policy], source: Party, target: Party, protocol: str, 
         answers.append(side(policies, source, target, "egress", protocol, number))
     if target.local and source is not HOST:
         answers.append(side(policies, target, source, "ingress", protocol, number))
-    if "deny" in answers:
+    if "deny" in answers or {"proxy", "names"} <= {*answers}:
         return "deny"
+    steered = "proxy" in answers or "names" in answers
     between = source.local is not target.local and HOST not in (source, target)
     if between and _demanded(policies, source, target, protocol, number):
         # Only TCP to a workload of another node can be proven: a tunnel begins here. What comes from there in
@@ -261,8 +275,8 @@ def packet(policies: list[Policy], source: Party, target: Party, protocol: str, 
         return "proxy" if source.local and target.workload and protocol == "TCP" else "deny"
     if source.local and target.workload and not target.local and protocol == "TCP":
         # Who demands it of anybody is spoken to over mesh TLS by all of the other nodes.
-        return "proxy" if "proxy" in answers or _demands(policies, target) else "allow"
-    return "proxy" if "proxy" in answers else "allow"
+        return "proxy" if steered or _demands(policies, target) else "allow"
+    return "proxy" if steered else "allow"
 
 
 def _demands(policies: list[Policy], subject: Party) -> bool:
@@ -293,7 +307,8 @@ def request(
         if denied or allowed or not closed:
             return not denied
         return any(
-            all(re.fullmatch(r.get(k, ".*"), v) for k, v in (("method", method), ("path", path)))
+            "serverNames" not in r
+            and all(re.fullmatch(r.get(k, ".*"), v) for k, v in (("method", method), ("path", path)))
             for r in requests
         )
 

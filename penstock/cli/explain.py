@@ -25,6 +25,7 @@ _WIDTH = 100
 @click.option(
     "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request."
 )
+@click.option("--server-name", default=None, metavar="NAME", help="The SNI of TLS; '' for none.")
 @click.option(
     "-f",
     "--file",
@@ -44,6 +45,7 @@ def explain(
     method: str | None,
     path: str | None,
     headers: tuple[str, ...],
+    server_name: str | None,
     paths: tuple[str, ...],
     node: str | None,
     run_dir: Path,
@@ -57,6 +59,7 @@ def explain(
       shop/web:80         a Service, if it has that port; also web.shop.svc
       10.244.1.7, [::1]   an address: of a workload, of a Service, or of anybody
       world, host         whoever is outside, and the node itself
+      api.example.com:443 a name of DNS: the rules that mean it, and the addresses that are recorded for SRC
     PORT may be left out where there is only one; PROTO is TCP, UDP, SCTP or ICMP.
 
     Each decision is one line, in the order in which it is taken: source and identity, translation of a
@@ -81,7 +84,9 @@ def explain(
     if method is not None and path is None and method.startswith("/"):
         method, path = "GET", method
     who, port, protocol = split(destination)
-    question = Question(source, who, port, protocol, method and method.upper(), path, _headers(headers))
+    question = Question(
+        source, who, port, protocol, method and method.upper(), path, _headers(headers), server_name
+    )
     found = _offline(question, paths, node) if paths else _live(question, run_dir)
     if output == "json":
         click.echo(json.dumps(found, indent=2, ensure_ascii=False))

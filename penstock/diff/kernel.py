@@ -27,6 +27,7 @@ from penstock.plan import (
 )
 from penstock.policy.entries import ANY
 from penstock.policy.labels import RESERVED
+from penstock.policy.server_names import words
 
 _NAMES = {number: name for name, number in PROTOCOLS.items()}
 
@@ -64,7 +65,8 @@ class _Words:
     @staticmethod
     def verdict(entry: PolicyEntry) -> str:
         by = ", ".join(f"{key} {origin.rule}".strip() for key, origin in entry.origins)
-        return entry.verdict.name + (f" by {by}" if by else "")
+        names = f" {words(entry.names)}" if entry.names else ""
+        return entry.verdict.name + names + (f" by {by}" if by else "")
 
     @staticmethod
     def service(key: ServiceKey) -> str:
@@ -127,7 +129,7 @@ def kernel_changes(
 
 
 def _judgement(entry: PolicyEntry) -> Hashable:
-    return entry.verdict, tuple((key, origin.rule) for key, origin in entry.origins)
+    return entry.verdict, entry.names, tuple((key, origin.rule) for key, origin in entry.origins)
 
 
 def _changed(

@@ -59,6 +59,17 @@ def refused(listener: str) -> accesslog_pb2.AccessLog:
     return found
 
 
+NO_NAME = "no-name:"
+"""Before the name of the listener, in the log of connections whose server name is in no list."""
+
+
+def no_name(listener: str) -> accesslog_pb2.AccessLog:
+    """For a listener that looks at server names: connections that met no filter chain."""
+    found = tcp(f"{NO_NAME}{listener}")
+    found.filter.response_flag_filter.flags.append("NR")
+    return found
+
+
 def http(listener: str) -> accesslog_pb2.AccessLog:
     config = als_pb2.HttpGrpcAccessLogConfig(common_config=_common(listener))
     return accesslog_pb2.AccessLog(name="envoy.access_loggers.http_grpc", typed_config=pack(config))
@@ -69,11 +80,12 @@ def tcp(listener: str) -> accesslog_pb2.AccessLog:
     return accesslog_pb2.AccessLog(name="envoy.access_loggers.tcp_grpc", typed_config=pack(config))
 
 
-def audit(listener: str) -> accesslog_pb2.AccessLog:
-    """Requests that the filter of rights would have denied, with the policies in audit enforced."""
+def audit(listener: str, judge: str = "envoy.filters.http.upstream_rbac") -> accesslog_pb2.AccessLog:
+    """Requests that the filter of rights would have denied, with the policies in audit enforced; `judge` is
+    what that filter calls itself."""
     denied = accesslog_pb2.MetadataFilter(
         matcher=metadata_pb2.MetadataMatcher(
-            filter="envoy.filters.http.upstream_rbac",
+            filter=judge,
             path=[metadata_pb2.MetadataMatcher.PathSegment(key="shadow_engine_result")],
             value=value_pb2.ValueMatcher(string_match=string_pb2.StringMatcher(exact="denied")),
         ),

@@ -84,6 +84,7 @@ def _manager(name: str, table: str, *, judged: bool) -> hcm_pb2.HttpConnectionMa
     made.rds.CopyFrom(hcm_pb2.Rds(config_source=ADS, route_config_name=table))
     if judged:
         made.http_filters.append(http.http_filter(names.ADMISSION_FILTER, rbac.admission(())))
+        made.access_log.append(accesslog.audit(name, "envoy.filters.http.rbac"))
     made.http_filters.extend(
         [http.http_filter(names.CORS_FILTER, cors_pb2.Cors()), *treatments.places(), http.router()]
     )
@@ -236,9 +237,9 @@ def _host_bytes(each: HostRoutes) -> bytes:
 
 def table(each: HostTable) -> Joined:
     """A RouteConfiguration."""
-    judges = {names.RIGHTS_FILTER: routes.rights(each.rights)}
+    judges = {names.RIGHTS_FILTER: routes.rights(each.rights, each.audit)}
     if each.admission is not None:
-        rules = rbac_pb2.RBACPerRoute(rbac=rbac.admission(each.admission))
+        rules = rbac_pb2.RBACPerRoute(rbac=rbac.admission(each.admission, each.admission_audit))
         judges[names.ADMISSION_FILTER] = pack(rules)
     rest = route_pb2.RouteConfiguration(
         ignore_port_in_host_matching=True,

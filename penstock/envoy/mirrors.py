@@ -130,10 +130,12 @@ def listener() -> listener_pb2.Listener:
     )
 
 
-def table(rights: tuple[Rights, ...]) -> route_pb2.RouteConfiguration:
+def table(
+    rights: tuple[Rights, ...], audit: tuple[Rights, ...] | None = None
+) -> route_pb2.RouteConfiguration:
     """Each copy goes where it says. `rights` are those of all endpoints that copies go to."""
     action = components.RouteAction(cluster_header=names.MIRROR_CLUSTER_HEADER, timeout=seconds(TIMEOUT))
     route = components.Route(name=names.MIRRORS, match=components.RouteMatch(prefix="/"), route=action)
-    made = routes.table(names.MIRRORS, [route], rights)
+    made = routes.table(names.MIRRORS, [route], rights, audit)
     made.request_headers_to_remove.extend(_HEADERS)
     return made

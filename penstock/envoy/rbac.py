@@ -101,15 +101,23 @@ def rules(rights: Iterable[Rights], audit: Iterable[Rights] | None = None) -> ht
     return made
 
 
-def admission(rights: Iterable[Rights]) -> http_rbac_pb2.RBAC:
-    """What the clients of a Gateway may send to it. No rights deny everything."""
+def admission(rights: Iterable[Rights], audit: Iterable[Rights] | None = None) -> http_rbac_pb2.RBAC:
+    """What the clients of a Gateway may send to it, and what they might (as `rules`). No rights deny
+    everything."""
+    made = http_rbac_pb2.RBAC(rules=_admitting(rights))
+    if audit is not None:
+        made.shadow_rules.CopyFrom(_admitting(audit))
+    return made
+
+
+def _admitting(rights: Iterable[Rights]) -> rbac_pb2.RBAC:
     policies = {}
     for number, item in enumerate(dict.fromkeys(rights)):
         if item.sources != () and () not in item.requests:
             groups = [_any([_request(match) for match in group]) for group in item.requests]
             principals = _principals(item.sources, CLIENT_CLASS_STATE)
             policies[f"{number:05}"] = rbac_pb2.Policy(permissions=[_all(groups)], principals=principals)
-    return http_rbac_pb2.RBAC(rules=rbac_pb2.RBAC(action=rbac_pb2.RBAC.Action.ALLOW, policies=policies))
+    return rbac_pb2.RBAC(action=rbac_pb2.RBAC.Action.ALLOW, policies=policies)
 
 
 def sni_is_destination() -> network_rbac_pb2.RBAC:

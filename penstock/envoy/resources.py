@@ -17,7 +17,17 @@ from envoy.extensions.transport_sockets.tls.v3 import secret_pb2
 from google.protobuf.message import Message
 
 from penstock.collection import uncollected
-from penstock.envoy import assignments, clusters, edge, edge_tls, listeners, mirrors, names, routes
+from penstock.envoy import (
+    assignments,
+    clusters,
+    edge,
+    edge_tls,
+    listeners,
+    mirrors,
+    names,
+    routes,
+    server_names,
+)
 from penstock.envoy.protos import Made, Named
 from penstock.routing.model import ListenerKind, ProxyCluster, ProxyModel, Rights
 from penstock.world import Settings
@@ -26,6 +36,7 @@ T = TypeVar("T")
 
 _MOST_PATTERNS = 256
 
+_BY_NAME = (ListenerKind.NAMES, ListenerKind.TLS_NAMES, ListenerKind.NAMES_AUDIT)
 _TO_WORKLOADS = (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP)
 
 
@@ -110,6 +121,12 @@ class Builder(Generic[T]):
             if listener.kind is ListenerKind.GATEWAY:
                 where = at_edge[listener.edge]
                 add(LISTENER, listener.name, edge.steered, listener, where, model.edge_secrets)
+            elif listener.kind in _BY_NAME:
+                add(LISTENER, listener.name, server_names.listener, listener)
+                if listener.kind is ListenerKind.TLS_NAMES:
+                    inside = server_names.inside(listener)
+                    add(CLUSTER, inside, server_names.inner_cluster, listener)
+                    add(LISTENER, inside, server_names.inner_listener, listener)
             else:
                 add(LISTENER, listener.name, listeners.listener, listener)
         for table in model.services:
@@ -118,7 +135,8 @@ class Builder(Generic[T]):
         if model.mirrored:
             add(CLUSTER, names.MIRRORS, mirrors.cluster)
             add(LISTENER, names.MIRRORS, mirrors.listener)
-            add(ROUTE, names.MIRRORS, mirrors.table, model.mirror_rights)
+            more = () if model.mirror_audit is None else (model.mirror_audit,)
+            add(ROUTE, names.MIRRORS, mirrors.table, model.mirror_rights, *more)
         for source in sorted({item.source_class for item in model.listeners if item.kind in _TO_WORKLOADS}):
             rights = _of(source, model.workload_rights)
             audit = None if model.workload_audit is None else _of(source, model.workload_audit)

@@ -24,7 +24,7 @@ def explain(question: Question, facts: Facts, plan: Plan, kernel: Kernel) -> Exp
     """Walk the way of `question`. `plan` and `facts` are of one World. Raises UnknownPartyError."""
     parties = Parties(facts)
     ends = parties.ends(question)
-    way = Way(facts, plan, kernel, parties, _request(question, ends))
+    way = Way(facts, plan, kernel, parties, _request(question, ends), question.server_name)
     outcomes = way.walk(ends)
     request = f" {question.method} {question.path}" if question.method else ""
     return Explanation(
@@ -43,6 +43,7 @@ def _request(question: Question, ends: Ends) -> Request | None:
     if question.method is None or question.protocol != "TCP":
         return None
     address = f"[{ends.target.address}]" if ":" in str(ends.target.address) else str(ends.target.address)
+    address = ends.target.dns or address
     headers = {":authority": address if ends.port == 80 else f"{address}:{ends.port}"}
     for name, value in question.headers:
         own = ":authority" if name.lower() == "host" else name.lower()

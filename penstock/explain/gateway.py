@@ -14,6 +14,7 @@ from penstock.explain.sides import Sides
 from penstock.facts import Facts
 from penstock.plan import Direction, ListenerKey, ServiceEntry, Verdict
 from penstock.policy.labels import HOST, INGRESS
+from penstock.policy.lookup import both_sides
 from penstock.routing.model import ListenerKind
 
 
@@ -44,9 +45,17 @@ def first_hop(
         word = sides.word(subject, direction, peer, protocol, port)
         ok = word.verdict is not Verdict.DENY
         steps.append(Step(direction.name.lower(), word.text, ok, home, origins=word.origins))
+        audited = sides.audited(subject, direction, peer, protocol, port) if ok else None
+        if audited is not None:
+            steps.append(Step("audit", audited.text, True, home, origins=audited.origins))
         if not ok:
             return steps, Outcome(False, f"POLICY_DENIED_{direction.name}")
-        verdict = max(verdict, word.verdict)
+        both = both_sides(verdict, word.verdict)
+        if both in (None, Verdict.NAMES):
+            clash = "a Gateway looks at no server names for rules: nothing passes"
+            return [*steps, Step(direction.name.lower(), clash, False, home)], Outcome(False, "RULES_CLASH")
+        assert both is not None
+        verdict = both
     if verdict is Verdict.REDIRECT:
         listener = kernel.listener(ListenerKey(identity, ListenerKind.GATEWAY, service.service_id))
         if listener is None:

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from penstock.dns.patterns import Names
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.plan import (
     Direction,
@@ -43,6 +44,8 @@ class Judged:
     """Between nodes only over mesh TLS."""
     dns: bool = False
     """What it steers is DNS."""
+    names: Names = ()
+    """Of NAMES the server names."""
 
 
 def judged(
@@ -59,7 +62,8 @@ def judged(
     if hit is None:
         return Judged(Verdict.DENY)
     proof = demands_proof(table, *packet)
-    return Judged(hit[1].verdict, hit[0], hit[1].origins, authenticated=proof, dns=hit[1].dns)
+    entry = hit[1]
+    return Judged(entry.verdict, hit[0], entry.origins, authenticated=proof, dns=entry.dns, names=entry.names)
 
 
 class Kernel(Protocol):
@@ -79,6 +83,10 @@ class Kernel(Protocol):
 
     def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
         """The lists of names (toFQDNs) by which the workload behind `ifindex` has learned `address`."""
+        ...
+
+    def learned(self, ifindex: int, name: str) -> tuple[Address, ...]:
+        """The addresses that are recorded now for a name that the workload behind `ifindex` asked for."""
         ...
 
     def policy(
@@ -110,6 +118,9 @@ class Planned:
         return self._tables.listeners.get(key)
 
     def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
+        return ()
+
+    def learned(self, ifindex: int, name: str) -> tuple[Address, ...]:
         return ()
 
     def policy(self, subject: int, direction: Direction, identity: int, protocol: int, port: int) -> Judged:

@@ -21,6 +21,7 @@ HTTP_REASONS: Mapping[str, str] = {
     "NO_USABLE_BACKEND": "the route leads to no endpoint: Envoy answers 500 or 503",
     "FAULT": "an HTTPPolicy breaks it on purpose",
     "NOT_AUTHENTICATED": "an HTTPPolicy wants a token that it has not: 401, or 500 without keys",
+    "SERVER_NAME": "no rule about server names allows it: Envoy resets the connection",
     "NOT_AUTHORIZED": "an HTTPPolicy names a service to ask that is not there: Envoy answers 500",
 }
 """What the proxy answers, and the kernel has no number for."""
@@ -46,6 +47,8 @@ class Question:
     method: str | None = None
     path: str | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    server_name: str | None = None
+    """The SNI of TLS; '' is none."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
+from penstock.dns.patterns import canonical
 from penstock.explain.errors import UnknownPartyError
 from penstock.explain.model import PROTOCOLS, Question
 from penstock.facts import Facts
@@ -17,6 +18,9 @@ from penstock.world import Address, parse_address
 
 SOMEWHERE = IPv4Address("203.0.113.1")
 """Stands for the world where no address is said (RFC 5737)."""
+SOMEWHERE6 = IPv6Address("2001:db8::1")
+"""The same of IPv6 (RFC 3849)."""
+_NAME = re.compile(r"[-\w]+(\.[-\w]+)+\.?")
 _NUMBERS = {name: number for number, name in RESERVED.items()}
 _DESTINATION = re.compile(r"(?P<who>\[[^\]]+\]|[^:]+)(?::(?P<port>[\w-]+)(?:/(?P<protocol>\w+))?)?")
 _DNS = re.compile(r"(?P<name>[^.]+)\.(?P<namespace>[^.]+)\.svc(?:\.cluster\.local)?\.?")
@@ -48,6 +52,8 @@ class Party:
     member: Member | None = None
     identity: int | None = None
     served: ServedPort | None = None
+    dns: str = ""
+    """The name by which it is asked for, if it is known by nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,6 +199,9 @@ class Parties:
         try:
             party = self._party(text)
         except UnknownPartyError:
+            if not served and _NAME.fullmatch(text):
+                address = SOMEWHERE6 if versions == {6} else SOMEWHERE
+                return Party(canonical(text), address, dns=canonical(text)), self._port_of_name(question)
             if not served:
                 raise
             ports = ", ".join(sorted({f"{s.port.port}/{s.port.protocol}" for s in served}))
@@ -213,6 +222,11 @@ class Parties:
                 f"Service {key.namespace}/{key.name} has neither an address nor an endpoint"
             )
         return Party(f"Service {key.namespace}/{key.name}", address, served=served)
+
+    def _port_of_name(self, question: Question) -> int:
+        if question.port is None or not question.port.isdigit() or not 0 < int(question.port) < 65536:
+            raise UnknownPartyError(f"which port of {question.destination}?", hint="say NAME:PORT")
+        return int(question.port)
 
     def _port(self, party: Party, question: Question) -> int:
         text = question.port

@@ -6,8 +6,9 @@ there.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from penstock.dns.patterns import Names
 from penstock.explain.kernel import Judged, Kernel, judged
 from penstock.explain.model import PROTOCOLS
 from penstock.explain.parties import name_of
@@ -19,6 +20,7 @@ from penstock.policy.entries import ANY, Stance, entries
 from penstock.policy.identities import Member, meshed_nodes
 from penstock.policy.labels import DNS, RESERVED, WORLD
 from penstock.policy.prefixes import is_prefix
+from penstock.policy.server_names import union
 from penstock.world import Address
 
 Origins = tuple[tuple[ObjectKey, Origin], ...]
@@ -30,6 +32,7 @@ def by(origins: Origins) -> str:
 
 
 _VERBS = {Verdict.ALLOW: "allowed", Verdict.REDIRECT: "steered to the proxy", Verdict.DENY: "denied"}
+_VERBS[Verdict.NAMES] = "allowed for TLS with certain server names"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +47,19 @@ class Word:
     """Between nodes only over mesh TLS."""
     dns: bool = False
     """The DNS proxy is steered to, which judges names."""
+    names: Names = ()
+    """The server names that TLS may have."""
 
 
 class Sides:
     def __init__(self, facts: Facts, kernel: Kernel) -> None:
         self._facts, self._kernel = facts, kernel
         self._meshed = meshed_nodes(facts.world)
+        self._assumed: dict[Address, tuple[int, ...]] = {}
+
+    def assume(self, address: Address, lists: tuple[int, ...]) -> None:
+        """Take `address` as learned under these lists of names."""
+        self._assumed[address] = lists
 
     # --- who judges -----------------------------------------------------------------------------------
 
@@ -84,7 +94,7 @@ class Sides:
         """`address` is the peer's: names may open one that is nobody's (toFQDNs)."""
         number = PROTOCOLS[protocol]
         found = self._judge(member, direction, peer, number, port)
-        outside = peer == WORLD or peer in self._facts.members.index.prefixes.identities.values()
+        outside = self.outside(peer)
         if direction is Direction.EGRESS and address is not None and outside:
             found = self._by_name(found, member, address, number, port)
         if found.key is None:
@@ -107,18 +117,28 @@ class Sides:
         dns = found.dns and found.verdict is Verdict.REDIRECT
         verb = "steered to the DNS proxy" if dns else _VERBS[found.verdict]
         text = f"entry for {self._entry(found)}: {verb}{proof} by {by(found.origins)}"
-        return Word(found.verdict, text, found.origins, authenticated=found.authenticated, dns=dns)
+        proven = found.authenticated
+        return Word(found.verdict, text, found.origins, authenticated=proven, dns=dns, names=found.names)
+
+    def outside(self, identity: int) -> bool:
+        """Whether it is nobody's of the mesh: only addresses of such may a name open."""
+        return identity == WORLD or identity in self._facts.members.index.prefixes.identities.values()
 
     def _by_name(self, found: Judged, member: Member, address: Address, protocol: int, port: int) -> Judged:
         """`found`, or what a rule for names says more strongly of an address that was asked for."""
         here = self._kernel.endpoint(member.addresses[0]) if member.addresses else None
-        if here is None or (found.verdict is Verdict.DENY and found.key is not None):
+        if found.verdict is Verdict.DENY and found.key is not None:
             return found
-        for number in self._kernel.names(here.ifindex, address):
-            named = self._kernel.policy(here.subject, Direction.EGRESS, number, protocol, port)
+        lists = self._assumed.get(address, self._kernel.names(here.ifindex, address) if here else ())
+        for number in lists:
+            named = self._judge(member, Direction.EGRESS, number, protocol, port)
             if named.key is None or named.key.identity != number:
                 continue
-            if found.key is None or named.verdict > found.verdict:
+            both = found.key is not None and {found.verdict, named.verdict} == {Verdict.NAMES}
+            if both:
+                origins = tuple(dict.fromkeys((*found.origins, *named.origins)))
+                found = replace(found, origins=origins, names=union(found.names, named.names))
+            elif found.key is None or named.verdict.strength > found.verdict.strength:
                 found = named
         return found
 
@@ -137,8 +157,9 @@ class Sides:
         found = self._judge(member, direction, peer, PROTOCOLS[protocol], port, audit=True)
         if found.verdict is Verdict.ALLOW:
             return None
-        if found.verdict is Verdict.REDIRECT:
-            return Word(found.verdict, "a policy in audit looks at each request", found.origins)
+        if found.verdict in (Verdict.REDIRECT, Verdict.NAMES):
+            what = "each request" if found.verdict is Verdict.REDIRECT else "the server name"
+            return Word(found.verdict, f"a policy in audit looks at {what}", found.origins)
         origins = found.origins or self.closers(member, direction, audit=True)
         who = f" by {by(origins)}" if origins else ""
         return Word(found.verdict, f"a policy in audit would deny it{who}; it is let through", origins)

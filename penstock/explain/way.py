@@ -1,60 +1,31 @@
-"""The way of a connection and of a request on it, decision by decision.
+"""The way of a connection and of a request on it, decision by decision, from the socket on.
 
-The order is that of judge() in bpf/flow.h and of the proxy behind it: translation where the socket
-connects, the sender's egress, the receiver's ingress, then the listener, the route, the rights at the
-endpoint, and what the receiver's node says to what comes from this one. Each is asked of the code that
-decides it.
+A Service's address is translated, or keeps a route to itself; then each endpoint that may be chosen is a
+destination of its own. Each decision is asked of the code that decides it.
 """
 
 from __future__ import annotations
 
+from penstock.explain import fqdn
+from penstock.explain.direct import Direct
 from penstock.explain.edge import door
 from penstock.explain.gateway import first_hop
-from penstock.explain.hop import Hop, Missing, far_end
-from penstock.explain.kernel import Kernel
-from penstock.explain.l7 import Crossing, Judgement, Requests
-from penstock.explain.model import PROTOCOLS, Outcome, Request, Step
-from penstock.explain.parties import Ends, Parties, Party, name_of
+from penstock.explain.model import PROTOCOLS, Outcome
+from penstock.explain.parties import Ends, Party
 from penstock.explain.requests import nearest, route_differences
 from penstock.explain.rewriting import rewritten
-from penstock.explain.sides import Origins, Sides
+from penstock.explain.sides import by
 from penstock.explain.treated import balanced, of_service, treated
-from penstock.facts import Facts
-from penstock.plan import DNS_LISTENER, Direction, ListenerKey, MeshMode, Plan, ServiceKey, Verdict
-from penstock.policy.entries import DNS_PORT
-from penstock.policy.identities import Member
-from penstock.policy.labels import DNS, HOST, INGRESS, REMOTE_NODE
+from penstock.plan import ListenerKey, ServiceKey
+from penstock.policy.labels import INGRESS
 from penstock.routing.http_policies import Target
 from penstock.routing.model import ListenerKind, Route
 from penstock.routing.treatment import Treatment
 from penstock.world import Address
 
 
-class Way:
-    """Collects `steps` while it walks. `walk` may be called once."""
-
-    def __init__(
-        self, facts: Facts, plan: Plan, kernel: Kernel, parties: Parties, request: Request | None
-    ) -> None:
-        self._facts, self._plan, self._kernel = facts, plan, kernel
-        self._parties, self._request = parties, request
-        self._sides = Sides(facts, kernel)
-        self._requests = Requests(facts, self._sides)
-        self.steps: list[Step] = []
-        self.missing: list[Missing] = []
-        self.denied_by: list[Origins] = []
-        self._protocol = "TCP"
-        # Whether a rule on the way demands authentication.
-        self._proof = False
-        # Whether the sender's rules steer to the DNS proxy.
-        self._named = False
-        # Whether a policy in audit names requests.
-        self._watched = False
-
-    def _step(
-        self, what: str, text: str, *, ok: bool = True, node: str = "", at: str = "", origins: Origins = ()
-    ) -> None:
-        self.steps.append(Step(what, text, ok, node, at, origins))
+class Way(Direct):
+    """The whole of it. `walk` may be called once."""
 
     # --- from the socket ------------------------------------------------------------------------------
 
@@ -79,6 +50,8 @@ class Way:
             backends = [(b.address, b.port) for b in self._facts.served.of(ends.target.served).backends]
             self._step("service", f"{ends.target.name} is headless: its name stands for its endpoints")
             return self._each(ends.source, identity, backends)
+        if ends.target.dns:
+            return self._by_dns(ends, identity)
         service = self._kernel.service(ServiceKey(address, port, PROTOCOLS[ends.protocol]))
         if service is None:
             return [self._direct(self._hop(ends.source, identity, address, port))]
@@ -117,245 +90,41 @@ class Way:
         self._step("service", f"{name} becomes one of {shown} where the socket connects", node=home)
         return self._each(ends.source, identity, list(service.backends))
 
+    def _by_dns(self, ends: Ends, identity: int) -> list[Outcome]:
+        """To a name of DNS: which rules mean it, and what becomes of the addresses that it stands for."""
+        name, member, home = ends.target.dns, ends.source.member, self._node_of(ends.source)
+        address = ends.target.address
+        assert address is not None
+        if member is None or not home:
+            self._step("name", f"{name}: names count for workloads of the mesh only")
+            return [self._direct(self._hop(ends.source, identity, address, ends.port))]
+        meaning = fqdn.rules(self._facts, member, name)
+        origins = tuple(dict.fromkeys((rule.policy, rule.origin) for rule in meaning))
+        text = f"is meant by {by(origins)}" if origins else "is meant by no rule for names (toFQDNs)"
+        self._step("name", f"{name} {text}", node=home, origins=origins)
+        here = self._kernel.endpoint(ends.source.address) if ends.source.address else None
+        found = self._kernel.learned(here.ifindex, name) if here is not None else ()
+        known = [a for a in found if a.version == address.version] or list(found)
+        if known:
+            self._step("name", f"recorded now: {', '.join(map(str, known))}", node=home)
+            return [self._direct(self._hop(ends.source, identity, each, ends.port)) for each in known]
+        asked = fqdn.asked(self._facts, member, name)
+        self._step("name", f"no address is recorded now{asked}; as if it had asked", node=home)
+        numbers = self._facts.members.index.names
+        lists = tuple(numbers[r.peers.names] for r in meaning if r.peers is not None)
+        self._sides.assume(address, lists)
+        return [self._direct(self._hop(ends.source, identity, address, ends.port))]
+
     def _each(self, source: Party, identity: int, backends: list[tuple[Address, int]]) -> list[Outcome]:
         if not backends:
             self._step("service", "there is no endpoint", ok=False)
             return [Outcome(False, "NO_BACKEND")]
         return [self._direct(self._hop(source, identity, address, port)) for address, port in backends]
 
-    def _node_of(self, party: Party) -> str:
-        if party.member is not None:
-            return self._sides.node_of(party.member)
-        return self._facts.world.node if party.identity == HOST or self._is_host(party) else ""
-
-    def _is_host(self, party: Party) -> bool:
-        return party.address is not None and self._kernel.who(party.address).identity == HOST
-
-    def _hop(self, source: Party, identity: int, address: Address, port: int) -> Hop:
-        target = self._parties.at(address)
-        label = f"{name_of(target) if target else address}:{port}"
-        return Hop(
-            source, identity, address, port, target, self._node_of(source), self._sides.node_of(target), label
-        )
-
-    # --- in the kernel --------------------------------------------------------------------------------
-
-    def _direct(self, hop: Hop) -> Outcome:
-        target = self._kernel.who(hop.address)
-        self._proof = self._watched = self._named = False
-        where = f"on {hop.target_node}" if hop.target_node else "outside the mesh"
-        self._step("destination", f"{hop.label}, {self._sides.peer(target.identity)}, {where}", at=hop.label)
-        verdict = Verdict.ALLOW
-        sender = hop.source.member
-        if sender is not None and hop.source_node:
-            verdict = self._side(hop, sender, Direction.EGRESS, target.identity, hop.source_node)
-            if verdict is Verdict.DENY:
-                return Outcome(False, "POLICY_DENIED_EGRESS", hop.label)
-            if target.identity == DNS:
-                return self._asked(hop)
-            if self._unproven(hop, target.identity):
-                return Outcome(False, "UNAUTHENTICATED", hop.label)
-        if hop.target_node and hop.target_node == hop.source_node:
-            verdict = max(verdict, self._ingress(hop, hop.identity))
-            if verdict is Verdict.DENY:
-                return Outcome(False, "POLICY_DENIED_INGRESS", hop.label)
-            if verdict is Verdict.REDIRECT and sender is None:
-                self._step("listener", "what the node itself sends cannot be steered", ok=False, at=hop.label)
-                return Outcome(False, "PROXY_NOT_READY", hop.label)
-            if self._named:
-                return self._asked(hop)
-            if verdict is Verdict.REDIRECT:
-                return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
-            if self._looked_at(hop):
-                return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
-            return Outcome(True, "FORWARDED_LOCAL", hop.label)
-        if self._named:
-            return self._asked(hop)
-        if sender is not None and verdict is Verdict.REDIRECT:
-            return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
-        if sender is not None and hop.source_node and self._protocol == "TCP" and self._strict(hop):
-            return self._proxied(hop, ListenerKind.TCP_MTLS, hop.source_node)
-        if sender is not None and self._looked_at(hop):
-            return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.source_node)
-        return self._arrive(hop, tls=False)
-
-    def _side(self, hop: Hop, subject: Member, direction: Direction, peer: int, node: str) -> Verdict:
-        address = hop.address if direction is Direction.EGRESS else None
-        word = self._sides.word(subject, direction, peer, self._protocol, hop.port, address)
-        self._named = self._named or word.dns
-        ok = word.verdict is not Verdict.DENY
-        self._proof = self._proof or (ok and word.authenticated)
-        self._step(direction.name.lower(), word.text, ok=ok, node=node, at=hop.label, origins=word.origins)
-        if not ok:
-            other = hop.target if direction is Direction.EGRESS else hop.source.member
-            if word.by_default:
-                # The proxy serves workloads only: to any other address a rule can open no more than the port.
-                request = self._request if hop.target is not None else None
-                self.missing.append(
-                    Missing(
-                        subject,
-                        direction,
-                        other,
-                        peer,
-                        far_end(hop, direction),
-                        self._protocol,
-                        hop.port,
-                        request,
-                    )
-                )
-            elif word.origins:
-                self.denied_by.append(word.origins)
-        audited = self._sides.audited(subject, direction, peer, self._protocol, hop.port) if ok else None
-        if audited is not None:
-            self._watched = self._watched or audited.verdict is Verdict.REDIRECT
-            self._step("audit", audited.text, node=node, at=hop.label, origins=audited.origins)
-        return word.verdict
-
-    def _asked(self, hop: Hop) -> Outcome:
-        """What the DNS proxy takes: it may be asked, and judges each name."""
-        if hop.port != DNS_PORT and not self._named:
-            self._step("dns", f"nothing is served at port {hop.port}", ok=False, at=hop.label)
-            return Outcome(False, "UNTRANSLATED_SERVICE", hop.label)
-        here = hop.source_node == self._facts.world.node
-        ready = not here or self._kernel.listener(DNS_LISTENER) is not None
-        text = "the DNS proxy judges each name" if ready else "the DNS proxy is not ready"
-        self._step("dns", text, ok=ready, node=hop.source_node, at=hop.label)
-        return Outcome(ready, "REDIRECTED" if ready else "PROXY_NOT_READY", hop.label)
-
-    def _looked_at(self, hop: Hop) -> bool:
-        """Whether the proxy takes it for a policy in audit alone; it does only where it is ready."""
-        here = hop.source_node == self._facts.world.node
-        key = ListenerKey(hop.identity, ListenerKind.HTTP_WORKLOAD)
-        return self._watched and here and self._kernel.listener(key) is not None
-
-    def _unproven(self, hop: Hop, peer: int) -> bool:
-        """Whether a rule of the sender demands a proof that no mesh TLS can give."""
-        if not self._proof or peer == HOST or hop.target_node == hop.source_node:
-            return False
-        spoken = self._sides.meshed(hop.target) and self._mode(hop) is not MeshMode.OFF
-        if self._protocol == "TCP" and spoken:
-            return False
-        self._step("mesh", "authentication is required and mesh TLS is not spoken", ok=False, at=hop.label)
-        return True
-
-    def _ingress(self, hop: Hop, identity: int) -> Verdict:
-        assert hop.target is not None
-        if identity == HOST and self._facts.world.settings.host_access:
-            self._step(
-                "ingress", "the node itself may reach its workloads", node=hop.target_node, at=hop.label
-            )
-            return Verdict.ALLOW
-        return self._side(hop, hop.target, Direction.INGRESS, identity, hop.target_node)
-
-    def _mode(self, hop: Hop) -> MeshMode:
-        own = self._facts.modes.ports(hop.target).get(hop.port) if hop.target is not None else None
-        if own is not None:
-            return own
-        here = self._kernel.endpoint(hop.address)
-        if here is not None:
-            return here.mode
-        return self._facts.modes.of(hop.target) if hop.target is not None else MeshMode.OFF
-
-    def _strict(self, hop: Hop) -> bool:
-        if hop.target is None or not self._sides.meshed(hop.target):
-            return False
-        toward = self._facts.toward.of(hop.target, hop.port)
-        return self._proof or MeshMode.STRICT in (self._mode(hop), toward)
-
-    def _arrive(self, hop: Hop, *, tls: bool, judged: bool = False) -> Outcome:
-        """What the receiver's node says to what comes from outside it; `judged` if a proxy let it go."""
-        if not hop.target_node or hop.target is None:
-            text = "nobody judges what arrives there" if not judged else "the proxy connects in plain text"
-            self._step("ingress", text, at=hop.label)
-            return Outcome(True, "REDIRECTED" if judged else "FORWARDED_STACK", hop.label)
-        identity = hop.identity
-        if identity == HOST and hop.source_node != hop.target_node:
-            identity = REMOTE_NODE
-        self._proof = False
-        verdict = self._ingress(hop, identity)
-        if verdict is Verdict.DENY:
-            return Outcome(False, "POLICY_DENIED_INGRESS", hop.label)
-        if self._proof and not tls and identity != HOST:
-            text = "authentication is required and this is not mesh TLS"
-            self._step("mesh", text, ok=False, node=hop.target_node, at=hop.label)
-            return Outcome(False, "UNAUTHENTICATED", hop.label)
-        if tls:
-            kind = ListenerKind.TLS_HTTP if verdict is Verdict.REDIRECT else ListenerKind.TLS_TCP
-            self._step("mesh", "mesh TLS: both certificates are verified", node=hop.target_node, at=hop.label)
-            return self._proxied(hop, kind, hop.target_node)
-        mode = self._mode(hop)
-        if self._protocol == "TCP":
-            strict = mode is MeshMode.STRICT and identity != HOST
-            text = f"plain TCP, and port {hop.port} of {name_of(hop.target)} is {mode.name}"
-            self._step("mesh", text, ok=not strict, node=hop.target_node, at=hop.label)
-            if strict:
-                return Outcome(False, "PLAINTEXT_TO_STRICT", hop.label)
-        if verdict is Verdict.REDIRECT:
-            return self._proxied(hop, ListenerKind.HTTP_WORKLOAD, hop.target_node)
-        return Outcome(True, "REDIRECTED" if judged else "FORWARDED_STACK", hop.label)
-
-    # --- in the proxy ---------------------------------------------------------------------------------
-
-    def _listener(
-        self, kind: ListenerKind, source_class: int, node: str, at: str, destination: int = 0
-    ) -> bool:
-        name = kind.name
-        if node != self._facts.world.node:
-            self._step("listener", f"steered to {name} of class {source_class} there", node=node, at=at)
-            return True
-        port = self._kernel.listener(ListenerKey(source_class, kind, destination))
-        if port is None:
-            text = f"there is no listener {name} for class {source_class} that is ready"
-            self._step("listener", text, ok=False, node=node, at=at)
-            return False
-        ready = "ready" if self._kernel.live else "as planned"
-        self._step(
-            "listener", f"steered to {name} of class {source_class}, port {port}, {ready}", node=node, at=at
-        )
-        return True
-
-    def _proxied(self, hop: Hop, kind: ListenerKind, node: str) -> Outcome:
-        destination = hop.target.identity if kind is ListenerKind.TCP_MTLS and hop.target else 0
-        if not self._listener(kind, hop.identity, node, hop.label, destination):
-            return Outcome(False, "PROXY_NOT_READY", hop.label)
-        if kind in (ListenerKind.HTTP_WORKLOAD, ListenerKind.TLS_HTTP) and not self._may(
-            hop, node, self._request
-        ):
-            return Outcome(False, "REQUEST_DENIED", hop.label, 403)
-        if kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP) or node == hop.target_node:
-            return Outcome(True, "REDIRECTED", hop.label)
-        return self._upstream(hop)
-
-    def _upstream(self, hop: Hop) -> Outcome:
-        """From the sender's proxy on: the request, or the connection, was let through there."""
-        tls = self._sides.meshed(hop.target) and self._mode(hop) is not MeshMode.OFF
-        return self._arrive(hop, tls=tls, judged=True)
-
-    def _may(self, hop: Hop, node: str, request: Request | None) -> bool:
-        peer = self._facts.identity_of(hop.address, hop.target)
-        crossing = Crossing(hop.source.member, hop.identity, hop.target, peer, hop.port)
-        said: Judgement = self._requests.judge(crossing, request)
-        self._step("request", said.text, ok=said.allowed, node=node, at=hop.label, origins=said.origins)
-        if said.allowed and not self._requests.audited(crossing, request):
-            text = "a policy in audit would deny this request; it is let through"
-            self._step("audit", text, node=node, at=hop.label)
-        if said.explicit:
-            self.denied_by.append(said.origins)
-            return False
-        for direction in said.failing:
-            subject, other = crossing.subject(direction), crossing.subject(Direction(1 - direction))
-            identity = crossing.peer if direction is Direction.EGRESS else crossing.identity
-            assert subject is not None
-            address = far_end(hop, direction)
-            self.missing.append(
-                Missing(subject, direction, other, identity, address, "TCP", hop.port, request)
-            )
-        return said.allowed
-
     # --- along a route --------------------------------------------------------------------------------
 
     def _routed(self, source: Party, identity: int, address: Address, port: int, home: str) -> list[Outcome]:
-        if not self._listener(ListenerKind.HTTP_SERVICE, identity, home, ""):
+        if not self._listener(ListenerKey(identity, ListenerKind.HTTP_SERVICE), home, ""):
             return [Outcome(False, "PROXY_NOT_READY")]
         table = next((t for t in self._plan.proxy.services if (t.address, t.port) == (address, port)), None)
         if table is None:

@@ -6,7 +6,7 @@ compilation, which may be a moment ahead of the maps; it never speaks in their p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -51,11 +51,12 @@ class Inspector:
             raise PenstockError("nothing was applied yet", hint="penstock status --wait 10 waits for it")
         return self._last
 
-    def explain(self, request: dict[str, Any]) -> Any:
-        """Raises UnknownPartyError."""
+    def explain(self, request: dict[str, Any], recorded: Sequence[Mapping[str, Any]] = ()) -> Any:
+        """`recorded` is what the DNS proxy remembers. Raises UnknownPartyError."""
         facts, plan = self._now()
         question = msgspec.convert(request["question"], Question)
-        return plain(explain(question, facts, plan, LiveKernel(self._tables, plan, serving=self._serving())))
+        kernel = LiveKernel(self._tables, plan, serving=self._serving(), recorded=recorded)
+        return plain(explain(question, facts, plan, kernel))
 
     def diff(self, request: dict[str, Any]) -> Any:
         """What the manifests of `request` (file → text) would change. Raises AllocationError."""

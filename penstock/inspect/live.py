@@ -7,6 +7,10 @@ is not known.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from penstock.dns.patterns import canonical
 from penstock.explain.kernel import Judged
 from penstock.plan import (
     BackendSet,
@@ -24,7 +28,7 @@ from penstock.policy.labels import WORLD
 from penstock.policy.lookup import longest
 from penstock.redirect import decode, layout
 from penstock.redirect.tables import Tables
-from penstock.world import Address, host_network
+from penstock.world import Address, host_network, parse_address
 
 
 class LiveKernel:
@@ -32,8 +36,12 @@ class LiveKernel:
 
     live = True
 
-    def __init__(self, tables: Tables, plan: Plan, *, serving: bool) -> None:
+    def __init__(
+        self, tables: Tables, plan: Plan, *, serving: bool, recorded: Sequence[Mapping[str, Any]] = ()
+    ) -> None:
+        """`recorded` is what the DNS proxy remembers."""
         self._tables, self._plan, self._serving = tables, plan, serving
+        self._recorded = recorded
 
     def endpoint(self, address: Address) -> EndpointEntry | None:
         raw = self._tables.read("endpoints", layout.address_bytes(address))
@@ -78,8 +86,11 @@ class LiveKernel:
         return decode.port(raw) if raw is not None else None
 
     def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
-        raw = self._tables.read("names", layout.name_key(ifindex, address))
-        return decode.name_lists(raw) if raw is not None else ()
+        return self._tables.names(ifindex, address)
+
+    def learned(self, ifindex: int, name: str) -> tuple[Address, ...]:
+        mine = (e for e in self._recorded if e["ifindex"] == ifindex and canonical(e["name"]) == name)
+        return tuple(dict.fromkeys(parse_address(e["address"]) for e in mine))
 
     def policy(self, subject: int, direction: Direction, identity: int, protocol: int, port: int) -> Judged:
         found = []
@@ -93,8 +104,8 @@ class LiveKernel:
                 dns = dns or decode.policy_entry(raw).dns
         if not found:
             return Judged(Verdict.DENY)
-        verdict, rule, asked = max(found, key=lambda each: each[0])
+        verdict, rule, asked = max(found, key=lambda each: each[0].strength)
         hit = longest(self._plan.kernel.policy, subject, direction, asked.identity, protocol, port)
         if hit is not None and (hit[1].verdict, layout.rule_number(hit[1])) == (verdict, rule):
-            return Judged(verdict, hit[0], hit[1].origins, authenticated=proof, dns=dns)
+            return Judged(verdict, hit[0], hit[1].origins, authenticated=proof, dns=dns, names=hit[1].names)
         return Judged(verdict, asked, known=False, authenticated=proof, dns=dns)

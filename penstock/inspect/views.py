@@ -232,6 +232,7 @@ class Views:
             "peers": None if peers is None else [self._sides.peer(p) for p in peers],
             "ports": None if rule.ports is None else [_port(p) for p in rule.ports],
             "http": None if rule.http is None else [shown(m) for m in rule.http],
+            "serverNames": None if rule.server_names is None else list(rule.server_names),
             "authenticated": rule.authenticated,
             **_rules(((rule.policy, rule.origin),))[0],
         }

@@ -24,6 +24,14 @@ _INGRESS_PEERS = "fromRequires fromGroups"
 _EGRESS_PEERS = "toRequires toGroups"
 _NO_L7_IN_DENY = {"rules": "cannot stand in a deny rule: deny rules know no L7"}
 
+_NO_SECRET_VALUE = (
+    f"{NOT_YET}: the value would stand in Envoy's configuration, and so in every dump of it; "
+    "an HTTPPolicy can ask for a token instead"
+)
+_NO_MUTATION = (
+    "a policy changes no request: what it says is known only when the endpoint is chosen, where Envoy judges "
+    "but changes nothing; an HTTPRoute's RequestHeaderModifier does that"
+)
 _NO_HOST_POLICY = f"{NOT_YET}: what the nodes' own processes send and get is judged at the workloads only"
 
 UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
@@ -39,10 +47,10 @@ UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.EgressDenyRule: _not_yet(
         _EGRESS_PEERS, toFQDNs="cannot stand in a deny rule: deny rules know no names"
     ),
-    kinds.PortRule: _not_yet("listener originatingTLS serverNames terminatingTLS"),
+    kinds.PortRule: _not_yet("listener originatingTLS terminatingTLS"),
     kinds.PortDenyRule: _NO_L7_IN_DENY,
     kinds.L7Rules: _not_yet("l7 l7proto", kafka="was removed from Cilium in 1.20"),
-    kinds.HeaderMatch: _not_yet("secret"),
+    kinds.HeaderMatch: {"secret": _NO_SECRET_VALUE},
     route_kinds.HTTPRouteFilter: _not_yet("extensionRef"),
     shared_kinds.SessionPersistence: _not_yet("idleTimeout"),
     ingress_kinds.IngressBackend: {"resource": f"as a backend {NOT_YET}: only Services can be backends"},
@@ -54,8 +62,10 @@ UNSUPPORTED_VALUES: Mapping[tuple[type[msgspec.Struct], str], tuple[str, ...]] =
     (kinds.EndpointSlice, "addressType"): ("FQDN",),
     (route_kinds.HTTPRouteFilter, "type"): ("ExtensionRef",),
     (kinds.Authentication, "mode"): ("test-always-fail",),
-    # A policy changes no request here: that is what an HTTPRoute's RequestHeaderModifier does.
     (kinds.HeaderMatch, "mismatch"): ("ADD", "DELETE", "REPLACE"),
     (kinds.PortProtocol, "protocol"): ("ICMP", "ICMPv6", "VRRP", "IGMP"),
 }
 """(type, wire name of a field with fixed values) → values that the API knows and this version does not."""
+
+WHY: Mapping[tuple[type[msgspec.Struct], str], str] = {(kinds.HeaderMatch, "mismatch"): _NO_MUTATION}
+"""The reason, where there is more to say than that."""

@@ -40,6 +40,26 @@ def _word(word: str, allowed: re.Pattern[str], path: Path, hint: str) -> Iterato
         yield Finding(path, f'"{word}" has an empty label')
 
 
+def server_names(ports: PortRule, path: Path) -> Iterator[Finding]:
+    """serverNames of one entry of toPorts."""
+    here = (*path, "serverNames")
+    if ports.rules is not None and (ports.rules.http or ports.rules.dns):
+        what = "http" if ports.rules.http else "dns"
+        message = f"cannot stand beside rules.{what}: what is inside TLS is not seen here"
+        yield Finding(here, message, "make two entries of it, with ports of their own")
+    if not ports.ports:
+        yield Finding(here, "needs ports: an L7 rule stands on numbered or named ports")
+    for i, port in enumerate(ports.ports):
+        if port.protocol in ("UDP", "SCTP"):
+            yield Finding((*path, "ports", i, "protocol"), f"serverNames needs TCP, not {port.protocol}")
+        if str(port.port) == "0":
+            yield Finding((*path, "ports", i, "port"), "serverNames needs a port other than 0")
+    for i, word in enumerate(ports.server_names):
+        yield from _word(word, _PATTERN, (*here, i), "* stands for characters of a label, **. for labels")
+        if "**" in word.removeprefix("**."):
+            yield Finding((*here, i), f'"{word}": ** can only stand at the beginning, as "**."')
+
+
 def dns(ports: PortRule, path: Path, peers: RulePeers) -> Iterator[Finding]:
     """rules.dns of one entry of toPorts."""
     assert ports.rules is not None

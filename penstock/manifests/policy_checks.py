@@ -48,15 +48,6 @@ def audit_annotation(policy: CiliumPolicy | NetworkPolicy) -> Iterator[Finding]:
     audit = policy.metadata.annotations.get(AUDIT_ANNOTATION)
     if audit not in (None, "true", "false"):
         yield Finding(("metadata", "annotations", AUDIT_ANNOTATION), f'"{audit}" is not "true" or "false"')
-    if audit == "true" and isinstance(policy, CiliumClusterwideNetworkPolicy):
-        for path, rule in rules_of(policy):
-            chosen = rule.endpoint_selector.match_labels if rule.endpoint_selector else {}
-            if "reserved:ingress" in chosen:
-                where = (*path, "endpointSelector", "matchLabels", "reserved:ingress")
-                message = (
-                    "a policy in audit says nothing of who comes to Gateways in this version of Penstock"
-                )
-                yield Finding(where, message, "put the audit on the policies of the backends")
 
 
 def _rule(rule: PolicyRule, path: Path, *, clusterwide: bool) -> Iterator[Finding]:
@@ -104,6 +95,8 @@ def _direction_rule(rule: DirectionRule, path: Path, *, clusterwide: bool) -> It
             )
         for j, port in enumerate(ports.ports):
             yield from _port(port, (*here, "ports", j))
+        if isinstance(ports, PortRule) and ports.server_names:
+            yield from names.server_names(ports, here)
         if not isinstance(ports, PortRule) or ports.rules is None:
             continue
         if ports.rules.http and ports.rules.dns:

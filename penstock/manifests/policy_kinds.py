@@ -79,8 +79,11 @@ class PortProtocol(Kind, frozen=True):
 
 
 class PortRule(Kind, frozen=True):
+    """`server_names`: only TLS whose SNI is one of these, or fits a pattern."""
+
     ports: list[PortProtocol] = []
     rules: L7Rules | None = None
+    server_names: list[str] = []
 
 
 class PortDenyRule(Kind, frozen=True):

@@ -14,7 +14,7 @@ import msgspec
 from msgspec import inspect
 
 from penstock.manifests.base import Kind
-from penstock.manifests.fields import NOT_YET, UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES
+from penstock.manifests.fields import NOT_YET, UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES, WHY
 from penstock.manifests.problem import Finding, Path, did_you_mean
 
 
@@ -94,7 +94,8 @@ def _struct(value: dict[str, Any], expected: inspect.StructType, path: Path) -> 
 
 def _not_in(value: str, expected: inspect.LiteralType, path: Path, owner: _Owner) -> Finding:
     if owner and value in UNSUPPORTED_VALUES.get(owner, ()):
-        return Finding(path, f'"{value}" {NOT_YET}', _one_of(expected), "unserved")
+        why = f": {WHY[owner]}" if owner in WHY else ""
+        return Finding(path, f'"{value}" {NOT_YET}{why}', _one_of(expected), "unserved")
     values = [str(v) for v in expected.values]
     hint = did_you_mean(value, values)
     return Finding(path, f"{_show(value)} is not one of {', '.join(values)}", hint, "value")

@@ -69,6 +69,8 @@ class RequestRecord:
     route_name: str
     upstream_peer_ids: tuple[str, ...] = ()
     upstream_local_ids: tuple[str, ...] = ()
+    server_name: str = ""
+    """The SNI, where it was looked at."""
     tls_failure: str = ""
     """What Envoy says about a handshake that failed, with the client or with the endpoint."""
     cluster: str = ""
@@ -183,7 +185,11 @@ def _record(
         source=_address(
             common.downstream_remote_address if inside else common.downstream_direct_remote_address
         ),
-        destination=_address(common.upstream_remote_address if inside else common.downstream_local_address),
+        destination=_address(
+            common.upstream_remote_address
+            if inside and common.HasField("upstream_remote_address")
+            else common.downstream_local_address
+        ),
         upstream=_address(common.upstream_remote_address),
         method=method,
         path=path,
@@ -200,6 +206,7 @@ def _record(
         upstream_peer_ids=_proven(common.custom_tags.get(UPSTREAM_PEER_TAG, "")),
         upstream_local_ids=_proven(common.custom_tags.get(UPSTREAM_LOCAL_TAG, "")),
         route_name=common.route_name,
+        server_name=tls.tls_sni_hostname,
         cluster=common.upstream_cluster,
         tls_failure=common.downstream_transport_failure_reason or common.upstream_transport_failure_reason,
     )

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from penstock.envoy.accesslog import AUDIT
+from penstock.envoy.accesslog import AUDIT, NO_NAME
 from penstock.observe.als import Budget, RequestRecord
 from penstock.observe.causes import REFUSALS, Cause, cause
 from penstock.observe.handshakes import Refusal, refused
@@ -115,6 +115,12 @@ class Flows:
         refusal, why = refused(record), cause(record)
         if refusal is not None:
             self.refused[refusal] += 1
+        details = record.tls_failure if refusal else record.details or record.tls_failure
+        if refusal is Refusal.SERVER_NAME:
+            said = (
+                f'server name "{record.server_name}"' if record.server_name else "no TLS with a server name"
+            )
+            details = f"{said}, and no rule allows it"
         entry: dict[str, Any] = {
             "type": "request",
             "time": record.time + record.duration_us / 1e6,
@@ -125,12 +131,12 @@ class Flows:
             "source": names.party(*record.source),
             "destination": names.party(*record.destination),
             "upstream": names.party(*record.upstream),
-            "listener": record.log_name.removeprefix(AUDIT),
+            "listener": record.log_name.removeprefix(AUDIT).removeprefix(NO_NAME),
             "route": record.route_name,
             "code": record.code,
             "latency_us": record.duration_us,
             "flags": list(record.flags),
-            "details": record.tls_failure if refusal else record.details or record.tls_failure,
+            "details": details,
             "peer_ids": list(record.peer_ids),
             "local_ids": list(record.local_ids),
             "upstream_peer_ids": list(record.upstream_peer_ids),
@@ -138,6 +144,8 @@ class Flows:
             "bytes_in": record.bytes_in,
             "bytes_out": record.bytes_out,
         }
+        if record.server_name:
+            entry["server_name"] = record.server_name
         if record.method:
             entry.update(method=record.method, path=record.path, authority=record.authority)
         self._add(entry)

@@ -57,6 +57,10 @@ class Reason(IntEnum):
     UNAUTHENTICATED = 46, "a rule demands authentication, and between nodes only mesh TLS proves who sends"
     BLOCKLISTED = 47, "the source address is on the blocklist"
     PROXY_OVERUSED = 48, "the sender asks more of the proxy than --proxy-rate grants a workload"
+    RULES_CLASH = (
+        49,
+        "one side's rules ask for server names and the other's for requests, or a Gateway is in between",
+    )
 
     @property
     def is_drop(self) -> bool:

@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from penstock.dns.patterns import Names
 from penstock.manifests.document import ObjectKey, Origin
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
+from penstock.policy.conflicts import Conflict, without_conflicts
 from penstock.policy.identities import Member, Members
 from penstock.policy.labels import DNS
 from penstock.policy.rules import PROTOCOLS, TCP, UDP, PolicySpec, Port, Rule
+from penstock.policy.server_names import union
 from penstock.world import Enforcement
 
 DNS_PORT = 53
@@ -30,6 +33,8 @@ class Stance:
 
     rules: tuple[Rule, ...]
     default_deny: bool
+    conflicts: tuple[Conflict, ...] = ()
+    """Why other rules are left out."""
 
 
 def stances(
@@ -51,10 +56,12 @@ def stances(
                 closed.add(identity)
     if enforcement == "always":
         closed.update(m.identity for m in members.representatives().values())
-    return {
-        subject: Stance(tuple(rules.get(m.identity, ())), m.identity in closed)
-        for subject, m in members.representatives().items()
-    }
+    found = {}
+    for subject, m in members.representatives().items():
+        ingress = direction is Direction.INGRESS
+        held, conflicts = without_conflicts(rules.get(m.identity, ()), m, members, ingress=ingress)
+        found[subject] = Stance(held, m.identity in closed, conflicts)
+    return found
 
 
 def port_prefixes(first: int, last: int) -> Iterator[tuple[int, int]]:
@@ -90,6 +97,7 @@ class _Grant:
     origin: Origin
     authenticated: bool = False
     dns: bool = False
+    names: Names = ()
 
     def covers(self, protocol: int, first: int, last: int) -> bool:
         return self.protocol in (0, protocol) and self.first <= first and last <= self.last
@@ -104,8 +112,7 @@ def _grants(
 ) -> dict[int, list[_Grant]]:
     found: dict[int, list[_Grant]] = {}
     for rule in what.rules:
-        steered = rule.http is not None or rule.dns is not None
-        verdict = Verdict.DENY if rule.deny else Verdict.REDIRECT if steered else Verdict.ALLOW
+        verdict = _verdict(rule)
         peers = peers_of(rule, members)
         for port in (Port(0),) if rule.ports is None else rule.ports:
             # A name means another number on each peer, so "any peer" is everyone who may have it.
@@ -125,11 +132,31 @@ def _grants(
                             rule.origin,
                             rule.authenticated,
                             rule.dns is not None,
+                            rule.server_names or (),
                         )
                     )
     if direction is Direction.EGRESS:
         _watch(what, found, members)
+    if ANY in found:
+        _share_names(found)
     return found
+
+
+def _verdict(rule: Rule) -> Verdict:
+    if rule.deny:
+        return Verdict.DENY
+    if rule.http is not None or rule.dns is not None:
+        return Verdict.REDIRECT
+    return Verdict.ALLOW if rule.server_names is None else Verdict.NAMES
+
+
+def _share_names(found: dict[int, list[_Grant]]) -> None:
+    """The server names for any peer are those of each peer too that has some of its own: the kernel finds
+    the peer's list alone."""
+    anybodys = [grant for grant in found[ANY] if grant.verdict is Verdict.NAMES]
+    for peer, listed in found.items():
+        if peer != ANY and any(grant.verdict is Verdict.NAMES for grant in listed):
+            listed.extend(anybodys)
 
 
 def _watch(what: Stance, found: dict[int, list[_Grant]], members: Members) -> None:
@@ -192,11 +219,12 @@ def entries(
                     continue
                 last = port + (1 << (16 - bits)) - 1
                 over = [g for g in listed if g.covers(grant.protocol, port, last)]
-                verdict = max(g.verdict for g in over)
+                verdict = max((g.verdict for g in over), key=lambda v: v.strength)
                 origins = tuple((g.policy, g.origin) for g in over if g.verdict is verdict)
                 proven = any(g.authenticated for g in over)
                 dns = any(g.dns for g in over if g.verdict is verdict)
-                result[key] = PolicyEntry(verdict, origins, proven, dns)
+                names = union(*(g.names for g in over)) if verdict is Verdict.NAMES else ()
+                result[key] = PolicyEntry(verdict, origins, proven, dns, names)
     if not what.default_deny:
         wild = PolicyKey(member.subject, direction, ANY)
         result.setdefault(wild, PolicyEntry(Verdict.ALLOW))

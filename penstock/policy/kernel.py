@@ -19,11 +19,13 @@ from penstock.plan import (
     ServiceEntry,
     ServiceKey,
 )
-from penstock.policy.identities import Member
+from penstock.policy.identities import INGRESS_SUBJECT, Member
 from penstock.policy.labels import HOST
 from penstock.policy.mesh_tls import port_modes
 from penstock.policy.rules import PROTOCOLS
+from penstock.policy.server_names import number, unions
 from penstock.routing.model import ProxyListener
+from penstock.routing.names_listeners import families
 from penstock.world import Address, Network, parse_address
 
 
@@ -62,12 +64,9 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         datagram_sources=tuple(a for m in facts.members.ingress[:1] for a in m.addresses),
         policy=policy,
         services=_services(facts),
+        both_names=unions(families(facts.members, facts.all_entries)),
         port_modes=port_modes(facts.members.all, facts.modes, facts.toward),
-        listeners={
-            ListenerKey(listener.source_class, listener.kind, listener.destination): listener.port
-            for listener in listeners
-        }
-        | _dns(facts),
+        listeners={listener_key(listener): listener.port for listener in listeners} | _dns(facts),
         netns=netns,
         ports=_ports(facts),
         attach=attach,
@@ -77,6 +76,17 @@ def kernel_tables(facts: Facts, listeners: tuple[ProxyListener, ...]) -> KernelT
         namespaces=namespaces,
         served_addresses=facts.frontends.addresses,
         reserved_ports=facts.frontends.reserved_ports,
+    )
+
+
+def listener_key(listener: ProxyListener) -> ListenerKey:
+    """What the kernel tells a listener by."""
+    return ListenerKey(
+        listener.source_class,
+        listener.kind,
+        listener.destination,
+        number(listener.outward),
+        number(listener.inward),
     )
 
 
@@ -111,13 +121,14 @@ def _own_ports(member: Member) -> dict[int, PortEntry]:
 def _services(facts: Facts) -> Table[ServiceKey, ServiceEntry]:
     entries = facts.frontends.entries
     found: dict[ServiceKey, ServiceEntry] = {}
+    audit = (INGRESS_SUBJECT, Direction.INGRESS) in facts.audit_entries
     for listener in facts.edge.listeners:
         number = facts.world.allocations.service_ids.get(listener.name)
         if number is None:
             continue
         protocol = PROTOCOLS[listener.protocol][0]
         for address in listener.addresses:
-            entry = ServiceEntry(number, listener.name, (), gateway=True)
+            entry = ServiceEntry(number, listener.name, (), gateway=True, audit=audit)
             found.setdefault(ServiceKey(address, listener.port, protocol), entry)
     return facts.with_gateways(entries, found)
 

@@ -3,7 +3,7 @@ appliers ask before they write ("was this allowed until now?")."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 
@@ -44,7 +44,35 @@ def find(
         for peer in (identity, 0)
         if (hit := longest(table, subject, direction, peer, protocol, port)) is not None
     ]
-    return max(found, key=lambda hit: hit[1].verdict, default=None)
+    return max(found, key=lambda hit: hit[1].verdict.strength, default=None)
+
+
+def with_names(
+    table: Mapping[PolicyKey, PolicyEntry],
+    subject: int,
+    packet: tuple[Direction, int, int, int],
+    lists: Iterable[int],
+) -> Verdict:
+    """The same for an address that the subject has learned under `lists` of names. A denial that a rule
+    spelled out stands."""
+    direction, identity, protocol, port = packet
+    hit = find(table, subject, direction, identity, protocol, port)
+    if hit is not None and hit[1].verdict is Verdict.DENY:
+        return Verdict.DENY
+    found = [hit] if hit is not None else []
+    named = (longest(table, subject, direction, number, protocol, port) for number in lists)
+    found += [each for each in named if each is not None]
+    best = max(found, key=lambda each: each[1].verdict.strength, default=None)
+    return best[1].verdict if best is not None else Verdict.DENY
+
+
+def both_sides(sender: Verdict, receiver: Verdict) -> Verdict | None:
+    """Both must allow. None: one asks for server names and the other for requests, which nothing can meet."""
+    if Verdict.DENY in (sender, receiver):
+        return Verdict.DENY
+    if Verdict.NAMES in (sender, receiver):
+        return None if Verdict.REDIRECT in (sender, receiver) else Verdict.NAMES
+    return max(sender, receiver)
 
 
 def demands_proof(

@@ -74,13 +74,16 @@ def _side(
 ) -> Requests | None:
     """What one side's rules allow towards `peer` (None: whom no rule names); None is nothing.
 
-    `proven`: what goes to the endpoint is proven by the kernel or by mesh TLS.
+    `proven`: what goes to the endpoint is proven by the kernel or by mesh TLS. Rules about server names allow
+    no requests: what they allow is TLS that nobody looks into.
     """
     alternatives: list[RequestMatch] = []
     open_ = not default_deny
     for rule in _about(rules, peer, members):
         if rule.deny or (rule.authenticated and not proven):
             return None
+        if rule.server_names is not None:
+            continue
         if rule.http is None:
             open_ = True
         else:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from penstock.dns.patterns import Names, name_list
 from penstock.manifests.document import Document, ObjectKey, Origin
@@ -114,10 +115,17 @@ class Rule:
     deny: bool
     policy: ObjectKey
     origin: Origin
-    authenticated: bool = False
-    """Between nodes only over mesh TLS (authentication.mode: required)."""
+    authentication: Literal["required", "disabled"] | None = None
+    """As it is written (authentication.mode)."""
     dns: Names | None = None
     """The names that may be asked for; None: it does not speak of DNS."""
+    server_names: Names | None = None
+    """The SNI that TLS must have one of; None: it asks for none."""
+
+    @property
+    def authenticated(self) -> bool:
+        """Between nodes only over mesh TLS."""
+        return self.authentication == "required"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,18 +180,19 @@ def names_of(listed: Sequence[FQDNSelector]) -> Names:
     return name_list(each.match_name or each.match_pattern for each in listed)
 
 
-def _ports(ports: list[PortProtocol], *, http: bool, dns: bool = False) -> tuple[Port, ...]:
-    """HTTP rides on TCP, DNS on TCP and UDP, whatever `protocol: ANY` says. No ports are none, not all."""
+def _ports(ports: list[PortProtocol], *, tcp: bool, dns: bool = False) -> tuple[Port, ...]:
+    """HTTP and TLS ride on TCP (`tcp`), DNS on TCP and UDP, whatever `protocol: ANY` says. No ports are
+    none, not all."""
     found = []
     for p in ports:
-        protocols = (TCP,) if http else PROTOCOLS[p.protocol]
+        protocols = (TCP,) if tcp else PROTOCOLS[p.protocol]
         if dns:
             protocols = tuple(each for each in protocols if each in (TCP, UDP))
         text = str(p.port)
         if not text.isdigit():
             found += [Port(protocol, name=text) for protocol in protocols]
         elif int(text) == 0:
-            wild = (0,) if p.protocol == "ANY" and not (http or dns) else protocols
+            wild = (0,) if p.protocol == "ANY" and not (tcp or dns) else protocols
             found += [Port(protocol) for protocol in wild]
         else:
             found += [Port(protocol, int(text), p.end_port or int(text)) for protocol in protocols]
@@ -208,18 +217,30 @@ def _types(icmps: Sequence[ICMPRule]) -> Iterator[Port]:
                 yield Port(ICMP if field.family == "IPv4" else ICMP6, number, number)
 
 
-def _port_rules(
-    to_ports: Sequence[PortRule | PortDenyRule] | None, *, strict: bool
-) -> Iterator[tuple[int | None, tuple[Port, ...] | None, tuple[RequestMatch, ...] | None, Names | None]]:
+@dataclass(frozen=True, slots=True)
+class _AtPorts:
+    """One entry of toPorts, and where it stands; what there is without any."""
+
+    index: int | None = None
+    ports: tuple[Port, ...] | None = None
+    http: tuple[RequestMatch, ...] | None = None
+    dns: Names | None = None
+    server_names: Names | None = None
+
+
+def _port_rules(to_ports: Sequence[PortRule | PortDenyRule] | None, *, strict: bool) -> Iterator[_AtPorts]:
     if to_ports is None:
-        yield None, None, None, None
+        yield _AtPorts()
         return
     for index, item in enumerate(to_ports):
-        http = dns = None
+        http = dns = server_names = None
         if isinstance(item, PortRule) and item.rules is not None:
             http = tuple(_request(h, strict=strict) for h in item.rules.http) or None
             dns = names_of(item.rules.dns) or None
-        yield index, _ports(item.ports, http=http is not None, dns=dns is not None), http, dns
+        if isinstance(item, PortRule):
+            server_names = name_list(item.server_names) or None
+        ports = _ports(item.ports, tcp=bool(http or server_names), dns=dns is not None)
+        yield _AtPorts(index, ports, http, dns, server_names)
 
 
 def _section(
@@ -238,18 +259,19 @@ def _section(
         authentication = item.authentication if isinstance(item, IngressRule | EgressRule) else None
         peers = _peers(listed, document.key.namespace, references)
         messages = None if item.icmps is None else tuple(_types(item.icmps))
-        for port_index, ports, http, dns in _port_rules(item.to_ports, strict=strict):
-            where = (*path, index) if port_index is None else (*path, index, "toPorts", port_index)
+        for at in _port_rules(item.to_ports, strict=strict):
+            where = (*path, index) if at.index is None else (*path, index, "toPorts", at.index)
             yield Rule(
                 Direction.INGRESS if listed.way == "from" else Direction.EGRESS,
                 peers,
-                ports if messages is None else messages,
-                http,
+                at.ports if messages is None else messages,
+                at.http,
                 isinstance(item, IngressDenyRule | EgressDenyRule),
                 document.key,
                 document.origin(*where),
-                authenticated=authentication is not None and authentication.mode == "required",
-                dns=dns,
+                authentication=authentication.mode if authentication is not None else None,
+                dns=at.dns,
+                server_names=at.server_names,
             )
 
 

@@ -86,13 +86,13 @@ def policy_key(raw: bytes) -> PolicyKey:
 
 def policy_value(raw: bytes) -> tuple[Verdict, int]:
     """The verdict, and the number of the rules behind it (`layout.rule_number`)."""
-    verdict, _, rule = struct.unpack_from("=BB2xI", raw)
+    verdict, _, rule, _ = struct.unpack_from("=BB2xII", raw)
     return Verdict(verdict), rule
 
 
 def policy_entry(raw: bytes) -> PolicyEntry:
-    """The entry without its origins."""
-    verdict, flags, _ = struct.unpack_from("=BB2xI", raw)
+    """The entry without its origins and without its server names, of which only the number is there."""
+    verdict, flags, _, _ = struct.unpack_from("=BB2xII", raw)
     return PolicyEntry(
         Verdict(verdict),
         authenticated=bool(flags & POLICY_AUTHENTICATED),
@@ -106,8 +106,8 @@ def name_lists(raw: bytes) -> tuple[int, ...]:
 
 
 def listener_key(raw: bytes) -> ListenerKey:
-    source_class, kind, destination = struct.unpack_from("=III", raw)
-    return ListenerKey(source_class, ListenerKind(kind), destination)
+    source_class, kind, *rest = struct.unpack_from("=IIIII", raw)
+    return ListenerKey(source_class, ListenerKind(kind), *rest)
 
 
 def service_key(raw: bytes) -> ServiceKey:

@@ -87,6 +87,7 @@ _CODECS: Mapping[str, tuple[Callable[[KernelTables], Mapping[Any, Any]], Encoder
     "endpoints": (lambda t: t.endpoints, address_bytes, endpoint),
     "ipcache": (lambda t: t.ipcache, ipcache_key, ipcache_value),
     "policy": (lambda t: t.policy, policy_key, policy_value),
+    "both_names": (lambda t: t.both_names, lambda two: struct.pack("=II", *two), struct.Struct("=I").pack),
     "listeners": (lambda t: t.listeners, listener_key, lambda port: port_bytes(port) + b"\0\0"),
     "port_modes": (lambda t: t.port_modes, port_mode_key, port_mode_value),
     "services": (lambda t: t.services, service_key, service_value),

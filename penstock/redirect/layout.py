@@ -26,10 +26,11 @@ from penstock.plan import (
     ServiceKey,
 )
 from penstock.policy.labels import HOST
+from penstock.policy.server_names import number
 from penstock.world import Address, Network
 
 IPCACHE_MESH, IPCACHE_LOCAL, IPCACHE_NODE = 1, 2, 4
-SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_EXTERNAL, SERVICE_MAGLEV = 1, 2, 4, 8
+SERVICE_HTTP, SERVICE_GATEWAY, SERVICE_EXTERNAL, SERVICE_MAGLEV, SERVICE_AUDIT = 1, 2, 4, 8, 16
 POLICY_AUTHENTICATED, POLICY_DNS = 1, 2
 STANDING_READY, STANDING_ENDING = 1, 2
 NETNS_HOST = 1
@@ -100,7 +101,7 @@ def rule_number(entry: PolicyEntry) -> int:
 
 def policy_value(entry: PolicyEntry) -> bytes:
     flags = (POLICY_AUTHENTICATED if entry.authenticated else 0) | (POLICY_DNS if entry.dns else 0)
-    return struct.pack("=BB2xI", entry.verdict, flags, rule_number(entry))
+    return struct.pack("=BB2xII", entry.verdict, flags, rule_number(entry), number(entry.names))
 
 
 def name_key(ifindex: int, address: Address) -> bytes:
@@ -116,7 +117,7 @@ def port_mode_value(modes: PortMode) -> bytes:
 
 
 def listener_key(key: ListenerKey) -> bytes:
-    return struct.pack("=III", key.source_class, key.kind, key.destination)
+    return struct.pack("=IIIII", *key)
 
 
 def service_key(key: ServiceKey) -> bytes:
@@ -126,6 +127,7 @@ def service_key(key: ServiceKey) -> bytes:
 def service_value(entry: ServiceEntry) -> bytes:
     flags = (SERVICE_HTTP if entry.http else 0) | (SERVICE_GATEWAY if entry.gateway else 0)
     flags |= (SERVICE_EXTERNAL if entry.external else 0) | (SERVICE_MAGLEV if entry.maglev else 0)
+    flags |= SERVICE_AUDIT if entry.audit else 0
     outside, alias, beyond = entry.outside, entry.alias, entry.beyond
     return struct.pack(
         "=IIIIIIIII",

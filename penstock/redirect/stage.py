@@ -11,7 +11,7 @@ and Envoy learns of the new certificate, then the new workload is let in.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -34,11 +34,13 @@ from penstock.plan import (
 from penstock.policy.addresses import Whois
 from penstock.policy.identities import INGRESS_SUBJECT
 from penstock.policy.labels import HOST, INGRESS, WORLD
-from penstock.policy.lookup import demands_proof, look_up
+from penstock.policy.lookup import both_sides, demands_proof, look_up, with_names
+from penstock.policy.prefixes import is_prefix
 from penstock.policy.rules import TCP
 from penstock.world import Address, Network, Proxied, is_host
 
 Policy = Mapping[PolicyKey, PolicyEntry]
+_STEERED = (Verdict.REDIRECT, Verdict.NAMES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +70,11 @@ def before_proxy(wanted: KernelTables, now: InKernel) -> KernelTables:
     held = [
         key
         for key, entry in wanted.policy.items()
-        if entry.verdict is Verdict.REDIRECT and _verdict(now.policy, key, key.identity) is Verdict.ALLOW
+        if entry.verdict in _STEERED and _verdict(now.policy, key, key.identity) is Verdict.ALLOW
     ]
     beside = _neighbours((*now.policy, *wanted.policy)) if held else {}
     for key in held:
-        policy[key] = replace(wanted.policy[key], verdict=Verdict.ALLOW)
+        policy[key] = replace(wanted.policy[key], verdict=Verdict.ALLOW, names=())
         if _opens(key, beside[key.subject, key.direction], policy, wanted.policy, now.policy):
             policy[key] = wanted.policy[key]
     return replace(
@@ -118,7 +120,7 @@ def _opens(key: PolicyKey, beside: list[PolicyKey], held: Policy, wanted: Policy
     ports = {key.port, *(port for port in edges if key.port < port < end)}
     return any(
         _verdict(held, key, peer, port) is Verdict.ALLOW
-        and _verdict(wanted, key, peer, port) is Verdict.REDIRECT
+        and _verdict(wanted, key, peer, port) in _STEERED
         and _verdict(now, key, peer, port) is not Verdict.ALLOW
         for peer in peers
         for port in ports
@@ -133,8 +135,23 @@ class Steering(Enum):
     FORBIDDEN = "denied"
 
 
+def _outside(who: IpcacheEntry | None) -> bool:
+    return who is None or who.identity == WORLD or (is_prefix(who.identity) and not who.node)
+
+
+Named = Callable[[int, Address], Iterable[int]]
+"""The lists of names by which the workload behind an index has learned an address."""
+
+
+def _no_names(_: int, __: Address) -> Iterable[int]:
+    return ()
+
+
 def steering(
-    tables: KernelTables, source_ports: tuple[int, int], connections: Iterable[Proxied]
+    tables: KernelTables,
+    source_ports: tuple[int, int],
+    connections: Iterable[Proxied],
+    named: Named = _no_names,
 ) -> dict[Proxied, Steering]:
     """Judge the proxy's connections by `tables`.
 
@@ -142,7 +159,7 @@ def steering(
     proxy goes on through it to its end.
     """
     whois = Whois(tables.ipcache)
-    return {c: _steering(tables, whois, source_ports, c) for c in connections}
+    return {c: _steering(tables, whois, source_ports, c, named) for c in connections}
 
 
 def _steering(
@@ -150,6 +167,7 @@ def _steering(
     whois: Whois,
     source_ports: tuple[int, int],
     connection: Proxied,
+    named: Named,
 ) -> Steering:
     """judge() of bpf/judge.h, for a TCP connection."""
     source, target = tables.endpoints.get(connection.client), tables.endpoints.get(connection.address)
@@ -170,18 +188,23 @@ def _steering(
             continue
         identity = other.identity if other else peer.identity if peer else WORLD
         packet = (direction, identity, TCP, connection.port)
-        verdict = max(verdict, look_up(tables.policy, side.subject, *packet))
+        said = look_up(tables.policy, side.subject, *packet)
+        if side is source and target is None and _outside(peer):
+            lists = named(side.ifindex, connection.address)
+            said = with_names(tables.policy, side.subject, packet, lists)
+        word = both_sides(verdict, said)
+        verdict = Verdict.DENY if word is None else word
         proof = proof or demands_proof(tables.policy, side.subject, *packet)
         if direction in side.audit:
             view = look_up(tables.policy, side.subject | AUDIT_VIEW, *packet)
-            watched = watched or view is Verdict.REDIRECT
+            watched = watched or view in _STEERED
     if verdict is Verdict.DENY:
         return Steering.FORBIDDEN
     between = (source is None) is not (target is None)
     asked = _asked(tables, connection, target, to)
     if proof and between and not _provable(source_ports, connection, from_, to, target, asked):
         return Steering.FORBIDDEN
-    if verdict is Verdict.REDIRECT or watched:
+    if verdict in _STEERED or watched:
         return Steering.TO_PROXY
     if source is None:
         if target is None:
@@ -246,8 +269,22 @@ def _to_gateway(
     verdict = _gateway_verdict(tables, whois, source, connection)
     if verdict is Verdict.DENY:
         return Steering.FORBIDDEN
-    past = verdict is Verdict.ALLOW and connection.steered
+    past = verdict is Verdict.ALLOW and connection.steered and not _watched(tables, whois, source, connection)
     return Steering.PAST_PROXY if past else Steering.TO_PROXY
+
+
+def _watched(tables: KernelTables, whois: Whois, source: EndpointEntry | None, connection: Proxied) -> bool:
+    """Whether a policy in audit looks at requests of a connection to a Gateway."""
+    who = whois(connection.client)
+    identity = source.identity if source else who.identity if who else WORLD
+    packet = (TCP, connection.port)
+    view = look_up(tables.policy, INGRESS_SUBJECT | AUDIT_VIEW, Direction.INGRESS, identity, *packet)
+    if view is Verdict.REDIRECT:
+        return True
+    if source is None or Direction.EGRESS not in source.audit:
+        return False
+    sent = look_up(tables.policy, source.subject | AUDIT_VIEW, Direction.EGRESS, INGRESS, *packet)
+    return sent is Verdict.REDIRECT
 
 
 def _gateway_verdict(
@@ -260,7 +297,10 @@ def _gateway_verdict(
     port = connection.port
     verdict = look_up(tables.policy, INGRESS_SUBJECT, Direction.INGRESS, identity, TCP, port)
     if source is not None:
-        verdict = max(verdict, look_up(tables.policy, source.subject, Direction.EGRESS, INGRESS, TCP, port))
+        sent = look_up(tables.policy, source.subject, Direction.EGRESS, INGRESS, TCP, port)
+        word = both_sides(sent, verdict)
+        # A Gateway looks at no server names for anybody.
+        verdict = Verdict.DENY if word in (None, Verdict.NAMES) else word
     return verdict
 
 

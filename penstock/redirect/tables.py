@@ -22,13 +22,14 @@ from penstock.redirect.encoder import TableEncoder
 from penstock.redirect.layout import Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
 from penstock.redirect.shapes import SHAPES
-from penstock.world import Network
+from penstock.world import Address, Network
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services", "ports")
 PUT = (
     "policy",
     "port_modes",
+    "both_names",
     "ipcache",
     "standing",
     "backends",
@@ -40,7 +41,7 @@ PUT = (
     "netns",
 )
 # An address is nobody in particular before what was said of its identity goes.
-DELETE_LAST = ("ipcache", "port_modes", "policy", "backends", "maglev")
+DELETE_LAST = ("ipcache", "port_modes", "policy", "both_names", "backends", "maglev")
 
 
 class TableOverflowError(BpfError):
@@ -151,6 +152,11 @@ class Tables:
 
     def listeners(self) -> Mapping[ListenerKey, int]:
         return {decode.listener_key(k): decode.port(v) for k, v in self._now["listeners"].items()}
+
+    def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
+        """The lists of names (toFQDNs) by which the workload behind `ifindex` has learned `address`."""
+        raw = self.read("names", layout.name_key(ifindex, address))
+        return decode.name_lists(raw) if raw is not None else ()
 
     def ipcache(self) -> Mapping[Network, IpcacheEntry]:
         """Networks and who they are."""

@@ -15,6 +15,7 @@ from penstock.policy.identities import INGRESS_SUBJECT, Member, Members
 from penstock.policy.labels import DNS, HOST, INGRESS, REMOTE_NODE, WORLD
 from penstock.policy.mesh_tls import MeshModes, TowardModes
 from penstock.routing.model import EdgeListener, HttpChain, ListenerKind, ProxyListener
+from penstock.routing.names_listeners import Wanted, members_borrow, named, names_listeners
 from penstock.world import World
 
 Entries = Mapping[tuple[int, Direction], Mapping[PolicyKey, PolicyEntry]]
@@ -27,11 +28,6 @@ class Demand:
     listeners: tuple[ProxyListener, ...]
     unallocated: tuple[str, ...]
     names: tuple[str, ...]
-
-
-def name_of(kind: ListenerKind, source_class: int, destination: int = 0) -> str:
-    name = f"class-{source_class}/{kind.name.lower().replace('_', '-')}"
-    return f"{name}/{destination}" if destination else name
 
 
 def _redirected_peers(entries: Mapping[PolicyKey, PolicyEntry], members: Members) -> set[int]:
@@ -119,29 +115,30 @@ def _to_gateways(
     return wanted
 
 
-def _carried(
-    world: World, members: Members, gateways: Mapping[int, EdgeListener]
-) -> set[tuple[ListenerKind, int, int]]:
+def _carried(world: World, members: Members, gateways: Mapping[int, EdgeListener]) -> set[Wanted]:
     """Listeners that a connection which nothing steers here any more may have come by: they outlive it."""
     if not world.carried:
         return set()
     by_address = {a: m for m in members.all for a in m.addresses}
-    candidates: set[tuple[ListenerKind, int, int]] = set()
+    candidates: set[Wanted] = set()
+    by_names = [w for w in map(named, world.allocations.listener_ports) if w is not None]
     for client, address, port in world.carried:
         source, target = by_address.get(client), by_address.get(address)
         strangers = (WORLD, REMOTE_NODE, *members.index.prefixes.identities.values())
         for identity in (source.identity,) if source else strangers:
-            candidates.add((ListenerKind.HTTP_WORKLOAD, identity, 0))
+            candidates.add(Wanted(ListenerKind.HTTP_WORKLOAD, identity))
+            candidates |= {w for w in by_names if w.source_class == identity}
             candidates |= {
-                (ListenerKind.GATEWAY, identity, number)
+                Wanted(ListenerKind.GATEWAY, identity, number)
                 for number, each in gateways.items()
                 if address in each.addresses and port == each.port
             }
             if source is not None:
-                candidates |= {(kind, identity, 0) for kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)}
+                tls = (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)
+                candidates |= {Wanted(kind, identity) for kind in tls}
             if target is not None:
-                candidates.add((ListenerKind.TCP_MTLS, identity, target.identity))
-    return {c for c in candidates if name_of(*c) in world.allocations.listener_ports}
+                candidates.add(Wanted(ListenerKind.TCP_MTLS, identity, target.identity))
+    return {c for c in candidates if c.name in world.allocations.listener_ports}
 
 
 def listeners(
@@ -157,20 +154,25 @@ def listeners(
 ) -> Demand:
     """Every listener that this node's proxy must have; `routed` if any Service has a route."""
     who = members.representatives()
+    by_identity = members.by_identity
     namespaces = {m.identity: m.namespace for m in who.values()}
     ids = {m.identity: spiffe_id(m) for m in who.values()}
     found, names, unallocated = [], [], []
     gateways = _numbered(world, edge)
-    wanted = _wanted(members, entries, modes, toward, routed=routed)
-    wanted |= _to_gateways(members, entries, gateways) | _carried(world, members, gateways)
-    for kind, source_class, destination in sorted(wanted):
-        name = name_of(kind, source_class, destination)
+    several = _wanted(members, entries, modes, toward, routed=routed)
+    several |= _to_gateways(members, entries, gateways)
+    wanted = {Wanted(*each) for each in several} | _carried(world, members, gateways)
+    wanted |= names_listeners(members, entries, modes)
+    for each in sorted(wanted):
+        kind, source_class, destination = each[:3]
+        name = each.name
         names.append(name)
         port = world.allocations.listener_ports.get(name)
         if port is None:
             unallocated.append(name)
             continue
-        tls = kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP)
+        tls = kind in (ListenerKind.TLS_HTTP, ListenerKind.TLS_TCP, ListenerKind.TLS_NAMES)
+        over_mesh = kind is ListenerKind.TCP_MTLS or (kind is ListenerKind.NAMES and destination in ids)
         found.append(
             ProxyListener(
                 name,
@@ -179,9 +181,12 @@ def listeners(
                 port,
                 peer_id=ids[source_class] if tls else None,
                 destination=destination,
-                server_id=ids[destination] if kind is ListenerKind.TCP_MTLS else None,
+                server_id=ids[destination] if over_mesh else None,
                 namespace=namespaces[source_class] if kind is ListenerKind.HTTP_SERVICE else "",
                 edge=gateways[destination].name if kind is ListenerKind.GATEWAY else "",
+                outward=each.outward,
+                inward=each.inward,
+                borrows=destination != WORLD or members_borrow(by_identity.get(source_class, ())),
             )
         )
     return Demand(tuple(found), tuple(unallocated), tuple(names))

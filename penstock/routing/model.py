@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Literal
 
+from penstock.dns.patterns import Names
 from penstock.routing.actions import NO_ACTIONS, NO_CHANGES, Actions, HeaderChanges
 from penstock.routing.traffic import Traffic
 from penstock.routing.treatment import Treatment
@@ -35,6 +36,13 @@ class ListenerKind(IntEnum):
     """Plain TCP of a local workload to a workload of another node that requires mesh TLS."""
     DNS = 7
     """DNS, that a policy names or that is for the node's own address of it: the DNS proxy's, not Envoy's."""
+    NAMES = 8
+    """TLS by its server name, the rest unseen: to the address that was dialled, to some `destination` over
+    mesh TLS."""
+    TLS_NAMES = 9
+    """Mesh TLS from another node, in which is TLS that is looked at by its server name."""
+    NAMES_AUDIT = 10
+    """As NAMES, but everything passes, and is told."""
     GATEWAY = 6
     """What an L7 rule about Gateways names: served as by the Gateway's own listener, once it is admitted."""
 
@@ -58,6 +66,11 @@ class ProxyListener:
     """Of the class' members, which HTTP_SERVICE listeners state for consumer routes."""
     edge: str = ""
     """The EdgeListener that a GATEWAY listener stands before; `destination` is its number."""
+    outward: Names = ()
+    inward: Names = ()
+    """The server names that the sender's and the receiver's rules let pass; empty where they say nothing."""
+    borrows: bool = True
+    """It speaks upstream with the client's own address; else with the node's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,12 +260,16 @@ class HostTable:
     rights: tuple[Rights, ...] = ()
     admission: tuple[Rights, ...] | None = None
     """Who may send what to the Gateway itself, as its client sends it; None where no L7 rule names it."""
+    audit: tuple[Rights, ...] | None = None
+    admission_audit: tuple[Rights, ...] | None = None
+    """What both would be with the policies in audit enforced; None is no difference."""
     _hash: int = field(default=0, init=False, repr=False, compare=False)
 
     def __hash__(self) -> int:
         # There may be thousands of routes inside, and it is asked for at every change.
         if not self._hash:
-            found = hash((self.name, self.hosts, self.rights, self.admission))
+            judged = (self.rights, self.admission, self.audit, self.admission_audit)
+            found = hash((self.name, self.hosts, judged))
             object.__setattr__(self, "_hash", found or 1)
         return self._hash
 
@@ -342,3 +359,4 @@ class ProxyModel:
     mirrored: tuple[str, ...] = ()
     mirror_rights: tuple[Rights, ...] = ()
     """The clusters that copies of requests go to, and who may send what to their endpoints."""
+    mirror_audit: tuple[Rights, ...] | None = None

@@ -23,6 +23,7 @@ from penstock.routing.model import (
     ListenerKind,
     ProxyListener,
     ProxyModel,
+    Rights,
     ServiceTable,
 )
 from penstock.routing.proxy_clusters import Clusters, destinations, of_mesh
@@ -45,15 +46,15 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
     workloads = (
         facts.endpoint(address, port, member)[0] for member, port in guarded for address in member.addresses
     )
+    copied = list(destinations(facts, (reached[name] for name in mirrored if name in reached)))
     return ProxyModel(
         listeners=listeners,
         services=tuple(_table(facts, t) for t in facts.mesh.tables),
         clusters=Clusters(facts).all(),
         workloads=tuple(workloads),
         mirrored=mirrored,
-        mirror_rights=facts.rights(
-            destinations(facts, (reached[name] for name in mirrored if name in reached))
-        ),
+        mirror_rights=facts.rights(copied),
+        mirror_audit=facts.audit_rights(copied),
         workload_rights=facts.rights(own),
         workload_audit=facts.audit_rights(own),
         edge=facts.edge.listeners,
@@ -67,17 +68,27 @@ def proxy_model(facts: Facts, listeners: tuple[ProxyListener, ...]) -> ProxyMode
 def _edge_table(facts: Facts, each: EdgeTable, guarded: int | None) -> HostTable:
     """With the rights of Gateways alone: no other class comes by it. `guarded` is the port that L7 rules of
     clients or about Gateways name."""
-    rights = facts.rights(destinations(facts, each.clusters))
-    mine = tuple(replace(r, sources=(INGRESS,)) for r in rights if r.sources is None or INGRESS in r.sources)
-    admission = None
+    reached = list(destinations(facts, each.clusters))
+    mine, view = _of_ingress(facts.rights(reached)), facts.audit_rights(reached)
+    audit = _of_ingress(view) if view is not None else None
+    admission = admission_audit = None
     if guarded is not None:
-        admission = facts.rights([Destination(INGRESS, facts.members.ingress[0], guarded)])
-    inputs = (each.table, tuple(dict.fromkeys(mine)), admission)
+        gateway = [Destination(INGRESS, facts.members.ingress[0], guarded)]
+        admission, admission_audit = facts.rights(gateway), facts.audit_rights(gateway)
+    inputs = (each.table, mine, admission, audit if audit != mine else None, admission_audit)
     known = facts.tables_memo.get(each.table.name)
     if known is None or known[0] != inputs:
-        known = (inputs, replace(each.table, rights=inputs[1], admission=admission))
+        made = replace(
+            each.table, rights=mine, admission=admission, audit=inputs[3], admission_audit=admission_audit
+        )
+        known = (inputs, made)
         facts.tables_memo[each.table.name] = known
     return known[1]
+
+
+def _of_ingress(rights: tuple[Rights, ...]) -> tuple[Rights, ...]:
+    mine = (replace(r, sources=(INGRESS,)) for r in rights if r.sources is None or INGRESS in r.sources)
+    return tuple(dict.fromkeys(mine))
 
 
 def _mirrored(facts: Facts) -> tuple[str, ...]:

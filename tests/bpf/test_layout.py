@@ -42,6 +42,7 @@ STRUCTS = {
     "endpoints": ("addr", "endpoint"),
     "ipcache": ("ipcache_key", "ipcache_value"),
     "policy": ("policy_key", "policy_value"),
+    "both_names": ("both_names", ""),
     "listeners": ("listener_key", "listener_value"),
     "names": ("name_key", "name_value"),
     "port_modes": ("port_mode_key", "port_mode_value"),

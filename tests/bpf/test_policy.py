@@ -23,7 +23,12 @@ from penstock.world import host_network
 
 EXAMPLES = 2000 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 60
 SCTP = 132
-_DENIED = (Reason.POLICY_DENIED_EGRESS, Reason.POLICY_DENIED_INGRESS, Reason.UNAUTHENTICATED)
+_DENIED = (
+    Reason.POLICY_DENIED_EGRESS,
+    Reason.POLICY_DENIED_INGRESS,
+    Reason.UNAUTHENTICATED,
+    Reason.RULES_CLASH,
+)
 
 
 def _packet(source: Party, target: Party, protocol: str, port: int) -> bytes:
@@ -56,23 +61,26 @@ def _by_lookup(
 ) -> str:
     """What bpf/flow.h makes of the two sides' verdicts."""
     by_address = {str(a): e.subject for a, e in tables.endpoints.items()}
-    found = [Verdict.ALLOW]
+    found, sides = [Verdict.ALLOW], list[Verdict]()
     proof = False
     for here, there, direction in ((source, target, Direction.EGRESS), (target, source, Direction.INGRESS)):
         if here.local and not (direction is Direction.INGRESS and source is HOST):
             packet = (by_address[here.address], direction, numbers[there.name], protocol, port)
             found.append(look_up(tables.policy, *packet))
+            sides.append(found[-1])
             proof = proof or demands_proof(tables.policy, *packet)
     if proof and max(found) is not Verdict.DENY and HOST not in (source, target):
         if source.local and not target.local:
             found.append(Verdict.REDIRECT if target.workload and protocol == 6 else Verdict.DENY)
         elif target.local and not source.local:
             found.append(Verdict.DENY)
+    if {Verdict.NAMES, Verdict.REDIRECT} <= {*sides} or Verdict.DENY in found:
+        return "deny"
     there = tables.ipcache.get(host_network(ip_address(target.address)))
     strict = there is not None and there.mesh and there.mode is MeshMode.STRICT
     if source.local and protocol == 6 and strict:
         found.append(Verdict.REDIRECT)
-    return {Verdict.ALLOW: "allow", Verdict.REDIRECT: "proxy", Verdict.DENY: "deny"}[max(found)]
+    return "allow" if {*found} == {Verdict.ALLOW} else "proxy"
 
 
 def compare(kernel: Kernel, everyone: list[Party], policies: list[Policy], ports: list[int]) -> int:

@@ -51,6 +51,39 @@ WEB = "spiffe://penstock.local/ns/default/sa/web"
 
 MODELS = {
     "empty": ProxyModel(),
+    "server-names": ProxyModel(
+        listeners=(
+            ProxyListener(
+                "class-3/names/2/a.example/",
+                ListenerKind.NAMES,
+                3,
+                15001,
+                outward=("a.example",),
+                borrows=False,
+            ),
+            ProxyListener(
+                "class-3/names/4/*.a,**.b/",
+                ListenerKind.NAMES,
+                3,
+                15002,
+                None,
+                4,
+                WEB,
+                outward=("**.b", "*.a"),
+            ),
+            ProxyListener(
+                "class-4/tls-names/0//a.example", ListenerKind.TLS_NAMES, 4, 15003, WEB, inward=("a.example",)
+            ),
+            ProxyListener(
+                "class-4/names-audit/0/a/b",
+                ListenerKind.NAMES_AUDIT,
+                4,
+                15004,
+                outward=("a",),
+                inward=("b",),
+            ),
+        ),
+    ),
     "service": ProxyModel(
         listeners=(ProxyListener("http-service/3", ListenerKind.HTTP_SERVICE, 3, 15001),),
         services=(

@@ -100,14 +100,6 @@ def test_a_header_whose_mismatch_is_only_logged() -> None:
     assert verdicts(plan, "10.1.0.3", "10.1.0.2") == (Verdict.DENY, Verdict.DENY)
 
 
-def test_audit_of_who_comes_to_gateways_is_refused_by_name() -> None:
-    selects = "{endpointSelector: {matchLabels: {'reserved:ingress': ''}}, ingress: [{}]}"
-    text = audited(selects).replace("CiliumNetworkPolicy", "CiliumClusterwideNetworkPolicy")
-    text = text.replace("namespace: default, ", "")
-    (problem,) = [p for p in load(text, "a.yaml").problems if p.severity == "error"]
-    assert "in audit says nothing of who comes to Gateways" in problem.message
-
-
 @pytest.mark.parametrize("mismatch", ["ADD", "DELETE", "REPLACE"])
 def test_a_policy_changes_no_request(mismatch: str) -> None:
     text = policy(INTO_API % HEADER_TOLD.replace("LOG", mismatch))
@@ -173,6 +165,7 @@ def test_enforced_and_view_are_what_they_would_be_alone(
     enforced = [p for p, audit in marked if not audit]
     numbers = {p.name: identity_of(plan, p.address) for p in [*everyone, *OTHERS]}
     answers = {Verdict.ALLOW: "allow", Verdict.REDIRECT: "proxy", Verdict.DENY: "deny"}
+    answers[Verdict.NAMES] = "names"
     for subject in (p for p in everyone if p.local):
         entry = plan.kernel.endpoints[ip_address(subject.address)]
         for peer in [*everyone, *OTHERS]:

@@ -6,7 +6,8 @@ import pytest
 from worlds import identities, make, read, settle, workload
 
 from penstock.plan import MeshMode
-from penstock.policy.identities import Member, members
+from penstock.policy.identities import Member
+from penstock.policy.membership import members
 from penstock.policy.mesh_tls import MeshModes
 from penstock.world import World
 

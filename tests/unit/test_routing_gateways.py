@@ -120,6 +120,32 @@ def test_l7_rules_about_gateways_take_a_listener_for_each_class_that_they_name()
     assert plan.proxy.tables[0].admission is not None
 
 
+def test_a_policy_in_audit_about_gateways_denies_nobody_and_is_told() -> None:
+    audited = POLICY.replace(
+        "metadata: {name: p}", 'metadata: {name: p, annotations: {penstock.dev/audit: "true"}}'
+    )
+    planner = Planner()
+    _, plan = planner.plan(read(NODES + BACKENDS + gateway() + route(rule()) + audited))
+    assert planner.facts is not None
+    served = plan.kernel.services[ServiceKey(GW, 80, 6)]
+    other = plan.kernel.endpoints[ip_address("10.244.1.12")].identity
+    assert served.audit and ListenerKey(other, ListenerKind.GATEWAY, served.service_id) in l7(plan)
+    table = plan.proxy.tables[0]
+    assert table.admission is not None and table.admission_audit not in (None, table.admission)
+    # Who came by itself stays, and so does who was steered to be looked at.
+    clients = [ip_address(a) for a in ("10.244.1.11", "10.244.1.12")]
+    found = [Proxied(c, 40000, GW, 80, steered=s) for c in clients for s in (False, True)]
+    kept = steering(plan.kernel, (20000, 31999), found)
+    assert Steering.FORBIDDEN not in kept.values() and kept[found[3]] is Steering.TO_PROXY
+    assert past_admission(plan.kernel, found) == []
+    said = explain(Question("other", str(GW), "80"), planner.facts, plan, Planned(plan.kernel))
+    assert said.verdict == "ALLOWED"
+    assert [s.text for s in said.steps if s.what == "audit"] == ["a policy in audit looks at each request"]
+    said = explain(Question("api", str(GW), "80"), planner.facts, plan, Planned(plan.kernel))
+    assert said.verdict == "ALLOWED"
+    assert any("would deny it" in s.text for s in said.steps if s.what == "audit")
+
+
 def test_what_becomes_of_open_connections_to_a_gateway() -> None:
     text = NODES + BACKENDS + gateway() + route(rule())
     _, plain = make(text)

@@ -8,7 +8,7 @@ import pytest
 from worlds import make, policy, read, settle, workload
 
 from penstock.plan import ServiceEntry, ServiceKey
-from penstock.policy.identities import members
+from penstock.policy.membership import members
 from penstock.routing.endpoints import Ends, served_ports
 from penstock.routing.services import ServedPort
 from penstock.world import World
