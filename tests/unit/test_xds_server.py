@@ -18,9 +18,9 @@ from xds_dialogue import CDS, EDS, LDS, RDS, cds, res, snap
 
 from penstock.errors import HostError
 from penstock.observe.als import RequestRecord, access_log_service
+from penstock.xds.delta import DeltaSession
 from penstock.xds.order import Rollout
 from penstock.xds.server import XdsServer, _Stream
-from penstock.xds.session import DeltaSession
 from penstock.xds.watch import Refusal
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
