@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -55,7 +56,7 @@ def node(mesh: Mesh, version: int, number: int = 0) -> Any:
 
 
 def outside(name: str = "api", kind: str = "NodePort", **more: Any) -> dict[str, Any]:
-    return service(name, HTTP, ECHO, DGRAM, selector={"app": name}, type=kind, **DUAL, **more)
+    return service(name, *deepcopy((HTTP, ECHO, DGRAM)), selector={"app": name}, type=kind, **DUAL, **more)
 
 
 def refused(client: Any, address: Any, port: int) -> bool:
