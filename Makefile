@@ -82,7 +82,7 @@ node-test: setup ## Namespaces, the kernel and Envoy (root)
 	$(PYTEST) -q -m alone tests/node
 
 test-compose: compose-images ## Containers of a Docker Engine of its own (root)
-	$(PYTEST) -q tests/compose
+	.ci/again 2 $(PYTEST) -q tests/compose
 
 .PHONY: compose-images
 compose-images: setup

@@ -169,7 +169,8 @@ async def test_a_failing_health_check_takes_it_out_of_service(docker: Engine) ->
         async with following(docker) as seen:
             docker.docker(
                 "run", "-d", "--name", "sick", "--network", "health", "--health-cmd", "ls /tmp/well",
-                "--health-interval", "0.2s", "--health-retries", "1", TINY, "sleep", "1000",
+                "--health-interval", "0.2s", "--health-timeout", "3s", "--health-retries", "1",
+                TINY, "sleep", "1000",
             )  # fmt: skip
             await seen.until("it is there", lambda: bool(seen.workload("sick")))
             assert not seen.workload("sick").ready
