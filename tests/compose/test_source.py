@@ -168,7 +168,7 @@ async def test_a_failing_health_check_takes_it_out_of_service(docker: Engine) ->
     try:
         async with following(docker) as seen:
             docker.docker(
-                "run", "-d", "--name", "sick", "--network", "health", "--health-cmd", "ls /tmp/well",
+                "run", "-d", "--name", "sick", "--network", "health", "--health-cmd", "test -e /tmp/well",
                 "--health-interval", "0.2s", "--health-timeout", "3s", "--health-retries", "1",
                 TINY, "sleep", "1000",
             )  # fmt: skip
