@@ -32,9 +32,7 @@ from penstock.mtls.secrets import secrets, workload_secret
 from penstock.mtls.svid import SVID
 from penstock.plan import DNS_LISTENER, KernelTables, ListenerKey, Plan
 from penstock.policy.kernel import listener_key
-from penstock.redirect.stage import (
-    after_proxy,
-)
+from penstock.redirect.stage import after_proxy
 from penstock.routing.model import HttpChain, ListenerKind
 from penstock.routing.transition import between
 from penstock.world import Carried, Settings

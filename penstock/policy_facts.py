@@ -82,26 +82,18 @@ class PolicyFacts:
             or not self._same_documents(Namespace)
         ):
             return members(world, self.policies)
-        if (
-            self._same_documents(Workload, Node, *EDGE_KINDS)
+        same_but_workloads = (
+            self._same_documents(Node, *EDGE_KINDS)
             and world.allocations.gateways == before.world.allocations.gateways
             and world.attachments == before.world.attachments
             and world.allocations.prefixes == before.world.allocations.prefixes
             and self.policies.networks == before.policies.networks
             and self.policies.nodes == before.policies.nodes
             and self.policies.names == before.policies.names
-        ):
+        )
+        if same_but_workloads and self._same_documents(Workload):
             return before.members
-        if (
-            len(self.changed) <= MOST_FOLLOWED
-            and self._same_documents(Node, *EDGE_KINDS)
-            and world.allocations.gateways == before.world.allocations.gateways
-            and world.attachments == before.world.attachments
-            and world.allocations.prefixes == before.world.allocations.prefixes
-            and self.policies.networks == before.policies.networks
-            and self.policies.nodes == before.policies.nodes
-            and self.policies.names == before.policies.names
-        ):
+        if same_but_workloads and len(self.changed) <= MOST_FOLLOWED:
             workloads = [key for key in self.changed if key.kind == Workload.__name__]
             found = followed_members(world, before.members, workloads)
             if found is not None:

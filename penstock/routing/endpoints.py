@@ -228,8 +228,10 @@ def followed(
     emptied: dict[str, bool] = {}
     for namespace, name in owners:
         service = world.documents.get(ObjectKey(Service.__name__, namespace, name))
-        for port, family, found in endpoints.of(service) if service is not None else ():
-            place = ServedPort(service, port, family, None).place  # type: ignore[arg-type]
+        if service is None:
+            continue
+        for port, family, found in endpoints.of(service):
+            place = ServedPort(service, port, family, None).place
             known = before.ends.get(place, NO_ENDS)
             if known != found:
                 changes[place] = found
