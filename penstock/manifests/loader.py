@@ -12,6 +12,7 @@ from typing import Any, cast
 from penstock.manifests import shape
 from penstock.manifests.checks import check
 from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.endpoints_mirror import mirrored
 from penstock.manifests.kinds import AnyKind
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, nearest, show_path
 from penstock.manifests.registry import API_VERSIONS, PASSED_OVER, SERVED, ServedKind
@@ -44,6 +45,7 @@ def load(text: str, file: str, *, since: float = 0.0) -> LoadResult:
             problems += sorted(reader.problems, key=lambda problem: problem.line)
             if document is not None:
                 documents.append(document)
+                documents += mirrored(document)
     return LoadResult(tuple(documents), tuple(problems))
 
 
@@ -51,7 +53,8 @@ def load_object(value: dict[str, Any], file: str, *, since: float = 0.0) -> Load
     """The document that `value` says, as if it stood in a file `file`: it obeys the same rules."""
     reader = _Reader(RawDocument(value, 1), file, since)
     document = reader.read()
-    return LoadResult((document,) if document is not None else (), tuple(reader.problems))
+    read = (document, *mirrored(document)) if document is not None else ()
+    return LoadResult(read, tuple(reader.problems))
 
 
 def _expand(raw: RawDocument) -> Iterator[RawDocument]:
