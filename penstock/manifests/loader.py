@@ -67,6 +67,7 @@ def _expand(raw: RawDocument) -> Iterator[RawDocument]:
     items = value["items"]
     lines: list[dict[Path, int]] = [{} for _ in items]
     nulls: list[list[Path]] = [[] for _ in items]
+    written: list[set[Path]] = [set() for _ in items]
     findings: list[list[Finding]] = [[] for _ in items]
 
     def index(path: Path) -> int | None:
@@ -79,6 +80,8 @@ def _expand(raw: RawDocument) -> Iterator[RawDocument]:
     for path in raw.nulls:
         if (i := index(path)) is not None:
             nulls[i].append(path[2:])
+            if path in raw.written:
+                written[i].add(path[2:])
     outside = []
     for finding in raw.findings:
         i = index(finding.path)
@@ -91,7 +94,7 @@ def _expand(raw: RawDocument) -> Iterator[RawDocument]:
     for i, item in enumerate(items):
         here = lines[i].get((), raw.line)
         wanted = tuple(path for path in nulls[i] if path)
-        yield RawDocument(item, here, lines[i], tuple(findings[i]), wanted)
+        yield RawDocument(item, here, lines[i], tuple(findings[i]), wanted, frozenset(written[i]))
 
 
 class _Reader:
@@ -172,7 +175,8 @@ class _Reader:
         for path in self._raw.nulls:
             if path[-2:-1] and path[-2] in _NAMED_MAPS:
                 continue
-            if served.custom and path[0] == "spec":
+            # What is written as null an API server prunes; an empty value is a line that was not finished.
+            if served.custom and path[0] == "spec" and path not in self._raw.written:
                 message = "has no value"
                 self._report(Finding(path, message, "leave it out, or write what it holds", "type"))
             absent.append(path)

@@ -337,3 +337,16 @@ def test_wrong_endpoints() -> None:
         "a.yaml:6: Endpoints shop/far: subsets[0].notReadyAddress: is not a field here; "
         'did you mean "notReadyAddresses"?'
     ]
+
+
+@pytest.mark.parametrize("null", ["null", "~", "Null"])
+def test_a_null_that_is_written_is_left_out(null: str) -> None:
+    """As an API server prunes it; without any value it is a line that was not finished."""
+    text = (
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\n"
+        f"spec:\n  hostnames: {null}\n  parentRefs: [{{name: gw}}]\n"
+    )
+    for whole in (text, "apiVersion: v1\nkind: List\nitems:\n- " + text.replace("\n", "\n  ")):
+        result = load(whole, "a.yaml")
+        assert not result.problems and len(result.documents) == 1
+    assert load(text.replace(f" {null}", ""), "a.yaml").problems
