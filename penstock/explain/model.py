@@ -21,6 +21,7 @@ HTTP_REASONS: Mapping[str, str] = {
     "NO_USABLE_BACKEND": "the route leads to no endpoint: Envoy answers 500 or 503",
     "FAULT": "an HTTPPolicy breaks it on purpose",
     "NOT_AUTHENTICATED": "an HTTPPolicy wants a token that it has not: 401, or 500 without keys",
+    "TLS_UNSEEN": "an L7 rule judges there and sees only the backend's own TLS: Envoy answers 503",
     "SERVER_NAME": "no rule about server names allows it: Envoy resets the connection",
     "NOT_AUTHORIZED": "an HTTPPolicy names a service to ask that is not there: Envoy answers 500",
 }

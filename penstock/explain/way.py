@@ -233,6 +233,9 @@ class Way(Direct):
                 code = 503 if cluster is not None else 500
                 outcomes.append(Outcome(False, "NO_USABLE_BACKEND", str(backend.cluster or ""), code))
                 continue
+            self._own_tls = cluster.tls is not None
+            if cluster.tls is not None:
+                self._step("tls", f"the backend's own, for {cluster.tls.sni} (BackendTLSPolicy)", node=home)
             for endpoint in cluster.endpoints:
                 hop = self._hop(source, identity, endpoint.address, endpoint.port)
                 request = rewritten(self._request, route, backend) if self._request else None
