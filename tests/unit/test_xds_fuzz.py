@@ -1,6 +1,6 @@
 """Whatever a client says, in either variant: no crash, no wrong nonce, nothing twice, no talk for ever.
 
-PENSTOCK_FUZZ_EXAMPLES is the number of dialogues (default: few, for `make test`); an hour is some 400,000.
+PENSTOCK_FUZZ_EXAMPLES is the number of dialogues (default: few, for `make test`).
 """
 
 from __future__ import annotations
