@@ -206,6 +206,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	if (midstream && !client_speaks(p)) {
 		r->first = reversed(&p->t);
 		judge(&r->first, r->first.dport, c, &j, 0);
+		leave_unwatched(&j.d, p);
 		one_way = j.d.verdict != VERDICT_ALLOW;
 	}
 
@@ -218,6 +219,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 		port = asked_port(&r->first);
 	}
 	judge(&r->first, port, c, &j, 0);
+	if (!known || ct->verdict == VERDICT_ALLOW)
+		leave_unwatched(&j.d, p);
 	if (!answer) {
 		/* Who speaks must be who the device says (anti-spoofing), on both kinds of device. */
 		if (j.src_ifindex != here || (!here && j.src_local_address))
@@ -264,10 +267,18 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	if (one_way)
 		return drop(p, &j.d, POLICY_CHANGED, hook);
 
-	/* Another listener reads it from now on (an L7 rule now names what a tunnel carries): it must begin anew there. */
+	/*
+	 * Another listener reads it from now on (an L7 rule now names what a tunnel carries): it must begin anew there.
+	 * Where a tunnel would do, or an audit looks on, it goes on where it is.
+	 */
 	if (known && p->t.protocol == IPPROTO_TCP && ct->verdict == VERDICT_REDIRECT && j.d.verdict == VERDICT_REDIRECT &&
-	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST) &&
-	    !to_listener(skb, p, j.d.proxy_port, w)) {
+	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST)) {
+		if (((j.d.tunnel && !ct->tunnel) || j.d.watched) && !to_own(skb, p, w)) {
+			count(REDIRECTED, p->length);
+			return TC_ACT_OK;
+		}
+		if (to_listener(skb, p, j.d.proxy_port, w))
+			return drop(p, &j.d, PROXY_NOT_READY, hook);
 		j.d.reason = POLICY_CHANGED;
 		count(POLICY_CHANGED, p->length);
 		tell(p, &j.d, hook);
@@ -288,6 +299,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	r->fresh.direct = direct;
 	r->fresh.verdict = j.d.verdict;
 	r->fresh.proxy_port = j.d.proxy_port;
+	r->fresh.tunnel = j.d.tunnel && !j.d.watched;
 	/* What answered a Service's client before its entry was evicted goes on to do so. */
 	r->fresh.nat = nat == NAT_DONE || (known && ct->nat) || (midstream && nat_in_use() && nat_answers(p));
 	if (!known && !r->fresh.nat)

@@ -404,6 +404,8 @@ struct ct_value {
 	__u8 nat : 1;
 	/* A FIN or RST was seen. */
 	__u8 ending : 1;
+	/* Its listener looks at nothing of what it carries. */
+	__u8 tunnel : 1;
 	__u8 verdict;
 	__be16 proxy_port;
 };
