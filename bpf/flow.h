@@ -126,6 +126,27 @@ static __always_inline int ingress_error(struct __sk_buff *skb, struct packet *p
 	return action;
 }
 
+/*
+ * 1 if a connection is known to have a server name that the listener lets pass which judge() has just come to; also if
+ * that one only looks, for policies in audit.
+ */
+static __noinline int may_go_on(const struct ct_key *key)
+{
+	struct looked_at *known = bpf_map_lookup_elem(&looked_at, key);
+	struct policy_room *r;
+	__u32 zero = 0;
+
+	r = bpf_map_lookup_elem(&policy_rooms, &zero);
+	if (!r)
+		return 0;
+	if (r->listener.kind == LISTENER_NAMES_AUDIT)
+		return 1;
+	return known && known->goes_on.kind == r->listener.kind &&
+	       known->goes_on.source_class == r->listener.source_class &&
+	       known->goes_on.destination == r->listener.destination &&
+	       known->goes_on.outward == r->listener.outward && known->goes_on.inward == r->listener.inward;
+}
+
 /* Part of what a packet needs, apart from the 512 bytes of stack that are shared with all that is called. */
 struct flow_room {
 	struct ct_key key;
@@ -238,7 +259,9 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 			return drop(p, &j.d, POLICY_CHANGED, hook);
 		/* A proxied connection: its resets must reach the proxy, it may outlive its route, else it is reset. */
 		if (p->t.protocol == IPPROTO_TCP && (was == VERDICT_REDIRECT || !begins(p))) {
-			if ((p->tcp_flags & TCP_RST || j.d.reason == UNTRANSLATED_SERVICE) && !to_own(skb, p, w)) {
+			if ((p->tcp_flags & TCP_RST || j.d.reason == UNTRANSLATED_SERVICE ||
+			     (j.d.reason == PROXY_NOT_READY && may_go_on(&r->key))) &&
+			    !to_own(skb, p, w)) {
 				count(REDIRECTED, p->length);
 				return TC_ACT_OK;
 			}
@@ -266,7 +289,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 
 	/* Another listener reads it from now on (an L7 rule now names what a tunnel carries): it must begin anew there. */
 	if (known && p->t.protocol == IPPROTO_TCP && ct->verdict == VERDICT_REDIRECT && j.d.verdict == VERDICT_REDIRECT &&
-	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST) &&
+	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST) && !may_go_on(&r->key) &&
 	    !to_listener(skb, p, j.d.proxy_port, w)) {
 		j.d.reason = POLICY_CHANGED;
 		count(POLICY_CHANGED, p->length);
@@ -282,6 +305,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 		tell_audit(p, &j, hook);
 	__builtin_memset(&r->fresh, 0, sizeof(r->fresh));
 	r->fresh.seen = now;
+	r->fresh.born = known ? ct->born : bpf_ktime_get_tai_ns();
 	r->fresh.epoch = c->epoch;
 	r->fresh.initiator = answer ? !side : side;
 	direct = short_cut(&j, p->ipv6);

@@ -8,19 +8,29 @@ here is in which order, and what becomes of connections that are open meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from penstock.plan import KernelTables
+from penstock.policy.addresses import Whois
+from penstock.redirect.by_names import way_by_names
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
+from penstock.redirect.looked_at import LookedAtTable, Sorted
 from penstock.redirect.sockets import proxied, reset, reset_proxied, unsteered
 from penstock.redirect.stage import InKernel, Steering, before_proxy, changing_hands, past_admission, steering
 from penstock.redirect.tables import Tables
 from penstock.redirect.terminated import end_datagrams, lost_sockets
-from penstock.world import Carried
+from penstock.routing.names_listeners import KINDS
+from penstock.world import Carried, Proxied
 
 log = logging.getLogger(__name__)
+
+
+def _reset(connections: Sequence[Proxied]) -> None:
+    log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(connections)})
+    reset(connections)
 
 
 class Kernel:
@@ -32,10 +42,12 @@ class Kernel:
         tables: Tables,
         host: HostSettings,
         *,
+        looked_at: LookedAtTable,
         source_ports: tuple[int, int],
         blocking: Callable[..., Awaitable[Any]],
     ) -> None:
         self._datapath, self.tables, self._host = datapath, tables, host
+        self.looked_at = looked_at
         self._source_ports = source_ports
         self._blocking = blocking
         self._place: object = None
@@ -53,7 +65,11 @@ class Kernel:
             self.tables.http_services(),
             self.tables.ipcache(),
         )
+        judged = await self._by_names(wanted, now)
         changed = self.tables.apply(before_proxy(wanted, now))
+        forbidden = (*judged.gone, *judged.unknown)
+        if forbidden:
+            await self._blocking(_reset, forbidden)
         if self.tables.lost_backends:
             await self._blocking(self._end_datagrams, wanted)
         # Before the proxy's connections are looked at, which takes its time.
@@ -64,7 +80,32 @@ class Kernel:
         if now.listeners and (changed or self.carried or not self._looked):
             self._looked = True
             self.carried = await self._blocking(self._sort_out, wanted)
+            self.carried |= {(c.client, c.address, c.port) for c in judged.kept}
         return changed, self.carried
+
+    async def _by_names(self, wanted: KernelTables, now: InKernel) -> Sorted:
+        """Before lists of server names change: who may go on, and who may not (redirect/looked_at.py).
+
+        `unknown` are only those whose list is another one now.
+        """
+        if not any(key.kind in KINDS for key in now.listeners):
+            return Sorted()
+        known = self.looked_at.records()
+        connections = await self._blocking(proxied)
+        self.looked_at.keep(connections, known)
+        before = self.tables.said
+        there, whois = Whois(wanted.ipcache), Whois(before.ipcache if before else {})
+        ways, edited = [], set()
+        for c in connections:
+            way = way_by_names(wanted, there, self._source_ports, c, self.tables.names)
+            if way is None:
+                continue
+            ways.append((c, way))
+            if before and way_by_names(before, whois, self._source_ports, c, self.tables.names) != way:
+                edited.add(c)
+        await self.looked_at.settle(edited)
+        judged = self.looked_at.sort(ways)
+        return replace(judged, unknown=tuple(c for c in judged.unknown if c in edited))
 
     def _end_datagrams(self, tables: KernelTables) -> None:
         cookies = lost_sockets(self._datapath.pins, tables)
@@ -81,8 +122,7 @@ class Kernel:
         found = steering(tables, self._source_ports, proxied(), self.tables.names)
         gone = [c for c, how in found.items() if how is Steering.FORBIDDEN]
         if gone:
-            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
-            reset(gone)
+            _reset(gone)
         return frozenset(
             (c.client, c.address, c.port) for c, how in found.items() if how is Steering.PAST_PROXY
         )
@@ -94,8 +134,7 @@ class Kernel:
     def _end_unjudged(self, tables: KernelTables) -> None:
         gone = past_admission(tables, unsteered())
         if gone:
-            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
-            reset(gone)
+            _reset(gone)
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""

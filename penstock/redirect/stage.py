@@ -11,7 +11,7 @@ and Envoy learns of the new certificate, then the new workload is let in.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 
@@ -35,8 +35,8 @@ from penstock.policy.addresses import Whois
 from penstock.policy.identities import INGRESS_SUBJECT
 from penstock.policy.labels import HOST, INGRESS, WORLD
 from penstock.policy.lookup import both_sides, demands_proof, look_up, with_names
-from penstock.policy.prefixes import is_prefix
 from penstock.policy.rules import TCP
+from penstock.redirect.by_names import Named, asked_mode, outside
 from penstock.world import Address, Network, Proxied, is_host
 
 Policy = Mapping[PolicyKey, PolicyEntry]
@@ -135,15 +135,7 @@ class Steering(Enum):
     FORBIDDEN = "denied"
 
 
-def _outside(who: IpcacheEntry | None) -> bool:
-    return who is None or who.identity == WORLD or (is_prefix(who.identity) and not who.node)
-
-
-Named = Callable[[int, Address], Iterable[int]]
-"""The lists of names by which the workload behind an index has learned an address."""
-
-
-def _no_names(_: int, __: Address) -> Iterable[int]:
+def no_names(_: int, __: Address) -> Iterable[int]:
     return ()
 
 
@@ -151,7 +143,7 @@ def steering(
     tables: KernelTables,
     source_ports: tuple[int, int],
     connections: Iterable[Proxied],
-    named: Named = _no_names,
+    named: Named = no_names,
 ) -> dict[Proxied, Steering]:
     """Judge the proxy's connections by `tables`.
 
@@ -189,7 +181,7 @@ def _steering(
         identity = other.identity if other else peer.identity if peer else WORLD
         packet = (direction, identity, TCP, connection.port)
         said = look_up(tables.policy, side.subject, *packet)
-        if side is source and target is None and _outside(peer):
+        if side is source and target is None and outside(peer):
             lists = named(side.ifindex, connection.address)
             said = with_names(tables.policy, side.subject, packet, lists)
         word = both_sides(verdict, said)
@@ -201,7 +193,7 @@ def _steering(
     if verdict is Verdict.DENY:
         return Steering.FORBIDDEN
     between = (source is None) is not (target is None)
-    asked = _asked(tables, connection, target, to)
+    asked = asked_mode(tables, connection, target, to)
     if proof and between and not _provable(source_ports, connection, from_, to, target, asked):
         return Steering.FORBIDDEN
     if verdict in _STEERED or watched:
@@ -229,15 +221,6 @@ def past_admission(tables: KernelTables, connections: Iterable[Proxied]) -> list
         for c in connections
         if _gateway_verdict(tables, whois, tables.endpoints.get(c.client), c) is Verdict.REDIRECT
     ]
-
-
-def _asked(
-    tables: KernelTables, connection: Proxied, target: EndpointEntry | None, to: IpcacheEntry | None
-) -> PortMode:
-    """How the port that was dialled wants to be spoken to."""
-    identity = target.identity if target else to.identity if to else WORLD
-    others = PortMode(target.mode if target else MeshMode.OFF, to.mode if to else MeshMode.OFF)
-    return tables.port_modes.get((identity, connection.port), others)
 
 
 def _provable(
