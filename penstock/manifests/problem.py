@@ -43,6 +43,8 @@ Code = Literal[
     "conflict",  # two policies for one target (this and the next: routing/review_traffic.py)
     "untouched",
     "mesh-tls",  # a BackendTLSPolicy that mesh TLS keeps from a workload (explain/unreached.py)
+    "rules-conflict",  # a rule that another one excludes (this and the next: explain/conflicts.py)
+    "rules-clash",
     "passed-over",
 ]
 
