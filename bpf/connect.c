@@ -190,15 +190,34 @@ static __always_inline int back6(struct bpf_sock_addr *ctx)
  * What the proxy sends for Gateways leaves from the node's ingress address, by which policy knows it. Streams are bound
  * by the proxy itself; of datagrams it cannot say where they leave from, and they must not pass as the node's own.
  */
-static __always_inline int proxy_datagrams(struct bpf_sock_addr *ctx)
+static __always_inline int of_proxy(struct bpf_sock_addr *ctx)
 {
 	__u64 cookie = bpf_get_netns_cookie(ctx);
 	struct netns_value *ns;
 
-	if (ctx->protocol != IPPROTO_UDP || (__u32)bpf_get_current_uid_gid() != PROXY_UID)
+	if ((__u32)bpf_get_current_uid_gid() != PROXY_UID)
 		return 0;
 	ns = bpf_map_lookup_elem(&netns, &cookie);
 	return ns && ns->flags & NETNS_HOST;
+}
+
+/*
+ * A workload takes nothing from its own address (RFC 1812, 5.3.7): where the proxy has borrowed it and the endpoint
+ * that it chose is the client, it calls from one that nobody has.
+ */
+static __always_inline int calls_itself4(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	return sk && ctx->user_ip4 && sk->src_ip4 == ctx->user_ip4;
+}
+
+static __always_inline int calls_itself6(struct bpf_sock_addr *ctx)
+{
+	struct bpf_sock *sk = ctx->sk;
+
+	return sk && ctx->user_ip6[0] && sk->src_ip6[0] == ctx->user_ip6[0] && sk->src_ip6[1] == ctx->user_ip6[1] &&
+	       sk->src_ip6[2] == ctx->user_ip6[2] && sk->src_ip6[3] == ctx->user_ip6[3];
 }
 
 static __always_inline int begin4(struct bpf_sock_addr *ctx)
@@ -207,14 +226,20 @@ static __always_inline int begin4(struct bpf_sock_addr *ctx)
 	struct sockaddr_in from = {.sin_family = 2};
 	struct backend_value *source;
 
-	if (proxy_datagrams(ctx)) {
+	if (!of_proxy(ctx))
+		return forward4(ctx);
+	if (ctx->protocol == IPPROTO_UDP) {
 		source = bpf_map_lookup_elem(&backends, &key);
 		if (!source)
 			return 0;
 		from.sin_addr.s_addr = source->addr.w[3];
-		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
-			return 0;
+	} else if (calls_itself4(ctx)) {
+		from.sin_addr.s_addr = bpf_htonl(ITSELF4);
+	} else {
+		return forward4(ctx);
 	}
+	if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
+		return 0;
 	return forward4(ctx);
 }
 
@@ -222,9 +247,12 @@ static __always_inline int begin6(struct bpf_sock_addr *ctx)
 {
 	struct backend_key key = {.service = PROXY_SOURCES, .slot = 6};
 	struct sockaddr_in6 from = {.sin6_family = 10};
+	const __u32 itself[4] = ITSELF6;
 	struct backend_value *source;
 
-	if (proxy_datagrams(ctx)) {
+	if (!of_proxy(ctx))
+		return forward6(ctx);
+	if (ctx->protocol == IPPROTO_UDP) {
 		source = bpf_map_lookup_elem(&backends, &key);
 		if (!source)
 			return 0;
@@ -232,9 +260,16 @@ static __always_inline int begin6(struct bpf_sock_addr *ctx)
 		from.sin6_addr.s6_addr32[1] = source->addr.w[1];
 		from.sin6_addr.s6_addr32[2] = source->addr.w[2];
 		from.sin6_addr.s6_addr32[3] = source->addr.w[3];
-		if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
-			return 0;
+	} else if (calls_itself6(ctx)) {
+		from.sin6_addr.s6_addr32[0] = bpf_htonl(itself[0]);
+		from.sin6_addr.s6_addr32[1] = bpf_htonl(itself[1]);
+		from.sin6_addr.s6_addr32[2] = bpf_htonl(itself[2]);
+		from.sin6_addr.s6_addr32[3] = bpf_htonl(itself[3]);
+	} else {
+		return forward6(ctx);
 	}
+	if (bpf_bind(ctx, (struct sockaddr *)&from, sizeof(from)))
+		return 0;
 	return forward6(ctx);
 }
 

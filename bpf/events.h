@@ -23,6 +23,10 @@ struct decision {
 	__u8 verdict;
 	__u8 reason;
 	__be16 proxy_port;
+	/* A listener that looks at nothing of what it carries would do. */
+	__u8 tunnel;
+	/* To its listener only because a policy in audit looks on. */
+	__u8 watched;
 };
 
 static __always_inline int may_tell(__u64 now)

@@ -127,8 +127,7 @@ static __always_inline int ingress_error(struct __sk_buff *skb, struct packet *p
 }
 
 /*
- * 1 if a connection is known to have a server name that the listener lets pass which judge() has just come to; also if
- * that one only looks, for policies in audit.
+ * 1 if a connection is known to have a server name that the listener lets pass which judge() has just come to.
  */
 static __noinline int may_go_on(const struct ct_key *key)
 {
@@ -137,11 +136,7 @@ static __noinline int may_go_on(const struct ct_key *key)
 	__u32 zero = 0;
 
 	r = bpf_map_lookup_elem(&policy_rooms, &zero);
-	if (!r)
-		return 0;
-	if (r->listener.kind == LISTENER_NAMES_AUDIT)
-		return 1;
-	return known && known->goes_on.kind == r->listener.kind &&
+	return known && r && known->goes_on.kind == r->listener.kind &&
 	       known->goes_on.source_class == r->listener.source_class &&
 	       known->goes_on.destination == r->listener.destination &&
 	       known->goes_on.outward == r->listener.outward && known->goes_on.inward == r->listener.inward;
@@ -227,6 +222,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	if (midstream && !client_speaks(p)) {
 		r->first = reversed(&p->t);
 		judge(&r->first, r->first.dport, c, &j, 0);
+		leave_unwatched(&j.d, p);
 		one_way = j.d.verdict != VERDICT_ALLOW;
 	}
 
@@ -239,6 +235,8 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 		port = asked_port(&r->first);
 	}
 	judge(&r->first, port, c, &j, 0);
+	if (!known || ct->verdict == VERDICT_ALLOW)
+		leave_unwatched(&j.d, p);
 	if (!answer) {
 		/* Who speaks must be who the device says (anti-spoofing), on both kinds of device. */
 		if (j.src_ifindex != here || (!here && j.src_local_address))
@@ -287,10 +285,18 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	if (one_way)
 		return drop(p, &j.d, POLICY_CHANGED, hook);
 
-	/* Another listener reads it from now on (an L7 rule now names what a tunnel carries): it must begin anew there. */
+	/*
+	 * Another listener reads it from now on (an L7 rule now names what a tunnel carries): it must begin anew there.
+	 * Where a tunnel would do, or an audit looks on, it goes on where it is.
+	 */
 	if (known && p->t.protocol == IPPROTO_TCP && ct->verdict == VERDICT_REDIRECT && j.d.verdict == VERDICT_REDIRECT &&
-	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST) && !may_go_on(&r->key) &&
-	    !to_listener(skb, p, j.d.proxy_port, w)) {
+	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST) && !may_go_on(&r->key)) {
+		if (((j.d.tunnel && !ct->tunnel) || j.d.watched) && !to_own(skb, p, w)) {
+			count(REDIRECTED, p->length);
+			return TC_ACT_OK;
+		}
+		if (to_listener(skb, p, j.d.proxy_port, w))
+			return drop(p, &j.d, PROXY_NOT_READY, hook);
 		j.d.reason = POLICY_CHANGED;
 		count(POLICY_CHANGED, p->length);
 		tell(p, &j.d, hook);
@@ -312,6 +318,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	r->fresh.direct = direct;
 	r->fresh.verdict = j.d.verdict;
 	r->fresh.proxy_port = j.d.proxy_port;
+	r->fresh.tunnel = j.d.tunnel && !j.d.watched;
 	/* What answered a Service's client before its entry was evicted goes on to do so. */
 	r->fresh.nat = nat == NAT_DONE || (known && ct->nat) || (midstream && nat_in_use() && nat_answers(p));
 	if (!known && !r->fresh.nat)

@@ -7,6 +7,7 @@
 #define PENSTOCK_JUDGE_H
 
 #include "audit.h"
+#include "conntrack.h"
 #include "proxy.h"
 
 static __always_inline void deny(struct decision *d, __u8 reason)
@@ -29,6 +30,7 @@ static __always_inline void steer_to(struct decision *d, __be16 port)
 static __always_inline void steer(struct decision *d, __u32 source_class, __u32 kind, __u32 destination)
 {
 	steer_to(d, listener_port(source_class, kind, destination));
+	d->tunnel = kind == LISTENER_TLS_TCP || kind == LISTENER_TCP_MTLS;
 }
 
 /* By the lists of server names that judge() has come to. Global, as judge(). */
@@ -46,6 +48,7 @@ __noinline int steer_by_names(struct judgement *j, __u32 source_class, __u32 kin
 	/* To judge as a policy in audit would: where no listener is ready, nobody is told. */
 	if (kind != LISTENER_NAMES_AUDIT || port)
 		steer_to(&j->d, port);
+	j->d.watched = kind == LISTENER_NAMES_AUDIT;
 	return port;
 }
 
@@ -231,9 +234,13 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 				steer_by_names(j, source_class, LISTENER_TLS_NAMES, 0);
 				return 0;
 			}
-			if (j->audit_redirect && listener_port(source_class, LISTENER_TLS_HTTP, 0))
+			if (kind == LISTENER_TLS_TCP && j->audit_redirect &&
+			    listener_port(source_class, LISTENER_TLS_HTTP, 0)) {
 				kind = LISTENER_TLS_HTTP;
+				j->d.watched = 1;
+			}
 			steer(&j->d, source_class, kind, 0);
+			j->d.tunnel |= j->d.watched;
 			return 0;
 		}
 		/* A Gateway of this very node is proven by the kernel: nobody else's packets bear its address here. */
@@ -279,6 +286,7 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 		if (j->d.proxy_port) {
 			j->d.verdict = VERDICT_REDIRECT;
 			j->d.reason = REDIRECTED;
+			j->d.watched = 1;
 			return 0;
 		}
 	}
@@ -288,6 +296,15 @@ __noinline int judge(const struct tuple *t, __be16 policy_port, const struct con
 	j->d.verdict = VERDICT_ALLOW;
 	j->d.reason = j->dst_ifindex ? FORWARDED_LOCAL : FORWARDED_STACK;
 	return 0;
+}
+
+/* No connection begins anew for a policy in audit: what goes past its listener does so to its end. */
+static __always_inline void leave_unwatched(struct decision *d, const struct packet *p)
+{
+	if (!d->watched || d->tunnel || begins(p))
+		return;
+	d->verdict = VERDICT_ALLOW;
+	d->proxy_port = 0;
 }
 
 /* The port that policy judges of a flow that something answered: of ICMP the type of the question. */

@@ -46,6 +46,9 @@
 #define PROXY_SOURCES 0xffffffff
 /* penstock/envoy/process.py */
 #define PROXY_UID 64055
+/* Who seems to call a workload that is given itself by the proxy: 169.254.80.101, fd50:656e:7374:6f63:6b::1. */
+#define ITSELF4 0xa9fe5065
+#define ITSELF6 {0xfd50656e, 0x73746f63, 0x006b0000, 1}
 
 /* Values are shared with penstock.plan.Verdict: the stronger wins (policy.h). */
 enum verdict {
@@ -403,6 +406,8 @@ struct ct_value {
 	__u8 nat : 1;
 	/* A FIN or RST was seen. */
 	__u8 ending : 1;
+	/* Its listener looks at nothing of what it carries. */
+	__u8 tunnel : 1;
 	__u8 verdict;
 	__be16 proxy_port;
 };

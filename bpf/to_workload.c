@@ -153,6 +153,8 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 		port = asked_port(&r->first);
 	}
 	judge(&r->first, port, c, &j, foreign);
+	if (!ct || ct->verdict == VERDICT_ALLOW)
+		leave_unwatched(&j.d, &p);
 	if (answer) {
 		if (j.d.verdict != VERDICT_ALLOW) {
 			bpf_map_delete_elem(&conntrack, &r->key);

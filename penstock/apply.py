@@ -183,7 +183,7 @@ class Applier:
             )
         except (HostError, OSError) as e:
             errors.append(f"kernel: {e}")
-        if changed and not errors and any(x.kind is ListenerKind.GATEWAY for x in plan.proxy.listeners):
+        if changed and not errors:
             await self.kernel.end_unjudged(wanted)
         self._dns.release()
         lap("kernel_open")

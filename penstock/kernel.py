@@ -19,9 +19,11 @@ from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
 from penstock.redirect.looked_at import LookedAtTable, Sorted
 from penstock.redirect.sockets import proxied, reset, reset_proxied, unsteered
-from penstock.redirect.stage import InKernel, Steering, before_proxy, changing_hands, past_admission, steering
+from penstock.redirect.stage import InKernel, before_proxy, changing_hands
+from penstock.redirect.steering import TUNNELS, Steering, past_admission, steering
 from penstock.redirect.tables import Tables
 from penstock.redirect.terminated import end_datagrams, lost_sockets
+from penstock.routing.model import ListenerKind
 from penstock.routing.names_listeners import KINDS
 from penstock.world import Carried, Proxied
 
@@ -56,6 +58,8 @@ class Kernel:
         self.carried: frozenset[Carried] = frozenset()
         """What the proxy goes on to carry without being steered any more."""
         self._looked = False
+        self._kinds: dict[int, ListenerKind] = {}
+        """What listens on a port of the proxy, or did before this change."""
 
     async def close(self, wanted: KernelTables, errors: list[str]) -> tuple[int, frozenset[Carried]]:
         """What needs no proxy: (entries changed, `carried`). Raises HostError, OSError."""
@@ -79,6 +83,7 @@ class Kernel:
         # What the proxy carries is looked at when it may have lost its way there, and while something has.
         if now.listeners and (changed or self.carried or not self._looked):
             self._looked = True
+            self._kinds = {port: key.kind for key, port in now.listeners.items()}
             self.carried = await self._blocking(self._sort_out, wanted)
             self.carried |= {(c.client, c.address, c.port) for c in judged.kept}
         return changed, self.carried
@@ -120,21 +125,32 @@ class Kernel:
         listener would be gone without a word.
         """
         found = steering(tables, self._source_ports, proxied(), self.tables.names)
-        gone = [c for c, how in found.items() if how is Steering.FORBIDDEN]
+        gone = [c for c, ruling in found.items() if ruling.how is Steering.FORBIDDEN]
         if gone:
             _reset(gone)
         return frozenset(
-            (c.client, c.address, c.port) for c, how in found.items() if how is Steering.PAST_PROXY
+            (c.client, c.address, c.port) for c, ruling in found.items() if ruling.keeps(self._came_by(c))
         )
 
     async def end_unjudged(self, tables: KernelTables) -> None:
-        """After redirects stand: reset what began at a Gateway's own address and L7 rules name now."""
+        """After redirects stand: reset what rules name now that Envoy has where it judges no requests: at a
+        Gateway's own address, or in a tunnel.
+        """
         await self._blocking(self._end_unjudged, tables)
 
     def _end_unjudged(self, tables: KernelTables) -> None:
-        gone = past_admission(tables, unsteered())
+        gone = []
+        if any(key.kind is ListenerKind.GATEWAY for key in tables.listeners):
+            gone += past_admission(tables, unsteered())
+        if TUNNELS.intersection(self._kinds.values()):
+            found = steering(tables, self._source_ports, proxied(), self.tables.names)
+            gone += [c for c, ruling in found.items() if ruling.begins_anew(self._came_by(c))]
         if gone:
             _reset(gone)
+
+    def _came_by(self, connection: Proxied) -> ListenerKind | None:
+        """The kind of listener that took it, which the kernel remembers of a connection that was steered."""
+        return self._kinds.get(self.tables.proxy_port(connection))
 
     async def _attach(self, wanted: KernelTables) -> list[str]:
         """Programs on the interfaces, routes to other nodes; only when either or the host has changed."""

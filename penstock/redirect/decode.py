@@ -168,6 +168,11 @@ class Connection:
     """CLOCK_TAI in ns."""
 
 
+def steered_to(value: bytes) -> int:
+    """The proxy's port in an entry of the connection table."""
+    return port(_CT_VALUE.unpack_from(value)[-1])
+
+
 def connection(key: bytes, value: bytes) -> Connection:
     a, b, port_a, port_b, protocol = _CT_KEY.unpack(key)
     seen, born, epoch, _, _, bits, verdict, proxy_port = _CT_VALUE.unpack_from(value)

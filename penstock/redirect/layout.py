@@ -116,6 +116,20 @@ def port_mode_value(modes: PortMode) -> bytes:
     return struct.pack("=BB2x", *modes)
 
 
+def conntrack_key(one: tuple[Address, int], other: tuple[Address, int], protocol: int) -> bytes:
+    """Of a connection between two (address, port), whoever began it: ct_make_key() of bpf/conntrack.h."""
+    (a, port_a), (b, port_b) = sorted(
+        ((address_bytes(address), port_bytes(port)) for address, port in (one, other)), key=_as_kernel_orders
+    )
+    return struct.pack("=16s16s2s2sB3x", a, b, port_a, port_b, protocol)
+
+
+def _as_kernel_orders(end: tuple[bytes, bytes]) -> tuple[int, ...]:
+    """By numbers in the machine's byte order, as it compares an address, in halves, and a port."""
+    address, port = end
+    return (*struct.unpack("=QQ", address), *struct.unpack("=H", port))
+
+
 def listener_key(key: ListenerKey) -> bytes:
     return struct.pack("=IIIII", *key)
 

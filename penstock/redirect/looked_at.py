@@ -143,7 +143,9 @@ class LookedAtTable:
         gone, kept, unknown = [], [], []
         for connection, way in ways:
             known = self.of(connection)
-            if known is None:
+            if known is None and not way.lists:
+                kept.append(connection)
+            elif known is None:
                 unknown.append(connection)
             elif not way.lets_pass(known.server_name):
                 gone.append(connection)
@@ -183,17 +185,7 @@ def _end(end: tuple[str, int]) -> tuple[Address, int]:
 
 
 def _key(c: Proxied) -> bytes:
-    """struct ct_key: the smaller end first."""
-    client = (layout.address_bytes(c.client), layout.port_bytes(c.client_port))
-    dialled = (layout.address_bytes(c.address), layout.port_bytes(c.port))
-    a, b = sorted((client, dialled), key=_order)
-    return a[0] + b[0] + a[1] + b[1] + bytes((TCP, 0, 0, 0))
-
-
-def _order(end: tuple[bytes, bytes]) -> tuple[int, int, int]:
-    # The kernel compares the words of an address as they lie in its memory.
-    high, low = struct.unpack("=QQ", end[0])
-    return high, low, struct.unpack("=H", end[1])[0]
+    return layout.conntrack_key((c.client, c.client_port), (c.address, c.port), TCP)
 
 
 def _decoded(raw: bytes) -> LookedAt:

@@ -16,13 +16,13 @@ from pathlib import Path
 from penstock.collection import uncollected
 from penstock.differing import differing
 from penstock.plan import IpcacheEntry, KernelTables, ListenerKey, PolicyEntry, PolicyKey, ServiceKey
-from penstock.policy.rules import UDP
+from penstock.policy.rules import TCP, UDP
 from penstock.redirect import decode, layout
 from penstock.redirect.encoder import TableEncoder
 from penstock.redirect.layout import Table
 from penstock.redirect.libbpf import BpfError, BpfMap, possible_cpus
 from penstock.redirect.shapes import SHAPES
-from penstock.world import Address, Network
+from penstock.world import Address, Network, Proxied
 
 # Who vanishes goes first; who appears comes last, when all that judges it is there.
 DELETE_FIRST = ("endpoints", "listeners", "netns", "services", "ports")
@@ -157,6 +157,12 @@ class Tables:
 
     def listeners(self) -> Mapping[ListenerKey, int]:
         return {decode.listener_key(k): decode.port(v) for k, v in self._now["listeners"].items()}
+
+    def proxy_port(self, connection: Proxied) -> int:
+        """The port of the listener to which the kernel steers a TCP connection; 0 where it knows of none."""
+        ends = (connection.client, connection.client_port), (connection.address, connection.port)
+        raw = self.read("conntrack", layout.conntrack_key(*ends, TCP))
+        return decode.steered_to(raw) if raw is not None else 0
 
     def names(self, ifindex: int, address: Address) -> tuple[int, ...]:
         """The lists of names (toFQDNs) by which the workload behind `ifindex` has learned `address`."""

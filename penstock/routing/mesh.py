@@ -167,7 +167,14 @@ def _compiled(
     place = (document.key, target.name)
     found = known.rules.get(place)
     if found is None or found[0] is not document:
-        made = compile_rules(document, route, services, port=target.port.port, family=target.family)
+        made = compile_rules(
+            document,
+            route,
+            services,
+            port=target.port.port,
+            family=target.family,
+            dialled=target.document.key,
+        )
         found = (document, made)
     memo.rules[place] = found
     return found[1]

@@ -26,7 +26,7 @@ from penstock.manifests.route_kinds import (
     ReferenceGrant,
 )
 from penstock.routing.endpoints import SLICE_LABEL
-from penstock.routing.matches import grpc_match, http_match, permitted, precedence
+from penstock.routing.matches import GROUP, grpc_match, http_match, permitted, precedence
 from penstock.routing.model import RouteMatch
 
 _LITERAL = re.compile(r"[A-Za-z0-9/_-]*")
@@ -97,6 +97,7 @@ def _backends(
     served: Mapping[tuple[str, str], bool],
     grants: Mapping[str, Sequence[ReferenceGrant]],
 ) -> Iterator[Finding]:
+    dialled = _dialled(document)
     for i, rule in enumerate(_rules(document)):
         at: Path = ("spec", "rules", i, "backendRefs")
         if rule.backend_refs and not any(ref.weight for ref in rule.backend_refs):
@@ -105,13 +106,25 @@ def _backends(
             if (ref.group, ref.kind) != ("", "Service"):
                 continue
             namespace = ref.namespace or document.key.namespace
-            if not permitted(document.key, namespace, ref.name, grants.get(namespace, ())):
+            granted = (namespace, ref.name) in dialled or permitted(
+                document.key, namespace, ref.name, grants.get(namespace, ())
+            )
+            if not granted:
                 message = f"no ReferenceGrant of namespace {namespace} permits it: its requests get 500"
                 hint = f"one in {namespace}, from {document.key.kind} of {document.key.namespace}, to Service"
                 yield Finding((*at, j, "namespace"), message, hint, code="grant")
             elif ref.weight and served.get((namespace, ref.name)) is False:
                 message = f"no endpoint stands behind Service {namespace}/{ref.name}: its requests get 503"
                 yield Finding((*at, j, "name"), message, code="endpoints")
+
+
+def _dialled(document: Document) -> frozenset[tuple[str, str]]:
+    """The Services whose clients a route of the mesh is for: it may name those without a grant."""
+    assert isinstance(document.value, HTTPRoute | GRPCRoute)
+    parents = document.value.spec.parent_refs
+    if any(parent.group == GROUP for parent in parents):
+        return frozenset()
+    return frozenset((p.namespace or document.key.namespace, p.name) for p in parents)
 
 
 # --- matches --------------------------------------------------------------------------------------------

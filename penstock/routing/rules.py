@@ -105,15 +105,21 @@ def _helper(
 
 
 def backend(
-    document: Document, ref: HTTPBackendRef, family: int | None, services: Services
+    document: Document,
+    ref: HTTPBackendRef,
+    family: int | None,
+    services: Services,
+    dialled: ObjectKey | None = None,
 ) -> tuple[ServedPort | None, Condition | None]:
     """The Service port that a reference means, or why it means none. Without a `family` the one that has
-    endpoints, IPv4 if both have."""
+    endpoints, IPv4 if both have. The Service that was `dialled` needs no ReferenceGrant: a client may have it
+    without any route."""
     namespace = ref.namespace or document.key.namespace
     what = f"{namespace}/{ref.name}"
     if ref.kind != "Service" or ref.group != "":
         return None, Condition("ResolvedRefs", False, "InvalidKind", f"backend {what} is a {ref.kind}")
-    if not services.allow(document.key, "Service", namespace, ref.name):
+    asked = dialled is not None and (dialled.namespace, dialled.name) == (namespace, ref.name)
+    if not asked and not services.allow(document.key, "Service", namespace, ref.name):
         why = f"no ReferenceGrant of namespace {namespace} permits Service {what}"
         return None, Condition("ResolvedRefs", False, "RefNotPermitted", why)
     found = services.find(namespace, ref.name, ref.port, family)
@@ -197,14 +203,15 @@ def compile_rules(
     family: int | None = None,
     edge: str = "",
     secure: bool = False,
+    dialled: ObjectKey | None = None,
 ) -> Compiled:
     """All rules of `route` for requests that were dialled at `port`, `secure` over TLS; `edge`: through
-    Gateways, and which."""
+    Gateways, and which; `dialled`: in the mesh, at which Service."""
     made = Compiled()
     grpc = isinstance(route, GRPCRoute)
 
     def resolve(ref: HTTPBackendRef) -> str | None:
-        target, problem = backend(document, ref, family, services)
+        target, problem = backend(document, ref, family, services, dialled)
         if problem is not None:
             made.problems.append(problem)
         if target is None:

@@ -2,15 +2,37 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from ipaddress import ip_address
+
 import pytest
 from bpf_kernel import OK, REDIRECT, SHOT, Kernel, Ran
 from packets import TCP, UDP, echo, frame, ip, tcp_frame, udp, udp_frame, unreachable
-from small_node import ALLOW, DENY, FAMILIES, IN, OPEN, OUT, STEER, V4, V6, A, B, R, S, closed, rule, up
+from small_node import (
+    ALLOW,
+    DENY,
+    FAMILIES,
+    IN,
+    OPEN,
+    OUT,
+    STEER,
+    V4,
+    V6,
+    A,
+    B,
+    R,
+    S,
+    closed,
+    rule,
+    tables,
+    up,
+)
 
 from penstock.observe.reasons import Reason
-from penstock.plan import ListenerKey, MeshMode, PortMode
+from penstock.plan import AUDIT_VIEW, ListenerKey, MeshMode, PortMode
 from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
 from penstock.routing.model import ListenerKind
+from penstock.world import Proxied
 
 families = pytest.mark.parametrize("at", FAMILIES, ids=["v4", "v6"])
 PORT, MESH_PORT = 15001, 20001
@@ -118,6 +140,47 @@ def test_an_l7_rule_takes_the_listener_that_looks_into_it(kernel: Kernel, at: di
     )
     ran = kernel.run("from_netdev", tcp_frame(at[R], at[A], MESH_PORT, 80), "eth")
     assert ran.events[0].proxy_port == PORT + 1
+
+
+@families
+def test_the_kernel_remembers_which_listener_took_a_connection(kernel: Kernel, at: dict[int, str]) -> None:
+    tunnel = ListenerKey(A, ListenerKind.TCP_MTLS, S)
+    up(kernel, listeners={**_listeners(ListenerKind.TLS_TCP), tunnel: PORT + 1})
+    for sport in (20480, MESH_PORT):
+        kernel.run("from_netdev", tcp_frame(at[R], at[A], sport, 80), "eth")
+        kernel.run("from_workload", tcp_frame(at[A], at[S], sport, 22), "wa")
+        came = Proxied(ip_address(at[R]), sport, ip_address(at[A]), 80)
+        went = Proxied(ip_address(at[A]), sport, ip_address(at[S]), 22)
+        assert (kernel.tables.proxy_port(came), kernel.tables.proxy_port(went)) == (PORT, PORT + 1)
+        assert kernel.tables.proxy_port(replace(came, port=81)) == 0
+
+
+@families
+def test_a_live_connection_does_not_begin_anew_for_an_audit(kernel: Kernel, at: dict[int, str]) -> None:
+    up(kernel)
+    begin, go_on = (tcp_frame(at[R], at[A], 40000, 80, flags) for flags in ("S", "A"))
+    answer = tcp_frame(at[A], at[R], 80, 40000, "A")
+    kernel.run("from_netdev", begin, "eth")
+    view = OPEN | rule(A | AUDIT_VIEW, IN, STEER, protocol=TCP, port=80)
+    wanted = tables(kernel, view)
+    audited = replace(wanted.endpoints[ip_address(at[A])], audit=frozenset({IN}))
+    up(
+        kernel,
+        view,
+        endpoints={**wanted.endpoints, ip_address(at[A]): audited},
+        listeners=_listeners(ListenerKind.HTTP_WORKLOAD),
+    )
+    assert kernel.run("from_netdev", go_on, "eth").action == REDIRECT
+    assert kernel.run("from_workload", answer, "wa").action == OK
+    # The same without an entry of the kernel's, and for what the stack brings.
+    for key in list(kernel.conntrack.keys()):
+        kernel.conntrack.delete(key)
+    assert kernel.run("from_netdev", go_on, "eth").action == REDIRECT
+    for key in list(kernel.conntrack.keys()):
+        kernel.conntrack.delete(key)
+    assert kernel.run("to_workload", go_on, "wa", came_in="eth").action == OK
+    # The next one is watched.
+    assert kernel.run("from_netdev", begin, "eth").reason is Reason.PROXY_NOT_READY
 
 
 @families

@@ -12,9 +12,9 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from clients import Answer, ask, until
+from clients import Answer, Http, ask, until
 from conftest import MeshFactory
-from objects import route, service, to
+from objects import policy, route, select, service, to
 from rig import Mesh, workload
 
 from penstock import lab
@@ -169,21 +169,33 @@ def test_MeshConsumerRoute(mesh: Mesh) -> None:
     )
     mine["metadata"]["namespace"] = "shop"
     mine["spec"]["parentRefs"][0]["namespace"] = "default"
-    grant = {
-        "apiVersion": "gateway.networking.k8s.io/v1",
-        "kind": "ReferenceGrant",
-        "metadata": {"name": "g", "namespace": "default"},
-        "spec": {
-            "from": [{"group": "gateway.networking.k8s.io", "kind": "HTTPRoute", "namespace": "shop"}],
-            "to": [{"group": "", "kind": "Service"}],
-        },
-    }
-    mesh.apply(ALL, V1, V2, mine, grant)
+    mesh.apply(ALL, V1, V2, mine)
 
-    def seen(who: str) -> str | None:
-        return ask(mesh[who], mesh.vip("v1"), 80, "/").headers.get("x-by")
+    def seen(who: str) -> tuple[int, str | None]:
+        answer = ask(mesh[who], mesh.vip("v1"), 80, "/")
+        return answer.status, answer.headers.get("x-by")
 
-    assert (seen("shopper"), seen("client")) == ("consumer", None)
+    # What a client dials is its own choice: no ReferenceGrant is asked for it, but for any other Service.
+    assert (seen("shopper"), seen("client")) == ((200, "consumer"), (200, None))
+    mine["spec"]["rules"][0]["backendRefs"][0]["name"] = "v2"
+    mesh.apply(ALL, V1, V2, mine)
+    assert (seen("shopper")[0], seen("client")) == (500, (200, None))
+
+
+def test_a_client_may_be_the_backend_that_is_chosen(mesh: Mesh) -> None:
+    """Behind a route a workload reaches itself, in both families, and is judged like anybody else."""
+    both = service("both", *PORTS, selector={"app": "v1"}, ipFamilyPolicy="RequireDualStack")
+    routed = route("r", "both", {"backendRefs": [to("both")]})
+    mesh.apply(ALL, V1, V2, both, routed)
+    for version in (4, 6):
+        with Http(mesh["v1"], mesh.vip("both", version), 80) as kept:
+            assert [kept.ask("/").pod for _ in range(3)] == ["v1"] * 3
+        assert ask(mesh["v2"], mesh.vip("both", version), 80, "/").pod == "v1"
+    closed = policy("p", select(app="v1"), ingress=[{"fromEndpoints": [select(app="v2")]}])
+    mesh.apply(ALL, V1, V2, both, routed, closed)
+    for version in (4, 6):
+        assert ask(mesh["v1"], mesh.vip("both", version), 80, "/").status == 403
+        assert ask(mesh["v2"], mesh.vip("both", version), 80, "/").status == 200
 
 
 def test_MeshHTTPRouteRewritePath(mesh: Mesh) -> None:

@@ -185,6 +185,22 @@ def test_a_header_whose_mismatch_is_only_logged(mesh: Mesh, target: str) -> None
     )
 
 
+@pytest.mark.parametrize("target", ["api", "far"])
+def test_audit_of_requests_ends_no_open_connection(mesh: Mesh, target: str) -> None:
+    """Also not in a tunnel between nodes; what begins later is looked at."""
+    address = mesh[target].address()
+    strict = peer_authentication(target, "STRICT", app=target)
+    watch = audit(into(target, {"fromEndpoints": [select()], "toPorts": [ports(8080, http=GET)]}))
+    mesh.apply(strict)
+    with Http(mesh["client"], address, 8080) as open_:
+        assert open_.ask("/").status == 200
+        mesh.apply(strict, watch)
+        assert open_.ask("/", method="POST").status == 200
+        assert ask(mesh["client"], address, 8080, f"/late/{target}", method="POST").status == 200
+        told(mesh, mesh[target].node, "AUDIT", type="request", path=f"/late/{target}")
+        assert open_.ask("/", method="POST").status == 200
+
+
 def test_audit_beside_an_enforced_policy_opens_nothing(mesh: Mesh) -> None:
     mesh.apply(
         into("api", {"fromEndpoints": [select(app="other")]}),

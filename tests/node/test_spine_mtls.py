@@ -269,6 +269,27 @@ def test_a_tunnel_to_a_strict_workload_that_an_l7_rule_now_names_ends(mesh: Mesh
     assert ask(mesh["client"], mesh["far"].address(version), 8080, "/a").status == 200
 
 
+@pytest.mark.parametrize("version", [4, 6])
+def test_connections_that_wait_between_the_nodes_lose_no_request(mesh: Mesh, version: int) -> None:
+    """The client's Envoy keeps them; the receiver's has them in a tunnel, then reads them, then would not."""
+    mesh.apply(OUT)
+    far = mesh.on("far")
+    with Http(mesh["client"], mesh["far"].address(version), 8080) as open_:
+        for path in ("/a", "/b"):
+            assert open_.ask(path).status == 200
+        mesh.apply(OUT, guard("/a"))
+        # Ended when its listener was there, and not by the next request.
+        assert open_.ask("/a").status == 200
+        assert open_.ask("/b").status == 403
+        before = far.downstream()
+        mesh.apply(OUT)
+        assert open_.ask("/b").status == 200
+        assert far.downstream() == before, "what reads requests goes on where a tunnel would do"
+        mesh.apply(OUT, guard("/a"))
+        assert [open_.ask(path).status for path in ("/a", "/b")] == [200, 403]
+        assert far.downstream() == before
+
+
 def test_the_policy_of_a_strict_workload_is_judged_too(mesh: Mesh) -> None:
     """A certificate says who; the rules say what: TCP of a workload that no rule allows is dropped."""
     only = policy(

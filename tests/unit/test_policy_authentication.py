@@ -11,7 +11,7 @@ from penstock.explain.model import Question
 from penstock.explain.offline import compiled
 from penstock.plan import Direction, ListenerKey, MeshMode
 from penstock.policy.lookup import demands_proof
-from penstock.redirect.stage import Steering, steering
+from penstock.redirect.steering import Steering, steering
 from penstock.routing.model import ListenerKind
 from penstock.world import Proxied
 
@@ -72,7 +72,11 @@ def test_live_connections_are_judged_the_same() -> None:
     web, far, api, world = map(ip_address, ("10.1.0.1", "10.2.0.1", "10.1.0.2", "8.8.8.8"))
     connections = [Proxied(web, 40000, to, 80) for to in (far, api, world)]
     found = steering(plan.kernel, (20000, 31999), connections)
-    assert list(found.values()) == [Steering.TO_PROXY, Steering.PAST_PROXY, Steering.FORBIDDEN]
+    assert [ruling.how for ruling in found.values()] == [
+        Steering.TO_PROXY,
+        Steering.PAST_PROXY,
+        Steering.FORBIDDEN,
+    ]
 
 
 def test_explain_says_so() -> None:

@@ -16,7 +16,7 @@ from penstock.policy.addresses import Whois
 from penstock.policy.labels import HOST, REMOTE_NODE, WORLD
 from penstock.policy.lookup import look_up
 from penstock.policy.prefixes import FIRST, Block, PrefixIndex, parse_prefix
-from penstock.redirect.stage import Steering, steering
+from penstock.redirect.steering import Steering, steering
 from penstock.world import Network, Proxied
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
@@ -122,7 +122,7 @@ def test_an_l7_rule_for_a_network_has_a_listener_and_rights_of_its_own() -> None
     taken = [
         Proxied(ip_address(a), 40000, ip_address("10.1.0.1"), 80) for a in ("203.0.113.9", "198.51.100.1")
     ]
-    assert list(steering(plan.kernel, (20000, 31999), taken).values()) == [
+    assert [r.how for r in steering(plan.kernel, (20000, 31999), taken).values()] == [
         Steering.TO_PROXY,
         Steering.FORBIDDEN,
     ]

@@ -17,7 +17,7 @@ from penstock.explain.model import Question
 from penstock.manifests.document import ObjectKey
 from penstock.plan import ListenerKey, Plan, ServiceKey
 from penstock.planner import Planner
-from penstock.redirect.stage import Steering, past_admission, steering
+from penstock.redirect.steering import Steering, past_admission, steering
 from penstock.routing import hosts
 from penstock.routing.model import ListenerKind
 from penstock.world import Proxied
@@ -135,7 +135,7 @@ def test_a_policy_in_audit_about_gateways_denies_nobody_and_is_told() -> None:
     # Who came by itself stays, and so does who was steered to be looked at.
     clients = [ip_address(a) for a in ("10.244.1.11", "10.244.1.12")]
     found = [Proxied(c, 40000, GW, 80, steered=s) for c in clients for s in (False, True)]
-    kept = steering(plan.kernel, (20000, 31999), found)
+    kept = {c: r.how for c, r in steering(plan.kernel, (20000, 31999), found).items()}
     assert Steering.FORBIDDEN not in kept.values() and kept[found[3]] is Steering.TO_PROXY
     assert past_admission(plan.kernel, found) == []
     said = explain(Question("other", str(GW), "80"), planner.facts, plan, Planned(plan.kernel))
@@ -154,9 +154,9 @@ def test_what_becomes_of_open_connections_to_a_gateway() -> None:
     direct = [Proxied(client, 40000, GW, 80, steered=False) for client in (api, other)]
     steered = Proxied(other, 40001, GW, 80)
     ports = (20000, 31999)
-    assert set(steering(plain.kernel, ports, direct).values()) == {Steering.TO_PROXY}
-    assert steering(plain.kernel, ports, [steered])[steered] is Steering.PAST_PROXY
-    found = steering(judged.kernel, ports, [*direct, steered])
+    assert {r.how for r in steering(plain.kernel, ports, direct).values()} == {Steering.TO_PROXY}
+    assert steering(plain.kernel, ports, [steered])[steered].how is Steering.PAST_PROXY
+    found = {c: r.how for c, r in steering(judged.kernel, ports, [*direct, steered]).items()}
     assert found == {
         direct[0]: Steering.FORBIDDEN,
         direct[1]: Steering.TO_PROXY,
