@@ -16,7 +16,8 @@ from penstock.facts import Facts
 from penstock.manifests.document import Document, ObjectKey, Origin
 from penstock.manifests.kinds import CiliumClusterwideNetworkPolicy, CiliumNetworkPolicy
 from penstock.manifests.peers import rules_of
-from penstock.manifests.problem import Code, Problem
+from penstock.manifests.problem import Code, Problem, show_path
+from penstock.manifests.voided import voided
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.conflicts import Conflict
 from penstock.policy.entries import ANY, Stance, entries
@@ -24,7 +25,8 @@ from penstock.policy.identities import Member
 from penstock.policy.labels import INGRESS
 from penstock.policy.lookup import both_sides, find
 from penstock.policy.rights import Stances
-from penstock.policy.rules import TCP
+from penstock.policy.rules import TCP, Port, Rule
+from penstock.policy.server_names import MOST_JOINED
 from penstock.routing.model import EdgeListener
 
 Table = Mapping[PolicyKey, PolicyEntry]
@@ -51,11 +53,13 @@ def review_conflicts(documents: Iterable[Document]) -> list[Problem]:
         facts, _ = offline.compiled(offline.world(everything, offline.node_of(everything)))
     except AllocationError:
         return []
-    return conflicts(facts)
+    known = {(d.key, show_path(f.path[:-2])) for d, f in voided(everything.values())}
+    found = [*conflicts(facts), *(p for place, p in _voided(facts) if place not in known), *_unjoined(facts)]
+    return sorted(found, key=lambda p: (p.file, p.line, p.message))
 
 
 def conflicts(facts: Facts) -> list[Problem]:
-    """The same of what is compiled already."""
+    """Rules that exclude each other, of what is compiled already."""
     found: dict[tuple[Origin, Origin], Problem] = {}
     for stances in (facts.stances, facts.audited):
         if stances is None:
@@ -115,6 +119,67 @@ def _told_at_gateway(out: Place, listener: EdgeListener) -> Problem:
 def _problem(policy: ObjectKey, origin: Origin, message: str, hint: str, code: Code) -> Problem:
     where = (policy.kind, policy.namespace, policy.name, origin.rule)
     return Problem(origin.file, origin.line, message, *where, hint, "warning", code)
+
+
+# --- what is wider than it looks, and what is narrower ----------------------------------------------------
+
+
+def _voided(facts: Facts) -> Iterator[tuple[tuple[ObjectKey, str], Problem]]:
+    """Rules about requests or server names beside which another policy allows all, for some workload."""
+    told = set()
+    for by_subject in (facts.stances.ingress, facts.stances.egress):
+        for subject, stance in by_subject.items():
+            allows = [r for r in stance.rules if not (r.deny or r.http or r.dns or r.server_names)]
+            for rule in stance.rules if allows else ():
+                if rule.deny or not (rule.http or rule.server_names) or rule.origin in told:
+                    continue
+                by = next((a for a in allows if a.policy != rule.policy and _wider(a, rule, facts)), None)
+                if by is None:
+                    continue
+                told.add(rule.origin)
+                who = facts.members.representatives()[subject].document.key
+                what = "every request" if rule.http else "all that is spoken there"
+                message = f"is void for {who}: {by.policy} ({by.origin}) allows {what} of the same peers"
+                hint = "make that rule narrower, or remove it"
+                made = _problem(rule.policy, rule.origin, message, hint, "reference")
+                yield (rule.policy, rule.origin.rule), made
+
+
+def _wider(broad: Rule, narrow: Rule, facts: Facts) -> bool:
+    """Whether one covers the peers and the ports of the other."""
+    if broad.peers is not None:
+        if narrow.peers is None or narrow.peers.names or not facts.members.meant(narrow.peers):
+            return False
+        if not facts.members.meant(narrow.peers) <= facts.members.meant(broad.peers):
+            return False
+    return broad.ports is None or all(any(_holds(b, n) for b in broad.ports) for n in narrow.ports or ())
+
+
+def _holds(broad: Port, narrow: Port) -> bool:
+    if broad.protocol not in (0, narrow.protocol) or broad.name != narrow.name:
+        return False
+    return broad.first <= narrow.first and narrow.last <= broad.last
+
+
+def _unjoined(facts: Facts) -> Iterator[Problem]:
+    """Lists of server names for names, where there are more than are joined in every way."""
+    told = set()
+    for subject, stance in facts.stances.egress.items():
+        named = [r for r in stance.rules if r.peers is not None and r.peers.names and r.server_names]
+        lists = list(dict.fromkeys(r.server_names for r in named))
+        if len(lists) <= MOST_JOINED:
+            continue
+        rule = next(r for r in named if r.server_names == lists[MOST_JOINED])
+        if rule.origin in told:
+            continue
+        told.add(rule.origin)
+        who = facts.members.representatives()[subject].document.key
+        message = (
+            f"is list {MOST_JOINED + 1} of {len(lists)} of server names for names of {who}: an address that"
+            " it learns under more than two of them may have the server names of two only"
+        )
+        hint = "write names that share addresses in one rule, with the server names of all of them"
+        yield _problem(rule.policy, rule.origin, message, hint, "server-names")
 
 
 # --- both sides ------------------------------------------------------------------------------------------

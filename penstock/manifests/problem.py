@@ -45,6 +45,7 @@ Code = Literal[
     "mesh-tls",  # a BackendTLSPolicy that mesh TLS keeps from a workload (explain/unreached.py)
     "rules-conflict",  # a rule that another one excludes (this and the next: explain/conflicts.py)
     "rules-clash",
+    "server-names",
     "passed-over",
 ]
 

@@ -73,7 +73,6 @@ def test_what_two_sides_let_nothing_pass_by_is_told(there: str, here: str) -> No
         out(NAMES, PLAIN) + into(HTTP),
         out(NAMES) + into(HTTP.replace("443", "80")),
         out(NAMES, peers="toCIDR: [192.0.2.0/24]") + into(HTTP),
-        into(PLAIN) + into(HTTP, name="b"),
         "",
     ],
 )
@@ -86,6 +85,30 @@ def test_server_names_before_a_gateway() -> None:
     found = said(gateway() + out(at_port_80, peers="toEntities: [all]"))
     assert [(code, name) for code, name, _, _ in found] == [("rules-clash", "out")]
     assert said(gateway() + out(NAMES, peers="toEntities: [all]")) == []
+
+
+def test_what_another_policy_allows_voids_a_rule() -> None:
+    everybody = "{endpointSelector: {}, ingress: [{fromEntities: [%s], toPorts: [{ports: [{port: '%s'}]}]}]}"
+    for peers, port in (("all", "443"), ("cluster, world", "0"), ("all", "0")):
+        one = into(HTTP).replace("fromEntities: [all]", "fromEndpoints: [{}]")
+        ((code, name, _, message),) = said(one + policy(everybody % (peers, port), name="open"))
+        assert (code, name) == ("reference", "into")
+        assert "is void for Workload default/api: CiliumNetworkPolicy default/open (f.yaml:" in message
+    for peers, port in (("world", "443"), ("all", "80"), ("all", "http")):
+        assert said(into(HTTP) + policy(everybody % (peers, port), name="open")) == []
+    # Rules of the same subjects are told of by the manifests alone.
+    assert said(into(HTTP) + into(PLAIN, name="open")) == []
+
+
+def test_lists_of_server_names_that_are_not_joined_in_every_way() -> None:
+    def names(count: int) -> str:
+        at = [f"toFQDNs: [{{matchName: n{n}.com}}], {NAMES.replace('one', str(n))}" for n in range(count)]
+        listed = ", ".join(f"{{{each}}}" for each in at)
+        return policy(f"{{endpointSelector: {{matchLabels: {{app: web}}}}, egress: [{listed}]}}", name="out")
+
+    assert said(names(6)) == []
+    ((code, name, _, message),) = said(names(8))
+    assert (code, name) == ("server-names", "out") and message.startswith("is list 7 of 8 of server names")
 
 
 def test_commands_say_it(tmp_path) -> None:
