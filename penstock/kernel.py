@@ -13,8 +13,7 @@ from dataclasses import replace
 from typing import Any
 
 from penstock.plan import KernelTables
-from penstock.policy.addresses import Whois
-from penstock.redirect.by_names import way_by_names
+from penstock.redirect.by_names import ways_by_names
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
 from penstock.redirect.looked_at import LookedAtTable, Sorted
@@ -99,15 +98,10 @@ class Kernel:
         connections = await self._blocking(proxied)
         self.looked_at.keep(connections, known)
         before = self.tables.said
-        there, whois = Whois(wanted.ipcache), Whois(before.ipcache if before else {})
-        ways, edited = [], set()
-        for c in connections:
-            way = way_by_names(wanted, there, self._source_ports, c, self.tables.names)
-            if way is None:
-                continue
-            ways.append((c, way))
-            if before and way_by_names(before, whois, self._source_ports, c, self.tables.names) != way:
-                edited.add(c)
+        find = ways_by_names(wanted, self._source_ports, self.tables.names)
+        found = ways_by_names(before or wanted, self._source_ports, self.tables.names)
+        ways = [(c, way) for c in connections if (way := find(c)) is not None]
+        edited = {c for c, way in ways if found(c) != way}
         await self.looked_at.settle(edited)
         judged = self.looked_at.sort(ways)
         return replace(judged, unknown=tuple(c for c in judged.unknown if c in edited))

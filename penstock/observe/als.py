@@ -221,6 +221,10 @@ def _record(
 def _address(address: Any) -> HostPort:
     if address.HasField("pipe"):
         return address.pipe.path, 0
+    if address.HasField("envoy_internal_address"):
+        # An endpoint that is reached by way of Envoy's user space is called after its address.
+        host, _, port = address.envoy_internal_address.endpoint_id.rpartition(":")
+        return (host.strip("[]"), int(port)) if port.isdigit() else ("", 0)
     return address.socket_address.address, address.socket_address.port_value
 
 

@@ -65,6 +65,23 @@ def asked_mode(
     return tables.port_modes.get((identity, connection.port), others)
 
 
+def ways_by_names(
+    tables: KernelTables, source_ports: tuple[int, int], named: Named
+) -> Callable[[Proxied], Way | None]:
+    """`way_by_names` for many connections: those of the same two parties at a port have the same."""
+    whois, (first, last) = Whois(tables.ipcache), source_ports
+    known: dict[tuple[Address, Address, int, bool], Way | None] = {}
+
+    def find(connection: Proxied) -> Way | None:
+        between_nodes = first <= connection.client_port <= last
+        key = (connection.client, connection.address, connection.port, between_nodes)
+        if key not in known:
+            known[key] = way_by_names(tables, whois, source_ports, connection, named)
+        return known[key]
+
+    return find
+
+
 def way_by_names(
     tables: KernelTables, whois: Whois, source_ports: tuple[int, int], connection: Proxied, named: Named
 ) -> Way | None:

@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Literal
 
 from penstock.dns.patterns import Names
+from penstock.manifests.document import ObjectKey
 from penstock.routing.actions import NO_ACTIONS, NO_CHANGES, Actions, HeaderChanges
 from penstock.routing.traffic import Traffic
 from penstock.routing.treatment import Treatment
@@ -236,6 +237,7 @@ class HostRoutes:
     misdirected: bool = False
     treatment: Treatment | None = None
     _hash: int = field(default=0, init=False, repr=False, compare=False)
+    _mirrors: frozenset[str] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __hash__(self) -> int:
         # Thousands of hosts stay the same when one changes, and all are asked.
@@ -247,7 +249,11 @@ class HostRoutes:
     @property
     def mirrors(self) -> frozenset[str]:
         """The clusters that copies of its requests go to."""
-        return frozenset(mirror.cluster for route in self.routes for mirror in route.actions.mirrors)
+        if self._mirrors is None:
+            found = frozenset(mirror.cluster for route in self.routes for mirror in route.actions.mirrors)
+            object.__setattr__(self, "_mirrors", found)
+            return found
+        return self._mirrors
 
 
 @dataclass(frozen=True, slots=True)
@@ -292,6 +298,8 @@ class TcpChain:
     backends: tuple[RouteBackend, ...]
     sni: str | None = None
     tls: ServerTls | None = None
+    route: ObjectKey | None = None
+    """The route that it is made of, for whoever explains it."""
 
 
 @dataclass(frozen=True, slots=True)
