@@ -81,7 +81,7 @@ class Daemon:
         self._places = Places(
             options.node,
             self._docker,
-            node_addresses=node.host.node_addresses,
+            node_addresses=node.host.own.of_node,
             leads=Leads(rundir.leads_record(options.run_dir), options.settings.service_ranges),
             blocking=self._blocking,
         )

@@ -167,8 +167,10 @@ class Kernel:
             self._host.settle, workloads, bridges, self.links, far, wanted.underlay
         )
         problems += more
-        problems += await self._blocking(self._host.addresses, wanted.addresses)
-        problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
+        problems += await self._blocking(self._host.own.give, wanted.addresses)
+        problems += await self._blocking(
+            self._host.own.answer, wanted.served_addresses, wanted.reserved_ports
+        )
         self._datapath.attach(wanted.attach, netdevs, wanted.ports)
         problems += await self._blocking(self._host.routes, near, far)
         self._place = place if not problems else None
