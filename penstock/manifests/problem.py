@@ -42,7 +42,10 @@ Code = Literal[
     "certificate",  # not for the host name that it is shown for (routing/review_edge.py)
     "conflict",  # two policies for one target (this and the next: routing/review_traffic.py)
     "untouched",
-    "mesh-tls",  # a BackendTLSPolicy that mesh TLS keeps from a workload (explain/unreached.py)
+    "mesh-tls",  # a BackendTLSPolicy beside an L7 rule on another node (explain/unreached.py)
+    "rules-conflict",  # a rule that another one excludes (this and the next: explain/conflicts.py)
+    "rules-clash",
+    "server-names",
     "passed-over",
 ]
 
