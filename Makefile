@@ -97,9 +97,9 @@ quick: lint unit bpf-test ## lint, unit, BPF and one node scenario, in under thr
 test: lint unit bpf-test node-test test-compose ## All of it
 
 .PHONY: fuzz
-FUZZ_EXAMPLES ?= 100000
-fuzz: setup ## Generated manifests and xDS dialogues, for an hour or so (FUZZ_EXAMPLES)
-	HYPOTHESIS_PROFILE=thorough PENSTOCK_FUZZ_EXAMPLES=$(FUZZ_EXAMPLES) $(PYTEST) -q tests/unit/test_manifests_fuzz.py tests/unit/test_xds_fuzz.py
+FUZZ_MINUTES ?= 60
+fuzz: setup ## Generated manifests and xDS dialogues by turns, for an hour (FUZZ_MINUTES)
+	$(BIN)/python .ci/fuzz $(FUZZ_MINUTES)
 
 # --- what there is to see -------------------------------------------------------------------------
 

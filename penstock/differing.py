@@ -6,9 +6,10 @@ no difference is believed: they are compared.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from bisect import bisect_left
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from itertools import compress, count, islice
-from operator import is_not, ne
+from operator import is_not
 from typing import Any, TypeVar
 
 K = TypeVar("K")
@@ -56,9 +57,37 @@ def replaced(old: Mapping[K, V], new: Mapping[K, V]) -> list[K]:
 
 
 def _alike(keys: Collection[Iterable[Any]], values: Collection[Iterable[Any]], most: int) -> int:
-    """How many entries from the start have the same key and the very same value."""
-    of_values = next(compress(count(), map(is_not, *values)), most)
-    return min(of_values, next(compress(count(), map(ne, *keys)), most))
+    """How many entries from the start have the very same key and value."""
+    return min(_same(values, most), _same(keys, most))
+
+
+def _same(both: Collection[Iterable[Any]], most: int) -> int:
+    """How many from the start are the very same in both."""
+    return next(compress(count(), map(is_not, *both)), most)
+
+
+def apart(old: Sequence[V], new: Sequence[V]) -> tuple[Sequence[V], Sequence[V]]:
+    """Both without what is the very same at their starts and at their ends."""
+    fewer = min(len(old), len(new))
+    first = _same((old, new), fewer)
+    last = min(_same((reversed(old), reversed(new)), fewer), fewer - first)
+    return old[first : len(old) - last], new[first : len(new) - last]
+
+
+_FEW = 64
+"""Entries that are put in their place one by one; beyond that all are sorted."""
+
+
+def placed(table: Mapping[K, V], late: int, order: Callable[[K], Any]) -> dict[K, V]:
+    """`table` in order, of which all but the last `late` entries are in order."""
+    items = list(table.items())
+    if late > _FEW:
+        return dict(sorted(items, key=lambda item: order(item[0])))
+    end = len(items) - late
+    items, came = items[:end], items[end:]
+    for item in came:
+        items.insert(bisect_left(items, order(item[0]), key=lambda each: order(each[0])), item)
+    return dict(items)
 
 
 def differing(old: Mapping[K, V], new: Mapping[K, V]) -> Collection[K]:

@@ -41,7 +41,7 @@ from penstock.envoy import (
     states,
     treatments,
 )
-from penstock.envoy.protos import ADS, Joined, pack, seconds, socket_address, socket_option
+from penstock.envoy.protos import ADS, Joined, delimited, pack, seconds, socket_address, socket_option
 from penstock.policy.labels import INGRESS
 from penstock.routing.model import (
     EdgeListener,
@@ -230,9 +230,9 @@ def _host(each: HostRoutes) -> route_components_pb2.VirtualHost:
 
 @lru_cache(maxsize=16384)
 def _host_bytes(each: HostRoutes) -> bytes:
-    """Kept, because a table is put together anew whenever one of its hosts changes."""
-    serialised: bytes = _host(each).SerializeToString(deterministic=True)
-    return serialised
+    """As a field of the table. Kept: a table is put together anew whenever one of its hosts changes."""
+    number = route_pb2.RouteConfiguration.VIRTUAL_HOSTS_FIELD_NUMBER
+    return delimited(number, _host(each).SerializeToString(deterministic=True))
 
 
 def table(each: HostTable) -> Joined:
@@ -246,6 +246,4 @@ def table(each: HostTable) -> Joined:
         request_headers_to_remove=[names.DESTINATION_HEADER, *FORWARDED_BY_ENVOY],
         typed_per_filter_config=judges,
     )
-    hosts = map(_host_bytes, each.hosts)
-    number = route_pb2.RouteConfiguration.VIRTUAL_HOSTS_FIELD_NUMBER
-    return Joined(route_pb2.RouteConfiguration(name=each.name), number, hosts, rest)
+    return Joined(route_pb2.RouteConfiguration(name=each.name), map(_host_bytes, each.hosts), rest)

@@ -25,21 +25,19 @@ ADS = config_source_pb2.ConfigSource(ads={}, resource_api_version=config_source_
 class Joined:
     """A message whose long list is serialised entry by entry, so that one entry more costs one entry.
 
-    `head` has the fields before the list, which is field `number`, and `tail` those after it: so the bytes
-    are those that the message has as one. It is serialised like a message, and can be nothing else.
+    `entries` are those of the list, as fields (`delimited`); `head` has the fields before it and `tail` those
+    after it: so the bytes are those that the message has as one. It is serialised like a message, and can be
+    nothing else.
     """
 
-    def __init__(self, head: Message, number: int, entries: Iterable[bytes], tail: Message) -> None:
+    def __init__(self, head: Message, entries: Iterable[bytes], tail: Message) -> None:
         self.DESCRIPTOR = head.DESCRIPTOR
-        self._head, self._tail, self._tag = head, tail, bytes((number << 3 | 2,))
-        self._entries = entries
+        self._head, self._tail = head, tail
+        self._entries = tuple(entries)
 
     def SerializeToString(self, *, deterministic: bool = True) -> bytes:
-        parts = [self._head.SerializeToString(deterministic=deterministic)]
-        for entry in self._entries:
-            parts += (self._tag, _varint(len(entry)), entry)
-        parts.append(self._tail.SerializeToString(deterministic=deterministic))
-        return b"".join(parts)
+        head, tail = (m.SerializeToString(deterministic=deterministic) for m in (self._head, self._tail))
+        return b"".join((head, *self._entries, tail))
 
     def whole(self) -> Message:
         found: Message = type(self._head)()

@@ -9,10 +9,11 @@ Source: Gateway API v1.6, RouteParentStatus, ParentReference; GEP-3793 (default 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import zip_longest
 
-from penstock.differing import replaced
+from penstock.differing import apart, placed
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.gateway_kinds import GROUP
 from penstock.manifests.route_kinds import GRPCRoute, HTTPRoute, ParentReference
@@ -36,18 +37,16 @@ def _moved(
     came: list[Document] = []
     for old, new in zip_longest(before, now, fillvalue=()):
         if old is not new:
-            there, here = ({d.key: d for d in each} for each in (old, new))
-            for key in replaced(there, here):
-                gone += [there[key]] if key in there else []
-                came += [here[key]] if key in here else []
+            there, here = ({d.key: d for d in each} for each in apart(old, new))
+            gone += [d for key, d in there.items() if here.get(key) is not d]
+            came += [d for key, d in here.items() if there.get(key) is not d]
     return gone, came
 
 
 _PLACE = {kind.__name__: number for number, kind in enumerate(ROUTE_KINDS)}
 
 
-def _order(item: tuple[ObjectKey, object]) -> tuple[int, str, str]:
-    key = item[0]
+def _order(key: ObjectKey) -> tuple[int, str, str]:
     return _PLACE[key.kind], key.namespace, key.name
 
 
@@ -77,6 +76,7 @@ class Attachments:
         memo.attached, memo.statuses = dict(before.attached), dict(before.statuses)
         memo.standing = dict(before.standing)
         touched: dict[tuple[ObjectKey, int], Standing] = {}
+        late: Counter[tuple[ObjectKey, int]] = Counter()
 
         def standing(place: tuple[ObjectKey, int]) -> Standing:
             return touched.setdefault(place, dict(memo.standing.get(place, {})))
@@ -92,8 +92,9 @@ class Attachments:
                 memo.statuses[document.key] = status
             for key, position, pairs in places:
                 standing((key, position))[document.key] = (document, pairs)
+                late[key, position] += 1
         for place, routes in touched.items():
-            memo.standing[place] = dict(sorted(routes.items(), key=_order))
+            memo.standing[place] = placed(routes, late[place], _order)
         for (key, position), routes in memo.standing.items():
             found[key].routes[position] = routes
             found[key].entries[position].attached = routes

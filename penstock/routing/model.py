@@ -237,6 +237,7 @@ class HostRoutes:
     misdirected: bool = False
     treatment: Treatment | None = None
     _hash: int = field(default=0, init=False, repr=False, compare=False)
+    _mirrors: frozenset[str] | None = field(default=None, init=False, repr=False, compare=False)
 
     def __hash__(self) -> int:
         # Thousands of hosts stay the same when one changes, and all are asked.
@@ -248,7 +249,11 @@ class HostRoutes:
     @property
     def mirrors(self) -> frozenset[str]:
         """The clusters that copies of its requests go to."""
-        return frozenset(mirror.cluster for route in self.routes for mirror in route.actions.mirrors)
+        if self._mirrors is None:
+            found = frozenset(mirror.cluster for route in self.routes for mirror in route.actions.mirrors)
+            object.__setattr__(self, "_mirrors", found)
+            return found
+        return self._mirrors
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ proxy_clusters."""
 from __future__ import annotations
 
 from dataclasses import replace
-from functools import lru_cache
 from itertools import chain
 
 from penstock.facts import Facts
@@ -17,7 +16,6 @@ from penstock.policy.rights import Destination
 from penstock.routing.edge import EdgeTable
 from penstock.routing.mesh import RouteTable
 from penstock.routing.model import (
-    HostRoutes,
     HostTable,
     HttpChain,
     ListenerKind,
@@ -97,15 +95,10 @@ def _mirrored(facts: Facts) -> tuple[str, ...]:
     for each in facts.edge.tables:
         known = facts.mirrors_memo.get(each.table.name)
         if known is None or known[0] is not each.table:
-            known = (each.table, frozenset().union(*map(_mirrors, each.table.hosts)))
+            known = (each.table, frozenset().union(*(host.mirrors for host in each.table.hosts)))
             facts.mirrors_memo[each.table.name] = known
         found |= known[1]
     return tuple(sorted(found))
-
-
-@lru_cache(maxsize=16384)
-def _mirrors(host: HostRoutes) -> frozenset[str]:
-    return host.mirrors
 
 
 def _table(facts: Facts, table: RouteTable) -> ServiceTable:

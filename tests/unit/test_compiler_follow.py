@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from ipaddress import ip_address
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from worlds import read
 
 from penstock.compiler import compile_world
-from penstock.differing import Table, differing, replaced
+from penstock.differing import Table, apart, differing, placed, replaced
 from penstock.manifests.store import Store
 from penstock.planner import Planner
 from penstock.redirect.encoder import TableEncoder, encode
@@ -178,3 +180,22 @@ def test_what_was_replaced_is_found_wherever_it_stands() -> None:
     assert set(replaced(old, dict(zip("abzd", old.values(), strict=True)))) == {"c", "z"}
     assert set(replaced(old, {})) == set(replaced({}, old)) == set(old)
     assert replaced(old, dict(reversed(old.items()))) == []
+
+
+def test_what_is_the_very_same_at_both_ends_is_left_out() -> None:
+    a, b, c, d = (object() for _ in range(4))
+    assert apart((a, b, c), (a, d, c)) == ((b,), (d,))
+    assert apart((a, b, c), (a, b, d, c)) == ((), (d,))
+    assert apart((a, b, a), (a, b, a, b, a)) == ((), (b, a))
+    assert apart((a, b), (a, b)) == apart((), ()) == ((), ())
+    assert apart((a, b), (c, d)) == ((a, b), (c, d))
+
+
+@pytest.mark.parametrize("late", [0, 1, 5, 70])
+def test_late_entries_are_put_in_their_place(late: int) -> None:
+    numbers = random.Random(late).sample(range(1000), 100)
+    there, came = sorted(numbers[late:]), numbers[:late]
+    table = {number: object() for number in (*there, *came)}
+    found = placed(table, late, lambda number: number)
+    assert list(found) == sorted(numbers)
+    assert found == table
