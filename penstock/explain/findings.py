@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 
+from penstock.explain.conflicts import review_conflicts
 from penstock.explain.unreached import review_unreached
 from penstock.manifests.document import Document
 from penstock.manifests.problem import Problem
@@ -30,4 +31,5 @@ def findings(documents: Collection[Document], now: datetime) -> tuple[Problem, .
         *review_attachments(documents),
         *review_traffic(documents),
         *review_unreached(documents),
+        *review_conflicts(documents),
     )
