@@ -71,6 +71,7 @@ class Daemon:
         self._files = files
         self._flows = flows
         self._thread = thread
+        flows.connection = node.applier.kernel.looked_at.told
         self._report = Report(options, node, flows)
         self._inspector = Inspector(node.tables, lambda: node.server.connected > 0)
         self._store = Store()

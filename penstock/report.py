@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from penstock import __version__, generated, status
 from penstock.errors import PenstockError, UsageError
+from penstock.explain.conflicts import review_conflicts
 from penstock.explain.unreached import review_unreached
 from penstock.gateway_status import built_in
 from penstock.manifests.document import Document, ObjectKey
@@ -112,6 +113,7 @@ class Report:
                 *review_attachments(documents),
                 *review_traffic(documents),
                 *review_unreached(documents),
+                *review_conflicts(documents),
             )
         return (*self._problems, *self._reviewed)
 

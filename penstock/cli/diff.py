@@ -120,6 +120,9 @@ def show(found: dict[str, Any]) -> None:
             click.echo(f"      and {len(each['fields']) - _MOST_FIELDS} more fields")
     for each in found["pending"]:
         click.echo(f"would wait: {each['kind']} {each['namespace']}/{each['name']}: {each['message']}")
+    for each in found["warnings"]:
+        name = f"{each['kind']} {each['namespace']}/{each['name']}"
+        click.echo(f"warning: {each['file']}:{each['line']}: {name}: {each['message']} [{each['code']}]")
     if not found["changed"] and not found["refused"]:
         click.echo("nothing would change")
 

@@ -12,6 +12,7 @@ import click
 import msgspec
 
 from penstock.errors import InputError, PenstockError
+from penstock.explain.conflicts import review_conflicts
 from penstock.explain.unreached import review_unreached
 from penstock.manifests.problem import Problem
 from penstock.manifests.review import review
@@ -55,6 +56,7 @@ def validate(paths: tuple[str, ...], more: tuple[str, ...], output: str) -> None
             *review_attachments(documents),
             *review_traffic(documents),
             *review_unreached(documents),
+            *review_conflicts(documents),
         ],
         key=lambda problem: (problem.file, problem.line),
     )

@@ -43,6 +43,9 @@ Code = Literal[
     "conflict",  # two policies for one target (this and the next: routing/review_traffic.py)
     "untouched",
     "mesh-tls",  # a BackendTLSPolicy beside an L7 rule on another node (explain/unreached.py)
+    "rules-conflict",  # a rule that another one excludes (this and the next: explain/conflicts.py)
+    "rules-clash",
+    "server-names",
     "passed-over",
 ]
 
