@@ -126,6 +126,22 @@ static __always_inline int ingress_error(struct __sk_buff *skb, struct packet *p
 	return action;
 }
 
+/*
+ * 1 if a connection is known to have a server name that the listener lets pass which judge() has just come to.
+ */
+static __noinline int may_go_on(const struct ct_key *key)
+{
+	struct looked_at *known = bpf_map_lookup_elem(&looked_at, key);
+	struct policy_room *r;
+	__u32 zero = 0;
+
+	r = bpf_map_lookup_elem(&policy_rooms, &zero);
+	return known && r && known->goes_on.kind == r->listener.kind &&
+	       known->goes_on.source_class == r->listener.source_class &&
+	       known->goes_on.destination == r->listener.destination &&
+	       known->goes_on.outward == r->listener.outward && known->goes_on.inward == r->listener.inward;
+}
+
 /* Part of what a packet needs, apart from the 512 bytes of stack that are shared with all that is called. */
 struct flow_room {
 	struct ct_key key;
@@ -241,7 +257,9 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 			return drop(p, &j.d, POLICY_CHANGED, hook);
 		/* A proxied connection: its resets must reach the proxy, it may outlive its route, else it is reset. */
 		if (p->t.protocol == IPPROTO_TCP && (was == VERDICT_REDIRECT || !begins(p))) {
-			if ((p->tcp_flags & TCP_RST || j.d.reason == UNTRANSLATED_SERVICE) && !to_own(skb, p, w)) {
+			if ((p->tcp_flags & TCP_RST || j.d.reason == UNTRANSLATED_SERVICE ||
+			     (j.d.reason == PROXY_NOT_READY && may_go_on(&r->key))) &&
+			    !to_own(skb, p, w)) {
 				count(REDIRECTED, p->length);
 				return TC_ACT_OK;
 			}
@@ -272,7 +290,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 	 * Where a tunnel would do, or an audit looks on, it goes on where it is.
 	 */
 	if (known && p->t.protocol == IPPROTO_TCP && ct->verdict == VERDICT_REDIRECT && j.d.verdict == VERDICT_REDIRECT &&
-	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST)) {
+	    ct->proxy_port != j.d.proxy_port && !(p->tcp_flags & TCP_RST) && !may_go_on(&r->key)) {
 		if (((j.d.tunnel && !ct->tunnel) || j.d.watched) && !to_own(skb, p, w)) {
 			count(REDIRECTED, p->length);
 			return TC_ACT_OK;
@@ -293,6 +311,7 @@ static __always_inline int ingress_hook(struct __sk_buff *skb, struct packet *p,
 		tell_audit(p, &j, hook);
 	__builtin_memset(&r->fresh, 0, sizeof(r->fresh));
 	r->fresh.seen = now;
+	r->fresh.born = known ? ct->born : bpf_ktime_get_tai_ns();
 	r->fresh.epoch = c->epoch;
 	r->fresh.initiator = answer ? !side : side;
 	direct = short_cut(&j, p->ipv6);

@@ -16,6 +16,7 @@
 #define MAX_PORTS 16384
 #define MAX_NAMES 131072
 #define MAX_BOTH_NAMES 16384
+#define MAX_LOOKED_AT 16384
 
 #define PINNED_MAP(NAME, TYPE, KEY, VALUE, ENTRIES, FLAGS)         \
 	struct {                                                    \
@@ -43,6 +44,7 @@ PINNED_MAP(ports, BPF_MAP_TYPE_HASH, __u32, struct port, MAX_PORTS, BPF_F_NO_PRE
 PINNED_MAP(netns, BPF_MAP_TYPE_HASH, __u64, struct netns_value, MAX_ENDPOINTS, BPF_F_NO_PREALLOC);
 PINNED_MAP(both_names, BPF_MAP_TYPE_HASH, struct both_names, __u32, MAX_BOTH_NAMES, BPF_F_NO_PREALLOC);
 PINNED_MAP(names, BPF_MAP_TYPE_HASH, struct name_key, struct name_value, MAX_NAMES, BPF_F_NO_PREALLOC);
+PINNED_MAP(looked_at, BPF_MAP_TYPE_HASH, struct ct_key, struct looked_at, MAX_LOOKED_AT, BPF_F_NO_PREALLOC);
 PINNED_MAP(counters, BPF_MAP_TYPE_PERCPU_ARRAY, __u32, struct counter, REASON_MAX, 0);
 
 #define MAX_BLOCKED 65536

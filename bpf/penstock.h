@@ -393,6 +393,8 @@ struct ct_key {
  */
 struct ct_value {
 	__u64 seen;
+	/* CLOCK_TAI in ns: when it began, as far as is known. */
+	__u64 born;
 	__u32 epoch;
 	__u32 ifindex[2];
 	__u8 initiator : 1;
@@ -408,6 +410,20 @@ struct ct_value {
 	__u8 tunnel : 1;
 	__u8 verdict;
 	__be16 proxy_port;
+};
+
+#define MAX_SERVER_NAME 256
+
+/*
+ * A connection whose server name the proxy has looked at, by ct_key. It need not begin anew at another listener, if that
+ * is the one told by `goes_on`: the name is in its lists (penstock/redirect/looked_at.py).
+ */
+struct looked_at {
+	/* The time of day in ns at which the proxy took it. */
+	__u64 since;
+	struct listener_key came_by;
+	struct listener_key goes_on;
+	char server_name[MAX_SERVER_NAME];
 };
 
 /* What is blocked at XDP, by source (ipcache_key). `until` is CLOCK_BOOTTIME in ns, 0 for good; `bits` the key's. */

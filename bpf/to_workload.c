@@ -185,6 +185,7 @@ static __always_inline int to(struct __sk_buff *skb, __u32 here, const struct po
 		tell_audit(&p, &j, HOOK_TO_WORKLOAD);
 	__builtin_memset(&r->fresh, 0, sizeof(r->fresh));
 	r->fresh.seen = now;
+	r->fresh.born = known ? ct->born : bpf_ktime_get_tai_ns();
 	r->fresh.epoch = c->epoch;
 	r->fresh.initiator = side;
 	r->fresh.of_node = !foreign;

@@ -71,6 +71,7 @@ class Daemon:
         self._files = files
         self._flows = flows
         self._thread = thread
+        flows.connection = node.applier.kernel.looked_at.told
         self._report = Report(options, node, flows)
         self._inspector = Inspector(node.tables, lambda: node.server.connected > 0)
         self._store = Store()
@@ -80,7 +81,7 @@ class Daemon:
         self._places = Places(
             options.node,
             self._docker,
-            node_addresses=node.host.node_addresses,
+            node_addresses=node.host.own.of_node,
             leads=Leads(rundir.leads_record(options.run_dir), options.settings.service_ranges),
             blocking=self._blocking,
         )

@@ -8,21 +8,30 @@ here is in which order, and what becomes of connections that are open meanwhile.
 from __future__ import annotations
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from penstock.plan import KernelTables
+from penstock.redirect.by_names import ways_by_names
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
+from penstock.redirect.looked_at import LookedAtTable, Sorted
 from penstock.redirect.sockets import proxied, reset, reset_proxied, unsteered
 from penstock.redirect.stage import InKernel, before_proxy, changing_hands
 from penstock.redirect.steering import TUNNELS, Steering, past_admission, steering
 from penstock.redirect.tables import Tables
 from penstock.redirect.terminated import end_datagrams, lost_sockets
 from penstock.routing.model import ListenerKind
+from penstock.routing.names_listeners import KINDS
 from penstock.world import Carried, Proxied
 
 log = logging.getLogger(__name__)
+
+
+def _reset(connections: Sequence[Proxied]) -> None:
+    log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(connections)})
+    reset(connections)
 
 
 class Kernel:
@@ -34,10 +43,12 @@ class Kernel:
         tables: Tables,
         host: HostSettings,
         *,
+        looked_at: LookedAtTable,
         source_ports: tuple[int, int],
         blocking: Callable[..., Awaitable[Any]],
     ) -> None:
         self._datapath, self.tables, self._host = datapath, tables, host
+        self.looked_at = looked_at
         self._source_ports = source_ports
         self._blocking = blocking
         self._place: object = None
@@ -57,7 +68,11 @@ class Kernel:
             self.tables.http_services(),
             self.tables.ipcache(),
         )
+        judged = await self._by_names(wanted, now)
         changed = self.tables.apply(before_proxy(wanted, now))
+        forbidden = (*judged.gone, *judged.unknown)
+        if forbidden:
+            await self._blocking(_reset, forbidden)
         if self.tables.lost_backends:
             await self._blocking(self._end_datagrams, wanted)
         # Before the proxy's connections are looked at, which takes its time.
@@ -69,7 +84,27 @@ class Kernel:
             self._looked = True
             self._kinds = {port: key.kind for key, port in now.listeners.items()}
             self.carried = await self._blocking(self._sort_out, wanted)
+            self.carried |= {(c.client, c.address, c.port) for c in judged.kept}
         return changed, self.carried
+
+    async def _by_names(self, wanted: KernelTables, now: InKernel) -> Sorted:
+        """Before lists of server names change: who may go on, and who may not (redirect/looked_at.py).
+
+        `unknown` are only those whose list is another one now.
+        """
+        if not any(key.kind in KINDS for key in now.listeners):
+            return Sorted()
+        known = self.looked_at.records()
+        connections = await self._blocking(proxied)
+        self.looked_at.keep(connections, known)
+        before = self.tables.said
+        find = ways_by_names(wanted, self._source_ports, self.tables.names)
+        found = ways_by_names(before or wanted, self._source_ports, self.tables.names)
+        ways = [(c, way) for c in connections if (way := find(c)) is not None]
+        edited = {c for c, way in ways if found(c) != way}
+        await self.looked_at.settle(edited)
+        judged = self.looked_at.sort(ways)
+        return replace(judged, unknown=tuple(c for c in judged.unknown if c in edited))
 
     def _end_datagrams(self, tables: KernelTables) -> None:
         cookies = lost_sockets(self._datapath.pins, tables)
@@ -86,8 +121,7 @@ class Kernel:
         found = steering(tables, self._source_ports, proxied(), self.tables.names)
         gone = [c for c, ruling in found.items() if ruling.how is Steering.FORBIDDEN]
         if gone:
-            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
-            reset(gone)
+            _reset(gone)
         return frozenset(
             (c.client, c.address, c.port) for c, ruling in found.items() if ruling.keeps(self._came_by(c))
         )
@@ -106,8 +140,7 @@ class Kernel:
             found = steering(tables, self._source_ports, proxied(), self.tables.names)
             gone += [c for c, ruling in found.items() if ruling.begins_anew(self._came_by(c))]
         if gone:
-            log.info("connections were reset", extra={"reason": "POLICY_CHANGED", "connections": len(gone)})
-            reset(gone)
+            _reset(gone)
 
     def _came_by(self, connection: Proxied) -> ListenerKind | None:
         """The kind of listener that took it, which the kernel remembers of a connection that was steered."""
@@ -134,8 +167,10 @@ class Kernel:
             self._host.settle, workloads, bridges, self.links, far, wanted.underlay
         )
         problems += more
-        problems += await self._blocking(self._host.addresses, wanted.addresses)
-        problems += await self._blocking(self._host.answer, wanted.served_addresses, wanted.reserved_ports)
+        problems += await self._blocking(self._host.own.give, wanted.addresses)
+        problems += await self._blocking(
+            self._host.own.answer, wanted.served_addresses, wanted.reserved_ports
+        )
         self._datapath.attach(wanted.attach, netdevs, wanted.ports)
         problems += await self._blocking(self._host.routes, near, far)
         self._place = place if not problems else None

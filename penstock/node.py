@@ -36,6 +36,7 @@ from penstock.redirect.blocklist import Blocklist
 from penstock.redirect.datapath import Datapath
 from penstock.redirect.host import HostSettings
 from penstock.redirect.libbpf import RingBuffer, open_pin
+from penstock.redirect.looked_at import LookedAtTable
 from penstock.redirect.pressure import Pressure
 from penstock.redirect.tables import Tables
 from penstock.workload_api.answers import Held
@@ -111,6 +112,7 @@ class Node:
         await self.clients.stop()
         await self.workload_api.stop()
         self.events.close()
+        self.applier.kernel.looked_at.close()
         self.tables.close()
         self.pressure.close()
         self.blocks.close()
@@ -185,7 +187,14 @@ async def open_node(
     )
     applier = Applier(
         settings=settings,
-        kernel=Kernel(datapath, tables, host, source_ports=settings.proxy_source_ports, blocking=blocking),
+        kernel=Kernel(
+            datapath,
+            tables,
+            host,
+            looked_at=LookedAtTable(datapath.pins),
+            source_ports=settings.proxy_source_ports,
+            blocking=blocking,
+        ),
         server=server,
         admin=envoy.admin,
         issuer=issuer,

@@ -25,7 +25,12 @@ _WIDTH = 100
 @click.option(
     "-H", "--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="A header of the request."
 )
-@click.option("--server-name", default=None, metavar="NAME", help="The SNI of TLS; '' for none.")
+@click.option(
+    "--server-name",
+    default=None,
+    metavar="NAME",
+    help="The SNI of TLS, by which a TLSRoute is chosen too; '' for none.",
+)
 @click.option(
     "-f",
     "--file",
@@ -58,6 +63,7 @@ def explain(
       web, shop/web       a workload (NAME, or NAMESPACE/NAME)
       shop/web:80         a Service, if it has that port; also web.shop.svc
       10.244.1.7, [::1]   an address: of a workload, of a Service, or of anybody
+      gateway/NAME        a Gateway (gateway/NAMESPACE/NAME), by its address; ingress: the Ingresses'
       world, host         whoever is outside, and the node itself
       api.example.com:443 a name of DNS: the rules that mean it, and the addresses that are recorded for SRC
     PORT may be left out where there is only one; PROTO is TCP, UDP, SCTP or ICMP.
@@ -74,6 +80,7 @@ def explain(
     penstock explain shop orders:8080 GET /orders/1
     penstock explain shop/cart db.data.svc:5432 -f config/
     penstock explain world web:80 POST / -H 'Host: www.example.com' -o json
+    penstock explain world gateway/edge:443 --server-name db.example.com -f config/
 
     Exit code 0 allowed, 1 denied (or not allowed at every endpoint), 2 bad usage, 3 no daemon.
     """

@@ -13,6 +13,7 @@ from typing import Any
 from penstock.diff.envoy import envoy_changes
 from penstock.diff.kernel import kernel_changes
 from penstock.explain import offline
+from penstock.explain.conflicts import conflicts
 from penstock.facts import Facts
 from penstock.manifests.document import Document, ObjectKey, place
 from penstock.manifests.problem import Problem
@@ -54,6 +55,7 @@ def differences(before: Side, after: Side, problems: Iterable[Problem] = ()) -> 
         "objects": _objects(before.world.documents, after.world.documents),
         "refused": [str(p) for p in refused],
         "pending": _pending(before.plan, after.plan),
+        "warnings": _warnings(before.facts, after.facts),
         "kernel": kernel_changes(before.facts, before.plan, after.facts, after.plan),
         "envoy": envoy_changes(before.plan.proxy, after.plan.proxy, after.world.settings),
     }
@@ -82,6 +84,25 @@ def _objects(
             }
         )
     return found
+
+
+def _warnings(before: Facts, after: Facts) -> list[Json]:
+    """Rules that would exclude each other, and do not now."""
+    known = {str(problem) for problem in conflicts(before)}
+    return [
+        {
+            "code": problem.code,
+            "kind": problem.kind,
+            "namespace": problem.namespace,
+            "name": problem.name,
+            "file": problem.file,
+            "line": problem.line,
+            "field": problem.field,
+            "message": problem.message,
+        }
+        for problem in conflicts(after)
+        if str(problem) not in known
+    ]
 
 
 def _pending(before: Plan, after: Plan) -> list[Json]:

@@ -21,7 +21,7 @@ WORLD = 2
 _MAPPED = b"\0" * 10 + b"\xff\xff"
 _VALUE = struct.Struct(f"=I{MOST_LISTS}I")
 _CT_KEY = struct.Struct("=16s16s2s2sB3x")
-_CT_VALUE = struct.Struct("=QIIIBB2s")
+_CT_VALUE = struct.Struct("=QQIIIBB2s")
 _TCP, _UDP = 6, 17
 _UDP_IDLE, _OTHER_IDLE, _TCP_IDLE, _ENDING_IDLE = 180.0, 60.0, 8000.0, 10.0
 """Seconds after which a flow counts as over (bpf/conntrack.h); of TCP before an end was seen, and after."""
@@ -42,7 +42,7 @@ class Kernel:
     def __init__(self, pins: Path) -> None:
         self._names = BpfMap(pins / "names", 20, _VALUE.size)
         self._ipcache = BpfMap(pins / "ipcache", 20, 12)
-        self._conntrack = BpfMap(pins / "conntrack", 40, 24)
+        self._conntrack = BpfMap(pins / "conntrack", 40, 32)
 
     def identity(self, address: str) -> int:
         raw = self._ipcache.get(struct.pack("=I", 128) + packed(address))
@@ -72,7 +72,7 @@ class Kernel:
             value = self._conntrack.get(raw)
             if value is None:
                 continue
-            seen, _, of_a, of_b, bits, _, _ = _CT_VALUE.unpack(value)
+            seen, _, _, of_a, of_b, bits, _, _ = _CT_VALUE.unpack(value)
             began = of_b if bits & 1 else of_a
             other = a if bits & 1 else b
             key = wanted.get(struct.pack("=I", began) + other)

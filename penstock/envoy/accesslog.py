@@ -59,6 +59,14 @@ def refused(listener: str) -> accesslog_pb2.AccessLog:
     return found
 
 
+def failed(listener: str) -> accesslog_pb2.AccessLog:
+    """For a listener in user space: connections that did not come about. What goes on in the others is told
+    of by who sends it."""
+    found = tcp(listener)
+    found.filter.response_flag_filter.flags.extend(["UF", "NC", "UH"])
+    return found
+
+
 NO_NAME = "no-name:"
 """Before the name of the listener, in the log of connections whose server name is in no list."""
 

@@ -9,6 +9,7 @@ Source: envoy/config/endpoint/v3/endpoint.proto and endpoint_components.proto (t
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 
 from envoy.config.endpoint.v3 import endpoint_pb2
@@ -16,22 +17,42 @@ from envoy.config.endpoint.v3 import endpoint_pb2
 from penstock.envoy import names
 from penstock.envoy.protos import Written, delimited, number
 from penstock.routing.model import ProxyEndpoint
-from penstock.world import address_text
+from penstock.world import Address, address_text
 
 _NOT_PROBED = delimited(2, number(4, 1))
 """Endpoint.health_check_config.disable_active_health_check."""
 
 
-def assignment(name: str, endpoints: Iterable[ProxyEndpoint], *, probed: bool = False) -> Written:
+@dataclass(frozen=True, slots=True)
+class Over:
+    """How a backend's own TLS goes inside mesh TLS: from which address (None: the client's), and whether what
+    it carries was `judged` here."""
+
+    source: Address | None
+    judged: bool
+
+    @property
+    def listener(self) -> str:
+        return names.OVER_MESH if self.source is None else names.OVER_MESH_OWN
+
+    def cluster(self, server_id: str) -> str:
+        return names.mtls_cluster(server_id, self.source, judged=self.judged)
+
+
+def assignment(
+    name: str, endpoints: Iterable[ProxyEndpoint], over: Over | None = None, *, probed: bool = False
+) -> Written:
     """The endpoints of an EDS cluster, in the order of the model; weight 0 gets no requests.
 
     Each carries its address as metadata too, by which the workloads cluster picks it. Where endpoints are
-    `probed`, those of mesh TLS are not.
+    `probed`, those of mesh TLS are not. With `over` those of mesh TLS have a TLS of their own in it.
     """
     served: dict[int, list[bytes]] = {}
     for endpoint in endpoints:
         if endpoint.weight > 0:
-            host = _host(endpoint, asked=not probed or endpoint.server_id is None)
+            asked = not probed or endpoint.server_id is None
+            inside = over is not None and endpoint.server_id is not None
+            host = _inside(endpoint, over) if inside and over else _host(endpoint, asked=asked)
             served.setdefault(endpoint.priority, []).append(delimited(2, host))
     parts = [delimited(1, name.encode())]
     for priority in sorted(served):
@@ -40,9 +61,9 @@ def assignment(name: str, endpoints: Iterable[ProxyEndpoint], *, probed: bool = 
     return Written(endpoint_pb2.ClusterLoadAssignment, b"".join(parts))
 
 
-def probed_assignment(name: str, endpoints: Iterable[ProxyEndpoint]) -> Written:
+def probed_assignment(name: str, endpoints: Iterable[ProxyEndpoint], over: Over | None = None) -> Written:
     """The same for a cluster with health checks."""
-    return assignment(name, endpoints, probed=True)
+    return assignment(name, endpoints, over, probed=True)
 
 
 def _host(endpoint: ProxyEndpoint, *, asked: bool) -> bytes:
@@ -56,6 +77,21 @@ def _host(endpoint: ProxyEndpoint, *, asked: bool) -> bytes:
     metadata = _told(names.METADATA_LB, names.METADATA_ADDRESS, shown)
     if endpoint.server_id is not None:
         metadata += _told(names.METADATA_TLS, names.METADATA_PEER, endpoint.server_id)
+    metadata += _told(names.METADATA, names.METADATA_CLASS, endpoint.policy_class)
+    return delimited(1, where) + delimited(3, metadata) + _weight(endpoint.weight)
+
+
+def _inside(endpoint: ProxyEndpoint, over: Over) -> bytes:
+    """The same for one that is reached by way of a listener in user space (`penstock.envoy.over_mesh`)."""
+    shown = names.host_port(endpoint.address, endpoint.port)
+    internal = delimited(1, over.listener.encode()) + delimited(2, shown.encode())
+    where = delimited(1, delimited(3, internal)) + _NOT_PROBED
+    where += delimited(3, address_text(endpoint.address).encode())
+    assert endpoint.server_id is not None
+    metadata = _told(names.METADATA_ORIGINAL_DST, names.METADATA_LOCAL, shown)
+    metadata += _told(names.METADATA_LB, names.METADATA_ADDRESS, shown)
+    metadata += _told(names.METADATA_TLS, names.METADATA_OVER, "mesh")
+    metadata += _told(names.METADATA_OVER_MESH, names.METADATA_CLUSTER, over.cluster(endpoint.server_id))
     metadata += _told(names.METADATA, names.METADATA_CLASS, endpoint.policy_class)
     return delimited(1, where) + delimited(3, metadata) + _weight(endpoint.weight)
 

@@ -18,7 +18,7 @@ from envoy.extensions.transport_sockets.raw_buffer.v3 import raw_buffer_pb2
 from envoy.extensions.upstreams.http.v3 import http_protocol_options_pb2
 from google.protobuf import wrappers_pb2
 
-from penstock.envoy import edge_tls, marks, names, rbac, tls, traffic
+from penstock.envoy import edge_tls, marks, names, over_mesh, rbac, tls, traffic
 from penstock.envoy.protos import ADS, pack, seconds, socket_option
 from penstock.routing.model import ProxyEndpoint, UpstreamTls
 from penstock.routing.traffic import Traffic
@@ -131,9 +131,7 @@ def servers(endpoints: Iterable[ProxyEndpoint]) -> tuple[str, ...]:
     return tuple(sorted({item.server_id for item in endpoints if item.server_id is not None}))
 
 
-def _transport_matches(
-    servers: tuple[str, ...], plain: base_pb2.TransportSocket
-) -> list[cluster_pb2.Cluster.TransportSocketMatch]:
+def _transport_matches(servers: tuple[str, ...]) -> list[cluster_pb2.Cluster.TransportSocketMatch]:
     """One TLS context per server identity, told by endpoint metadata; what carries none is plain text."""
     matches = []
     for server_id in servers:
@@ -143,8 +141,15 @@ def _transport_matches(
         match.match.update({names.METADATA_PEER: server_id})
         matches.append(match)
     if matches:
-        matches.append(_Cluster.TransportSocketMatch(name="plain", match={}, transport_socket=plain))
+        matches.append(_Cluster.TransportSocketMatch(name="plain", match={}, transport_socket=_raw_buffer()))
     return matches
+
+
+def _own_matches(own: base_pb2.TransportSocket) -> list[cluster_pb2.Cluster.TransportSocketMatch]:
+    """A backend's own TLS, inside mesh TLS for endpoints that say so."""
+    over = _Cluster.TransportSocketMatch(name="over-mesh", transport_socket=over_mesh.transport(own))
+    over.match.update({names.METADATA_OVER: "mesh"})
+    return [over, _Cluster.TransportSocketMatch(name="own", match={}, transport_socket=own)]
 
 
 def service(
@@ -158,14 +163,10 @@ def service(
 ) -> cluster_pb2.Cluster:
     """An EDS cluster. It changes with the set of `servers`, not with endpoints that come and go.
 
-    With `backend_tls` each endpoint is spoken to over that TLS, also one of another node.
+    With `backend_tls` each endpoint is spoken to over that TLS, inside mesh TLS where one says so.
     """
-    plain = _raw_buffer()
-    if backend_tls is not None:
-        servers, plain = (
-            (),
-            edge_tls.upstream(backend_tls, ("h2",) if protocol is Protocol.HTTP2 else ("http/1.1",)),
-        )
+    alpn = ("h2",) if protocol is Protocol.HTTP2 else ("http/1.1",)
+    own = None if backend_tls is None else edge_tls.upstream(backend_tls, alpn)
     made = _Cluster(
         name=name,
         type=_Cluster.DiscoveryType.EDS,
@@ -174,8 +175,8 @@ def service(
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
         circuit_breakers=unlimited(),
         upstream_bind_config=_bind(_ports(source_ports, source, backend_tls), source),
-        transport_socket=plain if backend_tls is not None else None,
-        transport_socket_matches=_transport_matches(servers, plain),
+        transport_socket=own,
+        transport_socket_matches=_transport_matches(servers) if own is None else _own_matches(own),
         typed_extension_protocol_options={HTTP_OPTIONS: pack(_http_options(protocol))},
     )
     if said is not None:
@@ -210,9 +211,7 @@ def stream(
     backend_tls: UpstreamTls | None,
 ) -> cluster_pb2.Cluster:
     """An EDS cluster for bytes. Its sockets bear no mark, so that the kernel judges what they send."""
-    plain = _raw_buffer()
-    if backend_tls is not None:
-        servers, plain = (), edge_tls.upstream(backend_tls, ())
+    own = None if backend_tls is None else edge_tls.upstream(backend_tls, ())
     return _Cluster(
         name=name,
         type=_Cluster.DiscoveryType.EDS,
@@ -221,8 +220,8 @@ def stream(
         lb_policy=_Cluster.LbPolicy.LEAST_REQUEST,
         circuit_breakers=unlimited(),
         upstream_bind_config=_bind(_ports(source_ports, source, backend_tls), source, judged=False),
-        transport_socket=plain if backend_tls is not None else None,
-        transport_socket_matches=_transport_matches(servers, plain),
+        transport_socket=own,
+        transport_socket_matches=_transport_matches(servers) if own is None else _own_matches(own),
     )
 
 
@@ -246,15 +245,28 @@ def workloads(servers: tuple[str, ...], source_ports: tuple[int, int]) -> cluste
 
 
 def original_dst(
-    name: str, source_ports: tuple[int, int], server_id: str | None = None
+    name: str,
+    source_ports: tuple[int, int],
+    server_id: str | None = None,
+    source: Address | None = None,
+    *,
+    judged: bool = True,
 ) -> cluster_pb2.Cluster:
-    """The address that was dialled: in plain text, or over mesh TLS with `server_id` at the other end."""
+    """The address that was dialled: in plain text, or over mesh TLS with `server_id` at the other end; from
+    the client's address, or from `source`."""
     return _Cluster(
         name=name,
         type=_Cluster.DiscoveryType.ORIGINAL_DST,
         lb_policy=_Cluster.LbPolicy.CLUSTER_PROVIDED,
         connect_timeout=seconds(_CONNECT_TIMEOUT),
         circuit_breakers=unlimited(),
-        upstream_bind_config=_bind(source_ports),
+        upstream_bind_config=_bind(source_ports, source, judged=judged),
         transport_socket=None if server_id is None else tls.upstream(server_id, sni_of_endpoint=False),
     )
+
+
+def original_dst_stream(
+    name: str, source_ports: tuple[int, int], server_id: str, source: Address | None
+) -> cluster_pb2.Cluster:
+    """The same for bytes that nobody has judged here."""
+    return original_dst(name, source_ports, server_id, source, judged=False)

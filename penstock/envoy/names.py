@@ -25,6 +25,10 @@ MIRROR_CLASS_HEADER = "x-penstock-mirror-class"
 MIRROR_CLIENT_HEADER = "x-penstock-mirror-client"
 """What a copy says of itself on that way; whatever a client sends under these names is overwritten."""
 
+OVER_MESH, OVER_MESH_OWN = "over-mesh", "over-mesh:own"
+"""Listeners in user space that carry a backend's own TLS over mesh TLS: with the client's address, or one
+of the node."""
+
 ADS_CLUSTER = "ads"
 ALS_CLUSTER = "als"
 
@@ -79,6 +83,15 @@ METADATA_TLS = "envoy.transport_socket_match"
 METADATA_PEER = "peer"
 """Endpoint metadata: the SPIFFE id to demand, by which the transport socket is chosen."""
 
+METADATA_OVER = "over"
+"""The same for a backend with a TLS of its own: set where that goes inside mesh TLS."""
+
+METADATA_ORIGINAL_DST = "envoy.filters.listener.original_dst"
+METADATA_LOCAL = "local"
+METADATA_OVER_MESH = "over-mesh"
+METADATA_CLUSTER = "cluster"
+"""Endpoint metadata for what goes inside mesh TLS: its address (Envoy's own keys), and the cluster of it."""
+
 
 def workloads_table(source_class: int) -> str:
     """Name of the route table with which a source class reaches workloads at their own address.
@@ -88,9 +101,13 @@ def workloads_table(source_class: int) -> str:
     return f"{WORKLOADS}:{source_class}"
 
 
-def mtls_cluster(server_id: str) -> str:
-    """Name of the cluster that reaches a dialled address over mesh TLS and demands `server_id` there."""
-    return f"mtls:{server_id}"
+def mtls_cluster(server_id: str, source: Address | None = None, *, judged: bool = True) -> str:
+    """Name of the cluster that reaches a dialled address over mesh TLS and demands `server_id` there.
+
+    It leaves from `source`, or from the client's address; what is not `judged` here the kernel judges.
+    """
+    own = "" if source is None else f"@{source}"
+    return f"mtls:{server_id}{own}{'' if judged else '/stream'}"
 
 
 def host_port(address: Address, port: int) -> str:

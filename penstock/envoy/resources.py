@@ -25,6 +25,7 @@ from penstock.envoy import (
     listeners,
     mirrors,
     names,
+    over_mesh,
     routes,
     server_names,
 )
@@ -112,6 +113,7 @@ class Builder(Generic[T]):
             name = cluster.name
             self._clusters[name] = found = self._cluster(cluster, known.get(name))
             result[CLUSTER][name], result[ENDPOINT][name] = found.made, found.assigned
+        self._over_mesh(model, add)
         add(CLUSTER, names.ORIGINAL_DST, clusters.original_dst, names.ORIGINAL_DST, ports)
         for server_id in sorted({item.server_id for item in model.listeners if item.server_id}):
             name = names.mtls_cluster(server_id)
@@ -159,13 +161,30 @@ class Builder(Generic[T]):
         }
         return dict(self._result)
 
+    def _over_mesh(self, model: ProxyModel, add: Callable[..., None]) -> None:
+        """What carries backends' own TLS inside mesh TLS. The listeners are there before the first endpoint
+        needs one, for endpoints are told before listeners."""
+        own = [each for each in model.clusters if each.tls is not None]
+        for listener in (names.OVER_MESH, names.OVER_MESH_OWN) if own else ():
+            add(LISTENER, listener, over_mesh.borrowing if listener == names.OVER_MESH else over_mesh.own)
+        found = {
+            (way.cluster(server), server, way)
+            for each in own
+            if (way := _over(each)) is not None
+            for server in clusters.servers(each.endpoints)
+        }
+        for name, server, way in sorted(found, key=lambda each: each[0]):
+            make = clusters.original_dst if way.judged else clusters.original_dst_stream
+            add(CLUSTER, name, make, name, self._source_ports, server, way.source)
+
     def _cluster(self, cluster: ProxyCluster, known: _Cluster[T] | None) -> _Cluster[T]:
         """A cluster with its endpoints. There are thousands, most of them the very same as before."""
         if known is not None and known.cluster is cluster:
             return known
         name = cluster.name
         assign = assignments.probed_assignment if _probed(cluster) else assignments.assignment
-        way, endpoints = _way_of(cluster, self._source_ports), (assign, cluster.endpoints)
+        over = _over(cluster)
+        way, endpoints = _way_of(cluster, self._source_ports), (assign, cluster.endpoints, over)
         if known is not None and known.way == way:
             made = known.made
         else:
@@ -173,7 +192,7 @@ class Builder(Generic[T]):
         if known is not None and known.endpoints == endpoints:
             assigned = known.assigned
         else:
-            assigned = self._seal(name, assign(name, cluster.endpoints))
+            assigned = self._seal(name, assign(name, cluster.endpoints, over))
         return _Cluster(cluster, way, made, endpoints, assigned)
 
     def _patterned(self, name: str, way: tuple[Any, ...]) -> Named:
@@ -197,6 +216,11 @@ def _way_of(cluster: ProxyCluster, ports: tuple[int, int]) -> tuple[Any, ...]:
     if cluster.helper:
         return clusters.helper, protocol, ports
     return clusters.service, protocol, servers, ports, cluster.source, cluster.tls, traffic
+
+
+def _over(cluster: ProxyCluster) -> assignments.Over | None:
+    """How its endpoints of mesh TLS are reached, if they have a TLS of their own."""
+    return None if cluster.tls is None else assignments.Over(cluster.source, judged=not cluster.stream)
 
 
 def _probed(cluster: ProxyCluster) -> bool:

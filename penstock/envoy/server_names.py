@@ -111,6 +111,8 @@ def _proxy(log: str, cluster: str) -> components.Filter:
     made = tcp_proxy_pb2.TcpProxy(
         stat_prefix="names", cluster=cluster, idle_timeout=seconds(0), access_log=[accesslog.tcp(log)]
     )
+    # Who is open under which name: an edit of the list resets only what it forbids (redirect/looked_at.py).
+    made.access_log_options.flush_access_log_on_connected = True
     return _filter("tcp_proxy", made)
 
 

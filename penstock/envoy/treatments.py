@@ -228,8 +228,8 @@ def _auth(auth: ExternalAuth) -> tuple[str, Message]:
     if auth.headers:
         made.allowed_headers.patterns.extend(_names(auth.headers))
     if auth.body:
+        # A body that is longer answers 413: what the service does not see, it cannot have allowed.
         made.with_request_body.max_request_bytes = auth.body
-        made.with_request_body.allow_partial_message = True
     return "envoy.filters.http.ext_authz", made
 
 

@@ -28,7 +28,7 @@ class Direct(Walker):
 
     def _direct(self, hop: Hop) -> Outcome:
         target = self._kernel.who(hop.address)
-        self._proof = self._watched = self._named = False
+        self._proof = self._watched = self._named = self._own_tls = False
         self._names = {}
         where = f"on {hop.target_node}" if hop.target_node else "outside the mesh"
         self._step("destination", f"{hop.label}, {self._sides.peer(target.identity)}, {where}", at=hop.label)
@@ -202,6 +202,10 @@ class Direct(Walker):
             text = "authentication is required and this is not mesh TLS"
             self._step("mesh", text, ok=False, node=hop.target_node, at=hop.label)
             return Outcome(False, "UNAUTHENTICATED", hop.label)
+        if self._own_tls and verdict is Verdict.REDIRECT:
+            text = "an L7 rule judges requests here, and sees nothing but the backend's own TLS"
+            self._step("request", text, ok=False, node=hop.target_node, at=hop.label)
+            return Outcome(False, "TLS_UNSEEN", hop.label, 503)
         if tls:
             kind = ListenerKind.TLS_HTTP if verdict is Verdict.REDIRECT else ListenerKind.TLS_TCP
             self._step("mesh", "mesh TLS: both certificates are verified", node=hop.target_node, at=hop.label)

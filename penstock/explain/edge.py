@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from penstock.explain import lines
 from penstock.explain.model import Outcome, Request
+from penstock.explain.sides import Origins
 from penstock.facts import Facts
-from penstock.manifests.document import ObjectKey
 from penstock.manifests.gateway_kinds import Gateway
 from penstock.plan import Plan
 from penstock.routing import hosts
@@ -27,6 +28,8 @@ class Door:
     routes: HostRoutes | None = None
     targets: tuple[Target, ...] = ()
     outcome: Outcome | None = None
+    origins: Origins = ()
+    """The line of the listener."""
 
 
 def door(facts: Facts, plan: Plan, name: str, request: Request) -> Door | None:
@@ -45,23 +48,23 @@ def door(facts: Facts, plan: Plan, name: str, request: Request) -> Door | None:
     table = next(each for each in plan.proxy.tables if each.name == chain.table)
     by_name = {each.host: each for each in table.hosts}
     owner = hosts.owner(host, by_name)
-    targets, which = _targets(facts, name, host)
+    targets = _targets(facts, name, host)
+    assert listener is not None
+    which, origins = lines.of_listener(facts, name, listener.port, host, listener.protocol)
     if owner is None:
-        return Door(f"{which}: no route is for {host}", outcome=Outcome(False, "NO_ROUTE", code=404))
+        text = f"{which}: no route is for {host}"
+        return Door(text, outcome=Outcome(False, "NO_ROUTE", code=404), origins=origins)
     if by_name[owner].misdirected:
         text = f"{which}: {host} is another listener's"
-        return Door(text, outcome=Outcome(False, "NO_ROUTE", code=421))
-    return Door(f"{which}: the routes of {owner or 'every host'}", by_name[owner], targets)
+        return Door(text, outcome=Outcome(False, "NO_ROUTE", code=421), origins=origins)
+    return Door(f"{which}: the routes of {owner or 'every host'}", by_name[owner], targets, origins=origins)
 
 
-def _targets(facts: Facts, name: str, host: str) -> tuple[tuple[Target, ...], str]:
-    """What an HTTPPolicy may mean here, the nearest first, and the listener in words."""
-    kind, _, rest = name.partition("/")
-    owner, _, port = rest.rpartition("/")[0].rpartition(":")
-    key = ObjectKey("Gateway", *owner.split("/", 1)) if kind == "gateway" else None
+def _targets(facts: Facts, name: str, host: str) -> tuple[Target, ...]:
+    """What an HTTPPolicy may mean here, the nearest first."""
+    key = lines.gateway_of(name)
     document = facts.world.documents.get(key) if key is not None else None
     if key is None or document is None or not isinstance(document.value, Gateway):
-        return (), f"port {port}" if port else name
-    named = sections(document.value, int(port), host)
-    words = f"listener {named[0]}" if named else f"a listener of a ListenerSet, port {port}"
-    return (*((key, each) for each in named), (key, None)), words
+        return ()
+    port = name.rpartition("/")[0].rpartition(":")[2]
+    return (*((key, each) for each in sections(document.value, int(port), host)), (key, None))

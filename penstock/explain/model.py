@@ -19,8 +19,10 @@ HTTP_REASONS: Mapping[str, str] = {
     "REQUEST_DENIED": "no L7 rule allows this request at the endpoint: Envoy answers 403",
     "NO_ROUTE": "a route applies to the Service and none of its matches is met: Envoy answers 404",
     "NO_USABLE_BACKEND": "the route leads to no endpoint: Envoy answers 500 or 503",
+    "NO_STREAM": "no listener, route or backend is there for it: the proxy closes the connection",
     "FAULT": "an HTTPPolicy breaks it on purpose",
     "NOT_AUTHENTICATED": "an HTTPPolicy wants a token that it has not: 401, or 500 without keys",
+    "TLS_UNSEEN": "an L7 rule judges there and sees only the backend's own TLS: Envoy answers 503",
     "SERVER_NAME": "no rule about server names allows it: Envoy resets the connection",
     "NOT_AUTHORIZED": "an HTTPPolicy names a service to ask that is not there: Envoy answers 500",
 }

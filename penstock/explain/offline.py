@@ -40,7 +40,11 @@ def world(documents: Mapping[ObjectKey, Document], node: str) -> World:
     addresses = []
     for number, (key, document) in enumerate(sorted(documents.items(), key=lambda item: item[0])):
         value = document.value
-        if isinstance(value, Workload) and value.spec.node in (None, node) and value.spec.netns:
+        if (
+            isinstance(value, Workload)
+            and value.spec.node in (None, node)
+            and (value.spec.netns or value.spec.container)
+        ):
             own = tuple(map(parse_address, value.spec.addresses)) or (IPv4Address(_UNKNOWN + number),)
             attachments[(key.namespace, key.name)] = Attachment(
                 number + 1, (Link(number + 1, f"veth{number}", addresses=own),)

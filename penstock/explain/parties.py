@@ -6,13 +6,16 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address
+from typing import Any
 
 from penstock.dns.patterns import canonical
 from penstock.explain.errors import UnknownPartyError
 from penstock.explain.model import PROTOCOLS, Question
 from penstock.facts import Facts
+from penstock.manifests.document import ObjectKey
 from penstock.policy.identities import Member
 from penstock.policy.labels import HOST, INGRESS, REMOTE_NODE, RESERVED, WORLD
+from penstock.routing.ingresses import HTTP
 from penstock.routing.services import ServedPort
 from penstock.world import Address, parse_address
 
@@ -142,7 +145,7 @@ class Parties:
         }
         if number == INGRESS:
             raise UnknownPartyError(
-                "reserved:ingress sends nothing yet: gateways are not served by this version"
+                "Gateways send what their routes say", hint="ask for the way through one: gateway/NAME:PORT"
             )
         if number == REMOTE_NODE:
             known[number] = list(self._remote_nodes())
@@ -185,6 +188,10 @@ class Parties:
     def _target(self, question: Question) -> tuple[Party, int]:
         text = question.destination
         sender = self._party(question.source)
+        if edge := self._edge(
+            text, {a.version for a in sender.member.addresses} if sender.member else {4, 6}
+        ):
+            return edge, self._port(edge, question)
         served = self._service(text, sender.member.namespace if sender.member else "default")
         versions = {a.version for a in sender.member.addresses} if sender.member else {4, 6}
         fitting = [
@@ -213,6 +220,26 @@ class Parties:
             ):
                 party = Party(party.name, theirs, party.member)
         return party, self._port(party, question)
+
+    def _edge(self, text: str, versions: set[int]) -> Party | None:
+        """``gateway/[NAMESPACE/]NAME``, and ``ingress``: who is asked by those addresses."""
+        kind, _, name = text.partition("/")
+        key = ObjectKey("Gateway", *(name if "/" in name else f"default/{name}").split("/", 1))
+        if kind == "gateway" and name:
+            if key not in self._facts.edge.statuses:
+                raise UnknownPartyError(f"there is no Gateway {key.namespace}/{key.name}")
+            addresses: Any = self._facts.edge.statuses[key].extra.get("addresses", ())
+        elif text == "ingress":
+            addresses = [a for e in self._facts.edge.listeners if e.name == HTTP for a in e.addresses]
+            key = ObjectKey("Ingress", "", "")
+        else:
+            return None
+        found = next((a for a in addresses if a.version in versions), None)
+        if found is None:
+            raise UnknownPartyError(
+                f"{text} has no address that {' or '.join(f'IPv{v}' for v in versions)} reaches"
+            )
+        return Party(str(key) if key.name else "Ingresses", found)
 
     def _as_party(self, served: ServedPort) -> Party:
         key = served.document.key
@@ -246,7 +273,7 @@ class Parties:
         raise UnknownPartyError(wrong, hint=f"it declares {ports}" if ports else "say WHO:PORT")
 
     def _unknown(self, text: str) -> UnknownPartyError:
-        hint = "a workload or Service (NAME or NAMESPACE/NAME), an address, world, host or remote-node"
+        hint = "a workload or Service (NAME or NAMESPACE/NAME), gateway/NAME, an address, world or host"
         return UnknownPartyError(f"nobody is called {text!r}", hint=hint)
 
 

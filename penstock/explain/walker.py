@@ -43,6 +43,8 @@ class Walker:
         self._watched = False
         # The lists of server names that a connection is under, and the rules that have them.
         self._names: dict[Direction, Word] = {}
+        # Whether what goes there is a backend's own TLS, and whether routes are those of Ingresses.
+        self._own_tls = self._of_ingress = False
 
     def _step(
         self, what: str, text: str, *, ok: bool = True, node: str = "", at: str = "", origins: Origins = ()

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from penstock.manifests import (
+    endpoints_mirror,
     gateway_checks,
     http_policy_checks,
     ingress_checks,
@@ -23,6 +24,7 @@ from penstock.manifests import (
     traffic_checks,
 )
 from penstock.manifests.base import Labels, ObjectMeta
+from penstock.manifests.endpoints_kinds import Endpoints
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.http_policy_kinds import HTTPPolicy
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
@@ -173,6 +175,7 @@ _CHECKS: Mapping[type[AnyKind], Callable[[Any], Iterator[Finding]]] = {
     Node: _node,
     Service: service_checks.check,
     EndpointSlice: _endpoint_slice,
+    Endpoints: endpoints_mirror.check,
     CiliumNetworkPolicy: policy_checks.check,
     CiliumClusterwideNetworkPolicy: policy_checks.check,
     CiliumCIDRGroup: policy_checks.check_group,

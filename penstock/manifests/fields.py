@@ -32,7 +32,11 @@ _NO_MUTATION = (
     "a policy changes no request: what it says is known only when the endpoint is chosen, where Envoy judges "
     "but changes nothing; an HTTPRoute's RequestHeaderModifier does that"
 )
-_NO_HOST_POLICY = f"{NOT_YET}: what the nodes' own processes send and get is judged at the workloads only"
+_NO_HOST_POLICY = (
+    f"{NOT_YET}: what the nodes' own processes send and get is judged at the workloads only: name the nodes "
+    "in rules of workloads (entities host and remote-node, fromNodes, toNodes), and close the nodes by a "
+    "firewall of their own"
+)
 
 UNSUPPORTED_FIELDS: Mapping[type[msgspec.Struct], Mapping[str, str]] = {
     kinds.ServiceSpec: _not_yet(

@@ -17,6 +17,7 @@ from typing import Any, Literal
 import msgspec
 
 from penstock.manifests.base import Kind, Labels, ObjectMeta
+from penstock.manifests.endpoints_kinds import Endpoints
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.http_policy_kinds import HTTPPolicy
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
@@ -299,6 +300,7 @@ AnyKind = (
     | Node
     | Service
     | EndpointSlice
+    | Endpoints
     | CiliumNetworkPolicy
     | CiliumClusterwideNetworkPolicy
     | CiliumCIDRGroup

@@ -12,6 +12,7 @@ from typing import Any, cast
 from penstock.manifests import shape
 from penstock.manifests.checks import check
 from penstock.manifests.document import Document, ObjectKey
+from penstock.manifests.endpoints_mirror import mirrored
 from penstock.manifests.kinds import AnyKind
 from penstock.manifests.problem import Finding, Path, Problem, did_you_mean, nearest, show_path
 from penstock.manifests.registry import API_VERSIONS, PASSED_OVER, SERVED, ServedKind
@@ -44,6 +45,7 @@ def load(text: str, file: str, *, since: float = 0.0) -> LoadResult:
             problems += sorted(reader.problems, key=lambda problem: problem.line)
             if document is not None:
                 documents.append(document)
+                documents += mirrored(document)
     return LoadResult(tuple(documents), tuple(problems))
 
 
@@ -51,7 +53,8 @@ def load_object(value: dict[str, Any], file: str, *, since: float = 0.0) -> Load
     """The document that `value` says, as if it stood in a file `file`: it obeys the same rules."""
     reader = _Reader(RawDocument(value, 1), file, since)
     document = reader.read()
-    return LoadResult((document,) if document is not None else (), tuple(reader.problems))
+    read = (document, *mirrored(document)) if document is not None else ()
+    return LoadResult(read, tuple(reader.problems))
 
 
 def _expand(raw: RawDocument) -> Iterator[RawDocument]:
@@ -64,6 +67,7 @@ def _expand(raw: RawDocument) -> Iterator[RawDocument]:
     items = value["items"]
     lines: list[dict[Path, int]] = [{} for _ in items]
     nulls: list[list[Path]] = [[] for _ in items]
+    written: list[set[Path]] = [set() for _ in items]
     findings: list[list[Finding]] = [[] for _ in items]
 
     def index(path: Path) -> int | None:
@@ -76,6 +80,8 @@ def _expand(raw: RawDocument) -> Iterator[RawDocument]:
     for path in raw.nulls:
         if (i := index(path)) is not None:
             nulls[i].append(path[2:])
+            if path in raw.written:
+                written[i].add(path[2:])
     outside = []
     for finding in raw.findings:
         i = index(finding.path)
@@ -88,7 +94,7 @@ def _expand(raw: RawDocument) -> Iterator[RawDocument]:
     for i, item in enumerate(items):
         here = lines[i].get((), raw.line)
         wanted = tuple(path for path in nulls[i] if path)
-        yield RawDocument(item, here, lines[i], tuple(findings[i]), wanted)
+        yield RawDocument(item, here, lines[i], tuple(findings[i]), wanted, frozenset(written[i]))
 
 
 class _Reader:
@@ -169,7 +175,8 @@ class _Reader:
         for path in self._raw.nulls:
             if path[-2:-1] and path[-2] in _NAMED_MAPS:
                 continue
-            if served.custom and path[0] == "spec":
+            # What is written as null an API server prunes; an empty value is a line that was not finished.
+            if served.custom and path[0] == "spec" and path not in self._raw.written:
                 message = "has no value"
                 self._report(Finding(path, message, "leave it out, or write what it holds", "type"))
             absent.append(path)

@@ -54,7 +54,7 @@ def server_names(ports: PortRule, path: Path) -> Iterator[Finding]:
             yield Finding((*path, "ports", i, "protocol"), f"serverNames needs TCP, not {port.protocol}")
         if str(port.port) == "0":
             yield Finding((*path, "ports", i, "port"), "serverNames needs a port other than 0")
-    for i, word in enumerate(ports.server_names):
+    for i, word in enumerate(ports.server_names or ()):
         yield from _word(word, _PATTERN, (*here, i), "* stands for characters of a label, **. for labels")
         if "**" in word.removeprefix("**."):
             yield Finding((*here, i), f'"{word}": ** can only stand at the beginning, as "**."')

@@ -11,6 +11,7 @@ from ipaddress import ip_interface, ip_network
 
 from penstock.manifests import icmp, syntax
 from penstock.manifests import name_checks as names
+from penstock.manifests.header import header_parts
 from penstock.manifests.kinds import (
     CIDRRule,
     CiliumCIDRGroup,
@@ -83,7 +84,11 @@ def _direction_rule(rule: DirectionRule, path: Path, *, clusterwide: bool) -> It
     for i, service in enumerate(peers.services or ()):
         yield from _service(service, (*path, "toServices", i), clusterwide=clusterwide)
     yield from names.selectors(peers.fqdns or (), (*path, "toFQDNs"))
-    if rule.to_ports == [] and isinstance(rule, IngressDenyRule | EgressDenyRule):
+    deny = isinstance(rule, IngressDenyRule | EgressDenyRule)
+    if deny and peers.absent and rule.to_ports is None and rule.icmps is None:
+        message = "names nobody and no port: it closes the direction and denies nothing that a rule allows"
+        yield Finding(path, message, f"{peers.way}Entities: [all] is everybody", severity="warning")
+    if deny and rule.to_ports == []:
         yield Finding((*path, "toPorts"), "is empty: nothing is denied", "leave it out to deny every port")
     yield from _icmps(rule, path)
     to_ports: Sequence[PortRule | PortDenyRule] = rule.to_ports or ()
@@ -95,6 +100,9 @@ def _direction_rule(rule: DirectionRule, path: Path, *, clusterwide: bool) -> It
             )
         for j, port in enumerate(ports.ports):
             yield from _port(port, (*here, "ports", j))
+        if isinstance(ports, PortRule) and ports.server_names == []:
+            message = "is empty: every server name is allowed, and what is no TLS"
+            yield Finding((*here, "serverNames"), message, severity="warning")
         if isinstance(ports, PortRule) and ports.server_names:
             yield from names.server_names(ports, here)
         if not isinstance(ports, PortRule) or ports.rules is None:
@@ -224,11 +232,8 @@ def _http_rule(rule: PortHTTP, path: Path) -> Iterator[Finding]:
         if wrong := syntax.regex(pattern):
             yield Finding((*path, name), wrong)
     for i, header in enumerate(rule.headers):
-        name, colon, value = header.partition(":")
-        # Cilium splits at the first space: "Name value" is read like "Name: value".
-        if not colon and " " in header.strip():
-            name, _, value = header.strip().partition(" ")
-        if wrong := syntax.field_name(name.strip()) or syntax.field_value(value):
+        header_name, value = header_parts(header)
+        if wrong := syntax.field_name(header_name) or syntax.field_value(value or ""):
             yield Finding((*path, "headers", i), wrong, 'write "Name" or "Name: value"')
     for i, match in enumerate(rule.header_matches):
         if wrong := syntax.field_name(match.name):

@@ -83,7 +83,7 @@ class PortRule(Kind, frozen=True):
 
     ports: list[PortProtocol] = []
     rules: L7Rules | None = None
-    server_names: list[str] = []
+    server_names: list[str] | None = None
 
 
 class PortDenyRule(Kind, frozen=True):

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from penstock.manifests.endpoints_kinds import Endpoints
 from penstock.manifests.gateway_kinds import ConfigMap, Gateway, GatewayClass, ListenerSet, Secret
 from penstock.manifests.http_policy_kinds import HTTPPolicy
 from penstock.manifests.ingress_kinds import Ingress, IngressClass
@@ -59,6 +60,7 @@ SERVED: Mapping[str, ServedKind] = {
         ServedKind(Node, "v1", "nodes", ("no",), namespaced=False, custom=False),
         ServedKind(Service, "v1", "services", ("svc",), custom=False),
         ServedKind(EndpointSlice, "discovery.k8s.io/v1", "endpointslices", ("eps",), custom=False),
+        ServedKind(Endpoints, "v1", "endpoints", ("ep",), custom=False),
         ServedKind(CiliumNetworkPolicy, "cilium.io/v2", "ciliumnetworkpolicies", ("cnp", "ciliumnp")),
         ServedKind(
             CiliumClusterwideNetworkPolicy,
@@ -151,7 +153,6 @@ SERVED: Mapping[str, ServedKind] = {
 PASSED_OVER: Mapping[str, tuple[str, ...]] = {
     **dict.fromkeys(
         (
-            "Endpoints",
             "Event",
             "LimitRange",
             "PersistentVolume",

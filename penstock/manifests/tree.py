@@ -34,13 +34,15 @@ _MAX_BROKEN = 20
 
 @dataclass(frozen=True, slots=True)
 class RawDocument:
-    """One document as plain values. `nulls` are the paths of values that are absent or null."""
+    """One document as plain values. `nulls` are the paths of values that are absent or null; of these
+    `written` are those where somebody wrote ``null`` or ``~``."""
 
     value: Any
     line: int
     lines: dict[Path, int] = field(default_factory=dict)
     findings: tuple[Finding, ...] = ()
     nulls: tuple[Path, ...] = ()
+    written: frozenset[Path] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +187,7 @@ class _Builder:
         self._anchors: dict[str, tuple[Any, Path]] = {}
         self._findings: list[Finding] = []
         self._nulls: list[Path] = []
+        self._written: set[Path] = set()
         self._budget = MAX_COPIES
 
     def document(self) -> RawDocument:
@@ -192,7 +195,8 @@ class _Builder:
         line = self._line(event)
         value = self._value(event, ())
         nulls = tuple(path for path in self._nulls if path)
-        return RawDocument(value, line, self._lines, tuple(self._findings), nulls)
+        written = frozenset(self._written)
+        return RawDocument(value, line, self._lines, tuple(self._findings), nulls, written)
 
     def _value(self, event: Any, path: Path) -> Any:
         if len(path) > MAX_DEPTH:
@@ -204,6 +208,8 @@ class _Builder:
             value = self._scalar(event, path)
             if value is None:
                 self._nulls.append(path)
+                if event.value:
+                    self._written.add(path)
         elif isinstance(event, yaml.MappingStartEvent):
             self._tagged(event, path, "map")
             value = self._mapping(path)

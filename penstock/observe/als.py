@@ -75,6 +75,8 @@ class RequestRecord:
     """What Envoy says about a handshake that failed, with the client or with the endpoint."""
     cluster: str = ""
     """Where it was to go, as Envoy calls it."""
+    begun: bool = False
+    """A TCP connection that goes on: it has just come to the other end."""
 
 
 class Budget:
@@ -147,8 +149,9 @@ def records(message: Any, log_name: str, budget: Budget | None = None) -> Iterat
         )
     for entry in message.tcp_logs.log_entry:
         common = entry.common_properties
+        begun = common.access_log_type == accesslog_pb2.AccessLogType.TcpUpstreamConnected
         failed = bool(common.downstream_transport_failure_reason or common.upstream_transport_failure_reason)
-        if budget and not budget.takes(failed=failed):
+        if budget and not budget.takes(failed=begun or failed):
             continue
         yield _record(
             log_name,
@@ -157,6 +160,7 @@ def records(message: Any, log_name: str, budget: Budget | None = None) -> Iterat
             bytes_in=entry.connection_properties.received_bytes,
             bytes_out=entry.connection_properties.sent_bytes,
             protocol="TCP",
+            begun=begun,
         )
 
 
@@ -172,6 +176,7 @@ def _record(
     path: str = "",
     authority: str = "",
     code: int = 0,
+    begun: bool = False,
 ) -> RequestRecord:
     tls = common.tls_properties
     ended = common.time_to_last_downstream_tx_byte
@@ -209,12 +214,17 @@ def _record(
         server_name=tls.tls_sni_hostname,
         cluster=common.upstream_cluster,
         tls_failure=common.downstream_transport_failure_reason or common.upstream_transport_failure_reason,
+        begun=begun,
     )
 
 
 def _address(address: Any) -> HostPort:
     if address.HasField("pipe"):
         return address.pipe.path, 0
+    if address.HasField("envoy_internal_address"):
+        # An endpoint that is reached by way of Envoy's user space is called after its address.
+        host, _, port = address.envoy_internal_address.endpoint_id.rpartition(":")
+        return (host.strip("[]"), int(port)) if port.isdigit() else ("", 0)
     return address.socket_address.address, address.socket_address.port_value
 
 

@@ -58,6 +58,8 @@ class Flows:
         self._directory: Directory | None = Directory()
         self._make_directory: Callable[[], Directory] = Directory
         self.lost = 0
+        self.connection: Callable[[RequestRecord, str], None] = lambda record, listener: None
+        """Gets each connection that goes to its end (`begun`) or is there, and its listener."""
         self.refused: Counter[Refusal] = Counter()
         """Connections that were refused for what they proved, or did not."""
         # Kernel events carry CLOCK_MONOTONIC; records carry the time of day.
@@ -110,8 +112,12 @@ class Flows:
         )
 
     def request(self, record: RequestRecord) -> None:
-        names = self.directory
         audit = record.log_name.startswith(AUDIT)
+        if record.protocol == "TCP":
+            self.connection(record, record.log_name.removeprefix(AUDIT))
+        if record.begun:
+            return
+        names = self.directory
         refusal, why = refused(record), cause(record)
         if refusal is not None:
             self.refused[refusal] += 1

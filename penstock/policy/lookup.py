@@ -5,7 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from penstock.dns.patterns import Names
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
+from penstock.policy.server_names import union
 
 Hit = tuple[PolicyKey, PolicyEntry]
 """An entry of the table, with its key."""
@@ -64,6 +66,19 @@ def with_names(
     found += [each for each in named if each is not None]
     best = max(found, key=lambda each: each[1].verdict.strength, default=None)
     return best[1].verdict if best is not None else Verdict.DENY
+
+
+def server_names(
+    table: Mapping[PolicyKey, PolicyEntry],
+    subject: int,
+    packet: tuple[Direction, int, int, int],
+    lists: Iterable[int] = (),
+) -> Names:
+    """The server names of which TLS must have one, where the verdict for the same is NAMES."""
+    direction, identity, protocol, port = packet
+    hits = [find(table, subject, direction, identity, protocol, port)]
+    hits += [longest(table, subject, direction, number, protocol, port) for number in lists]
+    return union(*(hit[1].names for hit in hits if hit is not None and hit[1].verdict is Verdict.NAMES))
 
 
 def both_sides(sender: Verdict, receiver: Verdict) -> Verdict | None:

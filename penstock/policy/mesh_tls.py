@@ -37,7 +37,7 @@ class MeshModes:
     """The modes that the World's PeerAuthentications set."""
 
     def __init__(self, world: World) -> None:
-        self._mesh = MeshMode.PERMISSIVE
+        whole: list[MeshMode] = []
         self._namespaces: dict[str, MeshMode] = {}
         self._workloads: list[_Selected] = []
         for document, authentication in world.of_kind(PeerAuthentication):
@@ -48,9 +48,10 @@ class MeshModes:
                 ports = {port: own for port, own in each.items() if own is not None}
                 self._workloads.append(_Selected(namespace, spec.selector.match_labels, mode, ports))
             elif mode is not None and namespace in ROOT_NAMESPACES:
-                self._mesh = mode
+                whole.append(mode)
             elif mode is not None:
-                self._namespaces[namespace] = mode
+                self._namespaces.setdefault(namespace, mode)
+        self._mesh = whole[0] if whole else MeshMode.PERMISSIVE
         self.by_port = any(each.ports for each in self._workloads)
         """Whether anything is said of single ports."""
 

@@ -12,6 +12,7 @@ from typing import Literal
 
 from penstock.dns.patterns import Names, name_list
 from penstock.manifests.document import Document, ObjectKey, Origin
+from penstock.manifests.header import header_parts
 from penstock.manifests.icmp import type_number
 from penstock.manifests.kinds import (
     EgressDenyRule,
@@ -202,8 +203,8 @@ def _ports(ports: list[PortProtocol], *, tcp: bool, dns: bool = False) -> tuple[
 def _request(http: PortHTTP, *, strict: bool) -> RequestMatch:
     headers: list[tuple[str, str | None]] = []
     for header in http.headers:
-        name, colon, value = header.partition(":")
-        headers.append((name.strip().lower(), value.strip() if colon else None))
+        name, value = header_parts(header)
+        headers.append((name.lower(), value))
     asked = (match for match in http.header_matches if strict or match.mismatch is None)
     headers += [(match.name.lower(), match.value) for match in asked]
     return RequestMatch(http.method or None, http.path or None, http.host or None, tuple(headers))
@@ -238,7 +239,7 @@ def _port_rules(to_ports: Sequence[PortRule | PortDenyRule] | None, *, strict: b
             http = tuple(_request(h, strict=strict) for h in item.rules.http) or None
             dns = names_of(item.rules.dns) or None
         if isinstance(item, PortRule):
-            server_names = name_list(item.server_names) or None
+            server_names = name_list(item.server_names or ()) or None
         ports = _ports(item.ports, tcp=bool(http or server_names), dns=dns is not None)
         yield _AtPorts(index, ports, http, dns, server_names)
 

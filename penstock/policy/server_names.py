@@ -3,7 +3,8 @@
 The kernel sees no SNI. It knows which list a connection is under, by number, and steers it to the listener
 that stands for just that list; the listener looks at the SNI, and lets pass or resets. Keeps true: a number
 follows from the names alone, so it never means another list, whatever changes; a list that is edited is
-another list, so what an edit forbids meets another listener, and ends.
+another list, so what an edit forbids meets another listener, and ends (what it does not forbid is told to the
+kernel: redirect/looked_at.py).
 
 Where several rules speak of one connection, any of their names may be asked for. Lists for the same peer are
 joined here; an address that a workload learned under several names meets its lists in the kernel, one by
@@ -66,6 +67,11 @@ def expression(pattern: str) -> str:
     if pattern.startswith("**."):
         head, rest = rf"{_LABEL}+(\.{_LABEL}+)*\.", pattern[3:]
     return head + f"{_LABEL}*".join(map(re.escape, re.sub(r"\*+", "*", rest).split("*")))
+
+
+def lets_pass(names: Names, server_name: str) -> bool:
+    """Whether an SNI, in lower case, is in the list; none is in none."""
+    return any(re.fullmatch(expression(each), server_name) for each in names)
 
 
 def words(names: Names) -> str:

@@ -39,7 +39,7 @@ from penstock.routing.model import ListenerKind
 from penstock.world import Address, Network
 
 _CT_KEY = struct.Struct("=16s16s2s2sB3x")
-_CT_VALUE = struct.Struct("=QIIIBB2s")
+_CT_VALUE = struct.Struct("=QQIIIBB2s")
 
 
 def port(raw: bytes) -> int:
@@ -164,6 +164,8 @@ class Connection:
     proxy_port: int
     epoch: int
     seen: int
+    born: int = 0
+    """CLOCK_TAI in ns."""
 
 
 def steered_to(value: bytes) -> int:
@@ -173,7 +175,7 @@ def steered_to(value: bytes) -> int:
 
 def connection(key: bytes, value: bytes) -> Connection:
     a, b, port_a, port_b, protocol = _CT_KEY.unpack(key)
-    seen, epoch, _, _, bits, verdict, proxy_port = _CT_VALUE.unpack_from(value)
+    seen, born, epoch, _, _, bits, verdict, proxy_port = _CT_VALUE.unpack_from(value)
     initiator = bits & 1
     ends = [(address_of(a), port(port_a)), (address_of(b), port(port_b))]
     (source, source_port), (destination, destination_port) = ends if not initiator else reversed(ends)
@@ -187,4 +189,5 @@ def connection(key: bytes, value: bytes) -> Connection:
         port(proxy_port),
         epoch,
         seen,
+        born,
     )

@@ -36,7 +36,8 @@ SHAPES: Mapping[str, MapShape] = {
     "standing": MapShape(24, 4, 262144),
     "blocklist": MapShape(20, 32, 65536),
     "netns": MapShape(8, 8, 16384),
-    "conntrack": MapShape(40, 24, 262144),
+    "conntrack": MapShape(40, 32, 262144),
+    "looked_at": MapShape(40, 304, 16384),
     "counters": MapShape(4, 16, 64),
 }
 

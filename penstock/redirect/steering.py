@@ -12,7 +12,7 @@ that segment, which may be somebody's next request.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from enum import Enum
 from typing import NamedTuple
 
@@ -31,8 +31,8 @@ from penstock.policy.addresses import Whois
 from penstock.policy.identities import INGRESS_SUBJECT
 from penstock.policy.labels import HOST, INGRESS, WORLD
 from penstock.policy.lookup import both_sides, demands_proof, look_up, with_names
-from penstock.policy.prefixes import is_prefix
 from penstock.policy.rules import TCP
+from penstock.redirect.by_names import Named, asked_mode, outside
 from penstock.routing.model import ListenerKind
 from penstock.world import Address, Proxied
 
@@ -72,15 +72,7 @@ class Ruling(NamedTuple):
 FORBIDDEN, PAST_PROXY = Ruling(Steering.FORBIDDEN), Ruling(Steering.PAST_PROXY)
 
 
-def _outside(who: IpcacheEntry | None) -> bool:
-    return who is None or who.identity == WORLD or (is_prefix(who.identity) and not who.node)
-
-
-Named = Callable[[int, Address], Iterable[int]]
-"""The lists of names by which the workload behind an index has learned an address."""
-
-
-def _no_names(_: int, __: Address) -> Iterable[int]:
+def no_names(_: int, __: Address) -> Iterable[int]:
     return ()
 
 
@@ -88,7 +80,7 @@ def steering(
     tables: KernelTables,
     source_ports: tuple[int, int],
     connections: Iterable[Proxied],
-    named: Named = _no_names,
+    named: Named = no_names,
 ) -> dict[Proxied, Ruling]:
     """Judge the proxy's connections by `tables`."""
     whois = Whois(tables.ipcache)
@@ -123,7 +115,7 @@ def _steering(
         identity = other.identity if other else peer.identity if peer else WORLD
         packet = (direction, identity, TCP, connection.port)
         said = look_up(tables.policy, side.subject, *packet)
-        if side is source and target is None and _outside(peer):
+        if side is source and target is None and outside(peer):
             lists = named(side.ifindex, connection.address)
             said = with_names(tables.policy, side.subject, packet, lists)
         word = both_sides(verdict, said)
@@ -133,7 +125,7 @@ def _steering(
             views.add(look_up(tables.policy, side.subject | AUDIT_VIEW, *packet))
     if verdict is Verdict.DENY:
         return FORBIDDEN
-    asked = _asked(tables, connection, target, to)
+    asked = asked_mode(tables, connection, target, to)
     within = _in_range(source_ports, connection)
     between = (source is None) is not (target is None)
     if proof and between and not _provable(within, from_, to, target, asked):
@@ -174,15 +166,6 @@ def past_admission(tables: KernelTables, connections: Iterable[Proxied]) -> list
         for c in connections
         if _gateway_verdict(tables, whois, tables.endpoints.get(c.client), c) is Verdict.REDIRECT
     ]
-
-
-def _asked(
-    tables: KernelTables, connection: Proxied, target: EndpointEntry | None, to: IpcacheEntry | None
-) -> PortMode:
-    """How the port that was dialled wants to be spoken to."""
-    identity = target.identity if target else to.identity if to else WORLD
-    others = PortMode(target.mode if target else MeshMode.OFF, to.mode if to else MeshMode.OFF)
-    return tables.port_modes.get((identity, connection.port), others)
 
 
 def _in_range(source_ports: tuple[int, int], connection: Proxied) -> bool:

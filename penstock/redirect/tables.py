@@ -143,6 +143,11 @@ class Tables:
         """Verdicts of another epoch are judged again."""
         return self._epoch
 
+    @property
+    def said(self) -> KernelTables | None:
+        """What was applied last; None while only the bytes of a daemon before are known."""
+        return self._said
+
     def policy(self) -> Mapping[PolicyKey, PolicyEntry]:
         if self._said is not None:
             return self._said.policy

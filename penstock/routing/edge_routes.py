@@ -22,7 +22,7 @@ from penstock.policy import ingress
 from penstock.routing.attach import Entry, Namespaces, attach
 from penstock.routing.edge import ROUTE_KINDS, Memo, OneGateway, Places, Standing
 from penstock.routing.l4routes import L4Route, hostnames, shares
-from penstock.routing.rules import Compiled, Services, compile_rules
+from penstock.routing.rules import Compiled, Services, compile_rules, partly
 from penstock.routing.services import EDGE
 from penstock.world import World
 
@@ -108,8 +108,8 @@ class Attachments:
         assert isinstance(route, ROUTE_KINDS)
         # Two parentRefs may name one listener.
         places: dict[tuple[ObjectKey, int], tuple[tuple[str, str], ...]] = {}
-        parents: list[tuple[ParentReference, tuple[Condition, Condition]]] = []
-        resolved = _RESOLVED
+        parents: list[tuple[ParentReference, tuple[Condition, ...]]] = []
+        resolved: tuple[Condition, ...] = (_RESOLVED,)
         http = isinstance(route, HTTPRoute | GRPCRoute)
         names = route.spec.hostnames if isinstance(route, HTTPRoute | GRPCRoute) else hostnames(route)
         for parent in (*route.spec.parent_refs, *self._by_default(document, route)):
@@ -120,7 +120,7 @@ class Attachments:
             key = ObjectKey(parent.kind, parent.namespace or document.key.namespace, parent.name)
             if key not in of_parent:
                 why = f"there is no {key} of a class of Penstock's"
-                parents.append((parent, (Condition("Accepted", False, "NoMatchingParent", why), resolved)))
+                parents.append((parent, (Condition("Accepted", False, "NoMatchingParent", why), *resolved)))
                 continue
             gateway, entries = of_parent[key]
             attached, accepted = attach(
@@ -131,7 +131,7 @@ class Attachments:
                 self._namespaces,
                 by_host=lambda e: http or e.protocol == "TLS",
             )
-            parents.append((parent, (accepted, resolved)))
+            parents.append((parent, (accepted, *resolved)))
             for each in attached:
                 position = next(i for i, e in enumerate(gateway.entries) if e is each.entry)
                 places.setdefault((gateway.document.key, position), each.hosts)
@@ -156,13 +156,15 @@ class Attachments:
             if gateway.spec.default_scope == "All" and (found.key.namespace, found.key.name) not in named:
                 yield ParentReference(name=found.key.name, namespace=found.key.namespace)
 
-    def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> Condition:
+    def _resolved(self, document: Document, route: HTTPRoute | GRPCRoute | L4Route) -> tuple[Condition, ...]:
         problems: Sequence[Condition]
+        closed: tuple[Condition, ...] = ()
         if isinstance(route, HTTPRoute | GRPCRoute):
-            problems = self.rules(document, route, 0, EDGE).problems
+            compiled = self.rules(document, route, 0, EDGE)
+            problems, closed = compiled.problems, partly(route, compiled)
         else:
             problems = shares(document, route, self._services).problems
-        return problems[0] if problems else _RESOLVED
+        return (problems[0] if problems else _RESOLVED, *closed)
 
     def rules(
         self, document: Document, route: HTTPRoute | GRPCRoute, port: int, edge: str, *, secure: bool = False

@@ -94,7 +94,7 @@ class Streams:
         _, document, route = routed
         found = shares(document, route, self.services, self.edge)
         self.clusters.update({c.name: c for c in found.clusters})
-        self.chains.append(TcpChain(name, found.backends, sni, tls))
+        self.chains.append(TcpChain(name, found.backends, sni, tls, document.key))
 
     def add_tls(
         self,

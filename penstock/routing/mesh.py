@@ -10,7 +10,7 @@ Source: Gateway API v1.6, HTTPRouteRule (precedence) and GEP-1426 (mesh).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from operator import is_
 
@@ -20,7 +20,7 @@ from penstock.plan import Condition, ObjectStatus
 from penstock.routing.actions import Actions
 from penstock.routing.matches import GROUP
 from penstock.routing.model import Route, RouteBackend, RouteMatch, StringMatch
-from penstock.routing.rules import Compiled, Ranked, Services, compile_rules, hashes_of
+from penstock.routing.rules import Compiled, Ranked, Services, compile_rules, hashes_of, partly
 from penstock.routing.services import ServedPort
 from penstock.routing.treatment import NO_TREATMENT, Treatment
 from penstock.world import World
@@ -60,6 +60,12 @@ class MeshRoutes:
     tables: tuple[RouteTable, ...]
     statuses: Mapping[ObjectKey, ObjectStatus]
     memo: Memo = field(default_factory=Memo, compare=False, repr=False)
+
+
+def _resolved(route: HTTPRoute | GRPCRoute, made: Sequence[Compiled]) -> tuple[Condition, ...]:
+    problems = [problem for compiled in made for problem in compiled.problems]
+    resolved = problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
+    return (resolved, *(partly(route, made[0]) if made else ()))
 
 
 def _attached(
@@ -112,10 +118,10 @@ def mesh_routes(
             if parent.group == GROUP:
                 continue  # a Gateway's or ListenerSet's: routing/gateways.py
             attached, accepted = _attached(document, parent, services)
-            problems: list[Condition] = []
+            made: list[Compiled] = []
             for target in attached:
                 compiled = _compiled(document, route, target, services, memo, known)
-                problems += compiled.problems
+                made.append(compiled)
                 if target.vip is None:
                     continue
                 owners[target.name] = target
@@ -124,9 +130,9 @@ def mesh_routes(
                 clients = None if own == target.document.key.namespace else own
                 collected.setdefault(target.name, {}).setdefault(clients, []).extend(compiled.routes)
                 clusters.setdefault(target.name, {}).update({c.name: c for c in compiled.clusters})
-            resolved = problems[0] if problems else Condition("ResolvedRefs", True, "ResolvedRefs")
-            parents.append((parent, (accepted, resolved)))
-            for condition in (accepted, resolved):
+            conditions = (accepted, *_resolved(route, made))
+            parents.append((parent, conditions))
+            for condition in conditions:
                 if not condition.status and not pending:
                     pending = condition.message
         if not parents and route.spec.parent_refs:

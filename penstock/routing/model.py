@@ -12,6 +12,7 @@ from enum import IntEnum
 from typing import Literal
 
 from penstock.dns.patterns import Names
+from penstock.manifests.document import ObjectKey
 from penstock.routing.actions import NO_ACTIONS, NO_CHANGES, Actions, HeaderChanges
 from penstock.routing.traffic import Traffic
 from penstock.routing.treatment import Treatment
@@ -297,6 +298,8 @@ class TcpChain:
     backends: tuple[RouteBackend, ...]
     sni: str | None = None
     tls: ServerTls | None = None
+    route: ObjectKey | None = None
+    """The route that it is made of, for whoever explains it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,7 @@ class Wanted(NamedTuple):
 def named(name: str) -> Wanted | None:
     """What a listener of these kinds is told by; None for any other."""
     parts = name.removeprefix("class-").split("/")
-    if len(parts) != 5 or parts[1] not in _WORDS:
+    if not name.startswith("class-") or len(parts) != 5 or parts[1] not in _WORDS:
         return None
     outward, inward = (tuple(part.split(",")) if part else () for part in parts[3:])
     return Wanted(_WORDS[parts[1]], int(parts[0]), int(parts[2]), outward, inward)

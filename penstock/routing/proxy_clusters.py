@@ -109,7 +109,7 @@ class Clusters:
         return tuple(replace(e, priority=rank) for (_, e), rank in zip(pairs, ranks, strict=True))
 
     def _strict(self, backend: Backend) -> bool:
-        """Whether it is on another node and takes nothing but mesh TLS, which cannot carry its own."""
+        """Whether it is on another node and takes nothing but mesh TLS."""
         member = backend.member
         return member is not None and member.mesh and self._facts.modes.of(member) is MeshMode.STRICT
 
@@ -132,9 +132,8 @@ class Clusters:
 
         def make() -> ProxyCluster:
             endpoints = self._endpoints(served, traffic)
-            if own:
-                # Those of other nodes that are spoken to in mesh TLS cannot be had: it carries no other TLS.
-                endpoints = tuple(e for e in endpoints if e.server_id is None) if tls else ()
+            if own and not tls:
+                endpoints = ()
             return ProxyCluster(name, served.family, endpoints, served.http2, tls=tls, traffic=traffic)
 
         return self._kept(name, self._inputs(served, traffic, own, tls), make)
@@ -144,14 +143,12 @@ class Clusters:
         traffic = None if served.stream else self._facts.services.policies.of(served)
 
         def fits(backend: Backend) -> bool:
-            return not (served.stream and not self._open(backend)) and not (tls and self._strict(backend))
+            return self._open(backend)
 
         def make() -> ProxyCluster:
-            asked = fits if served.stream or tls is not None else None
+            asked = fits if served.stream else None
             served_here = source is not None and not each.lost
             endpoints = self._endpoints(served, traffic, asked) if served_here else ()
-            if tls is not None:
-                endpoints = tuple(replace(e, server_id=None) for e in endpoints)
             return ProxyCluster(
                 each.name,
                 served.family,

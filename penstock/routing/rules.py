@@ -139,6 +139,8 @@ class Compiled:
     helpers: list[ServedPort] = field(default_factory=list)
     """What the proxy itself asks for these routes."""
     problems: list[Condition] = field(default_factory=list)
+    closed: list[HTTPRouteRule | GRPCRouteRule] = field(default_factory=list)
+    """Rules that nobody passes, since whom they ask is not there."""
 
 
 def _share(ref: HTTPBackendRef, cluster: str | None) -> RouteBackend:
@@ -154,6 +156,17 @@ def _share(ref: HTTPBackendRef, cluster: str | None) -> RouteBackend:
         header_changes(response),
         rewrite.hostname or None if rewrite else None,
     )
+
+
+def partly(route: HTTPRoute | GRPCRoute, compiled: Compiled) -> tuple[Condition, ...]:
+    """PartiallyInvalid, where some rules of `route` are closed and others are not."""
+    closed = compiled.closed
+    if not closed or len(closed) == len(route.spec.rules):
+        return ()
+    rules: Sequence[HTTPRouteRule | GRPCRouteRule] = route.spec.rules
+    numbers = ", ".join(str(i) for i, rule in enumerate(rules) if any(rule is each for each in closed))
+    why = f"nobody passes rules[{numbers}]: the service that they ask is not there"
+    return (Condition("PartiallyInvalid", True, "BackendNotFound", why),)
 
 
 def hashes_of(reached: Sequence[ServedPort], services: Services) -> tuple[HashOn, ...]:
@@ -184,6 +197,8 @@ def _treatment(
 ) -> Treatment | None:
     """What the rule itself says, over what policies say of it and of its route."""
     auth = _asked(document, rule.filters, services, made)
+    if auth is not None and auth.cluster is None:
+        made.closed.append(rule)
     kept = session(rule.session_persistence) or next(
         (found for port in reached if (found := services.policies.session_of(port)) is not None), None
     )

@@ -54,6 +54,7 @@ STRUCTS = {
     "standing": ("standing_key", ""),
     "netns": ("", "netns_value"),
     "conntrack": ("ct_key", "ct_value"),
+    "looked_at": ("ct_key", "looked_at"),
     "counters": ("", "counter"),
 }
 

@@ -6,17 +6,29 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clients import Answer, ask
+from clients import Answer, Load, Sniffer, ask, until
 from conftest import MeshFactory
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
-from objects import gateway, http_route, listener, peer_authentication, policy, route, select, service, to
+from objects import (
+    gateway,
+    http_route,
+    listener,
+    peer_authentication,
+    policy,
+    ports,
+    route,
+    select,
+    service,
+    to,
+)
 from rig import PENSTOCK, Mesh, workload
 from test_gateway_http import address, conditions, shown
 from test_gateway_streams import by_name, l4_route, secret, tls
 from test_gateway_tls import Pair, Tls
 
+from penstock.control import ControlClient
 from penstock.lab.echo_tls import self_signed
 
 API = "gateway.networking.k8s.io/v1"
@@ -250,23 +262,125 @@ def test_GatewayHTTPSAndTLSPassthroughSamePort(mesh: Mesh) -> None:
     ]
 
 
-def test_a_backend_on_another_node(mesh: Mesh, authority: tuple[Path, str]) -> None:
-    """Its own TLS goes there as it is, judged by the address; where only mesh TLS is taken, nothing goes."""
+STRICT = peer_authentication("strict", "STRICT", app="far")
+
+
+def far_service(family: int = 4) -> dict[str, Any]:
+    return service("far", *PORTS, selector={"app": "far"}, ipFamilies=[f"IPv{family}"])
+
+
+def wire(mesh: Mesh) -> Sniffer:
+    return Sniffer(mesh.spec.underlay_netns, "port0")
+
+
+def inside_mesh_tls(seen: Sniffer) -> bool:
+    """Whether only TLS went there, and none of its server names was the backend's."""
+    return seen.tls() and not seen.carried(b"api.example")
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_a_backend_on_another_node(mesh: Mesh, authority: tuple[Path, str], family: int) -> None:
+    """Its own TLS goes there inside mesh TLS: judged by identity, and also where nothing else is taken."""
     far = http_route("r", "gw", {"backendRefs": [to("far", port=443)]})
-    shared = [https_service("far"), gateway("gw"), far, config_map(authority[1])]
-    mesh.apply(*shared, backend_tls(target="far"))
-    answer = get(mesh)
+    shared = [far_service(family), gateway("gw"), far, config_map(authority[1])]
+    mesh.apply(*shared, backend_tls(target="far"), STRICT)
+    with wire(mesh) as seen:
+        answer = get(mesh)
     assert (answer.status, answer.pod) == (200, "far")
     assert answer.json["tls"]["serverName"] == "api.example"
-    mesh.apply(*shared, backend_tls(target="far", hostname="other.example"))
+    assert inside_mesh_tls(seen)
+    mesh.apply(*shared, backend_tls(target="far", hostname="other.example"), STRICT)
     assert get(mesh).status == 503
     mesh.apply(*shared, backend_tls(target="far"), policy("in", select(app="far"), ingress=[{}]))
     assert get(mesh).status in (403, 503)
     gateways = [{"fromEntities": ["ingress"]}]
-    mesh.apply(*shared, backend_tls(target="far"), policy("in", select(app="far"), ingress=gateways))
+    mesh.apply(*shared, backend_tls(target="far"), policy("in", select(app="far"), ingress=gateways), STRICT)
     assert get(mesh).status == 200
-    mesh.apply(*shared, backend_tls(target="far"), peer_authentication("strict", "STRICT", app="far"))
-    assert get(mesh).status == 503
+
+
+def test_a_stream_to_another_node(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    mesh.apply(
+        far_service(),
+        secret("cert", "gw.example"),
+        config_map(authority[1]),
+        gateway("gw", tls("tls", "Terminate", "cert")),
+        l4_route("TLSRoute", "r", to("far", port=94), hostnames=["gw.example"]),
+        backend_tls(target="far"),
+        STRICT,
+    )
+    with wire(mesh) as seen:
+        assert by_name(mesh, "gw.example") == ("far", "gw.example")
+    assert inside_mesh_tls(seen)
+
+
+def meshed() -> dict[str, Any]:
+    return route("r", "far", {"backendRefs": [to("far", port=443)]})
+
+
+def far(mesh: Mesh, path: str = "/", family: int = 4, who: str = "client") -> Answer:
+    return ask(mesh[who], mesh.vip("far", family), 443, path)
+
+
+@pytest.mark.parametrize("family", [4, 6])
+def test_in_the_mesh_to_another_node(mesh: Mesh, authority: tuple[Path, str], family: int) -> None:
+    shared = [far_service(family), meshed(), config_map(authority[1]), backend_tls(target="far")]
+    mesh.apply(*shared, STRICT)
+    with wire(mesh) as seen:
+        answer = far(mesh, "/tls-in-tls", family)
+    assert (answer.status, answer.pod, answer.json["tls"]["serverName"]) == (200, "far", "api.example")
+    assert inside_mesh_tls(seen)
+
+    def told() -> list[dict[str, Any]]:
+        return [r for r in mesh.on("client").observed(4096) if r.get("path") == "/tls-in-tls"]
+
+    (record,) = until("Envoy tells of it", told)[-1:]
+    assert (record["verdict"], record["destination"]["name"]) == ("SERVED", "default/far"), record
+    # A name that the backend's certificate lacks, and a server whose mesh identity is another one.
+    mesh.apply(*shared[:3], backend_tls(target="far", hostname="other.example"), STRICT)
+    assert far(mesh, family=family).status == 503
+    # Without mesh TLS the backend's own goes there as it is.
+    mesh.apply(*shared, peer_authentication("off", "DISABLE", app="far"))
+    with wire(mesh) as seen:
+        assert far(mesh, family=family).status == 200
+    assert seen.carried(b"api.example")
+
+
+def test_policy_judges_what_goes_inside_mesh_tls(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    """At the sender for both sides, for the chosen endpoint; at the receiver by identity, and closed where an
+    L7 rule would have to look inside."""
+    shared = [far_service(), meshed(), config_map(authority[1]), backend_tls(target="far"), STRICT]
+    mesh.apply(*shared)
+    # Each with a certificate of its own: the other node lets no address in with another one's.
+    assert [far(mesh, who=who).status for who in ("client", "api") * 3] == [200] * 6
+    only = policy("in", select(app="far"), ingress=[{"fromEndpoints": [select(app="client")]}])
+    mesh.apply(*shared, only)
+    assert (far(mesh).status, far(mesh, who="api").status) == (200, 403)
+    outward = {"toEndpoints": [select(app="far")], "toPorts": [ports(8443, http=[{"path": "/open"}])]}
+    vips = {"toEndpoints": [{}], "toPorts": [ports(443)]}
+    mesh.apply(*shared, only, policy("out", select(app="client"), egress=[outward, vips]))
+    assert (far(mesh, "/open").status, far(mesh, "/closed").status) == (200, 403)
+    inward = {"fromEndpoints": [select(app="client")], "toPorts": [ports(8443, http=[{"path": "/open"}])]}
+    mesh.apply(*shared, policy("in", select(app="far"), ingress=[inward]))
+    assert (far(mesh, "/open").status, far(mesh, "/closed").status) == (503, 403)
+    warned = [p for p in mesh.on("client").status()["problems"] if p["code"] == "mesh-tls"]
+    assert warned and "an L7 rule judges requests there" in warned[0]["message"]
+
+
+def test_certificates_rotate_under_load(mesh: Mesh, authority: tuple[Path, str]) -> None:
+    """Those of the mesh, and the authorities of the backend's: nobody notices."""
+    shared = [far_service(), meshed(), backend_tls(target="far"), STRICT]
+    mesh.apply(*shared, config_map(authority[1]))
+    other = self_signed(("nobody.example",))[0].decode()
+    loads = (Load(mesh["client"], mesh.vip("far"), 443, keep=keep, pause=0.01) for keep in (True, False))
+    with next(loads) as kept, next(loads) as anew:
+        for daemon in mesh.daemons.values():
+            with ControlClient(daemon.run_dir) as client:
+                client.call("cert_rotate", timeout=60, names=[], all=True, seconds=30)
+        mesh.apply(*shared, config_map(authority[1] + other))
+        mesh.apply(*shared, config_map(authority[1]))
+        kept.more()
+        anew.more()
+    assert set(kept.seen) == set(anew.seen) == {200}, (kept.seen, anew.seen)
 
 
 def test_in_the_mesh(mesh: Mesh, authority: tuple[Path, str]) -> None:

@@ -105,19 +105,32 @@ def test_HTTPRouteServiceTypes(mesh: Mesh) -> None:
         "endpoints": [{"addresses": [address]}],
         "ports": [{"name": "http", "port": 8080}],
     }
+    older = {
+        "apiVersion": "v1",
+        "kind": "Endpoints",
+        "metadata": {"name": "older"},
+        "subsets": [{"addresses": [{"ip": address}], "ports": [{"name": "http", "port": 8080}]}],
+    }
     mesh.apply(
         service("headless", WEB, selector={"app": "api"}, clusterIP="None"),
         service("hand", WEB),
         by_hand,
+        service("older", WEB),
+        older,
         gateway("gw"),
         http_route(
             "r",
             "gw",
             goes("headless", path=path("Exact", "/headless")),
             goes("hand", path=path("Exact", "/hand")),
+            goes("older", path=path("Exact", "/older")),
         ),
     )
-    assert (get(mesh, path="/headless").pod, get(mesh, path="/hand").pod) == ("api", "other")
+    found = [get(mesh, path=p).pod for p in ("/headless", "/hand", "/older")]
+    assert found == ["api", "other", "other"]
+    older["subsets"] = []
+    mesh.apply(service("older", WEB), older, gateway("gw"), http_route("r", "gw", goes("older")))
+    assert get(mesh).status == 503
 
 
 def test_HTTPRouteAllBackendsWeightZero(mesh: Mesh) -> None:

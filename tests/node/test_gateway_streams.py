@@ -15,6 +15,7 @@ from clients import connect, make_socket, until
 from conftest import MeshFactory
 from objects import gateway, listener, peer_authentication, policy, select, service, to
 from rig import PENSTOCK, Mesh, workload
+from test_explain import told as explain
 
 from penstock.lab.echo_tls import self_signed
 
@@ -261,6 +262,19 @@ def test_TLSRouteModeMixed(mesh: Mesh) -> None:
     )
     assert by_name(mesh, "one.example") == ("one", "one.example")
     assert by_name(mesh, "ended.example") == ("two", "ended.example")
+    # The kernel's own maps say the same, and so do the manifests alone.
+    for more in ((), ("-f", str(mesh.config))):
+        for name, code, end in (
+            ("one.example", 0, "one:8443"),
+            ("ended.example", 0, "two:9090"),
+            ("x", 1, ""),
+        ):
+            asked = ("client", "gateway/gw:443", "--server-name", name, *more)
+            exit_code, found, _ = explain(mesh, "node-a", *asked)
+            assert (exit_code, [e["endpoint"].removeprefix("default/") for e in found["endpoints"]]) == (
+                code,
+                [end],
+            )
 
 
 # --- policy ---------------------------------------------------------------------------------------------
@@ -274,13 +288,16 @@ def test_a_stream_is_judged_as_the_gateways(mesh: Mesh) -> None:
         closed = policy("in", select(app="one"), ingress=[*peers, {"fromEndpoints": [select(app="two")]}])
         mesh.apply(*SERVICES, TCP_GATEWAY, route, closed)
 
+    def explained() -> str:
+        return str(explain(mesh, "node-a", "client", f"{address(mesh)}:90")[1]["reason"])
+
     apply({"fromEndpoints": [select(app="client")]})
-    assert tcp(mesh) == ""
+    assert (tcp(mesh), explained()) == ("", "POLICY_DENIED_INGRESS")
     apply({"fromEntities": ["ingress"]})
-    assert tcp(mesh) == "one"
+    assert (tcp(mesh), explained()) == ("one", "REDIRECTED")
     http = [{"ports": [{"port": "9090", "protocol": "TCP"}], "rules": {"http": [{"path": "/x"}]}}]
     apply({"fromEntities": ["ingress"], "toPorts": http})
-    assert tcp(mesh) == ""
+    assert (tcp(mesh), explained()) == ("", "REQUEST_DENIED")
 
 
 def test_an_open_stream_obeys_the_policy_of_now(mesh: Mesh) -> None:

@@ -10,6 +10,7 @@ from clients import Answer, ask, connect
 from conftest import MeshFactory
 from objects import policy, ports, select, service
 from rig import Mesh, workload
+from test_explain import told
 from test_gateway_http import shown
 from test_gateway_streams import secret
 
@@ -114,6 +115,14 @@ def test_hosts_and_path_types(mesh: Mesh) -> None:
     assert pod(mesh, "A.example:8080") == "api"
     assert (pod(mesh, "b.example", "/only"), pod(mesh, "b.example", "/")) == ("spare", "404")
     assert pod(mesh, "c.example") == "404"
+    for host, where, code, line in (
+        ("a.example", "/pre/fix/x", 0, "spec.rules[0].http.paths[1]"),
+        ("b.example", "/", 1, "spec.rules[1].http.paths[0]"),
+    ):
+        asked = ("client", "ingress:80", "GET", where, "-H", f"Host: {host}")
+        exit_code, said, _ = told(mesh, "node-a", *asked)
+        fields = [rule["field"] for step in said["steps"] for rule in step["rules"]]
+        assert exit_code == code and line in fields, said
     found = get(mesh).json
     assert found["headers"]["X-Forwarded-For"] == [str(mesh["client"].address())]
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
-from clients import REFUSED, Sniffer, ask, connect, echoes
+from clients import REFUSED, Sniffer, ask, connect, echoes, until
 from conftest import MeshFactory
 from dns_rig import World, Zone, addresses, query, world
 from objects import peer_authentication, policy, select
@@ -162,20 +162,66 @@ def test_a_name_is_no_way_past_a_rule_about_requests(mesh: Mesh) -> None:
     assert ask(mesh["other"], address, HTTP).status == 200
 
 
-def test_a_live_connection_ends_when_its_name_is_named_no_more(mesh: Mesh) -> None:
+def goes_on(kept: TlsClient) -> bool:
+    """Whether a connection outlives the change that was just applied."""
+    try:
+        return all(kept.echo() == b"back please\n" for _ in range(3))
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("strict", [False, True], ids=["plain", "mesh-tls"])
+@pytest.mark.parametrize("side", ["out", "into"])
+def test_an_edit_resets_only_what_it_forbids(mesh: Mesh, side: str, strict: bool) -> None:
+    target = "far" if strict else "api"
+
+    def rule(*names: str) -> None:
+        rules = {"toPorts": [at(*names)]}
+        made = out({"toEndpoints": [{}], **rules}) if side == "out" else into(target, {**EVERYBODY, **rules})
+        mesh.apply(made, *([peer_authentication("far", "STRICT", app="far")] if strict else []))
+
+    for version in (4, 6):
+        rule("one.example.com", "*.two.example.com")
+        where = (mesh["client"], mesh[target].address(version), TLS)
+        with (
+            TlsClient(*where, "one.example.com") as one,
+            TlsClient(*where, "a.two.example.com") as two,
+            TlsClient(*where, "b.two.example.com") as other,
+        ):
+            assert goes_on(one) and goes_on(two) and goes_on(other)
+            rule("one.example.com", "a.two.example.com")
+            assert (goes_on(one), goes_on(two), goes_on(other)) == (True, True, False)
+            rule("a.*.example.com")
+            assert (goes_on(one), goes_on(two)) == (False, True)
+            # Back to where it came by, and past what a listener keeps for who left it.
+            rule("one.example.com", "*.two.example.com")
+            assert goes_on(two)
+            rule("one.example.com")
+            assert not goes_on(two)
+    assert tls(*where, "a.two.example.com") in ("reset", "closed")
+
+
+def test_who_is_kept_outlives_the_listener_and_the_daemon(mesh: Mesh) -> None:
+    """The listener by which a connection came goes when nothing steers to it: not while one is kept there."""
+
     def rule(*names: str) -> dict[str, Any]:
         return out({"toEndpoints": [{}], "toPorts": [at(*names)]})
 
     mesh.apply(rule("one.example.com", "two.example.com"))
-    for target in ("api", "far"):
-        with TlsClient(mesh["client"], mesh[target].address(), TLS, "two.example.com") as kept:
-            assert kept.echo() == b"back please\n"
-            mesh.apply(rule("one.example.com"))
-            with pytest.raises(OSError):
-                kept.echo()
-                kept.echo()
-        assert tls(mesh["client"], mesh[target].address(), TLS, "two.example.com") == "reset"
-        mesh.apply(rule("one.example.com", "two.example.com"))
+    where = (mesh["client"], mesh["api"].address(), TLS)
+    with TlsClient(*where, "one.example.com") as one, TlsClient(*where, "two.example.com") as two:
+        assert goes_on(one) and goes_on(two)
+        mesh.apply(rule("one.example.com", "two.example.com", "three.example.com"))
+        assert goes_on(one) and goes_on(two)
+        daemon = mesh.on("client")
+        daemon.kill()
+        daemon.start()
+        until("the daemon answers", daemon.answers, 15)
+        mesh.apply(rule("one.example.com", "three.example.com"))
+        assert (goes_on(one), goes_on(two)) == (True, False)
+        # And what another kind of rule forbids ends.
+        mesh.apply(out({"toEndpoints": [select(app="far")], "toPorts": [at("one.example.com")]}))
+        assert not goes_on(one)
 
 
 def test_what_was_open_before_the_rule_begins_anew(mesh: Mesh) -> None:
@@ -272,6 +318,13 @@ def test_names_to_names(mesh: Mesh, outside: World) -> None:
         "one.else.com": "reset",
     }
     assert tls(client, one, TLS, "two.example.com") == "reset"
+    with TlsClient(client, both, TLS, "two.example.com") as kept:
+        # Another list for the same address, and none of its names is this one's.
+        mesh.apply(out(rule("one.example.com"), rule("two.example.com"), rule("one.else.com")))
+        assert goes_on(kept)
+        mesh.apply(out(rule("one.example.com"), rule("one.else.com")))
+        assert not goes_on(kept)
+    mesh.apply(out(rule("one.example.com"), rule("two.example.com")))
     for name, verdict in (("two.example.com", "ALLOWED"), ("one.else.com", "DENIED")):
         asked = {"source": "client", "destination": "two.example.com", "port": str(TLS), "server_name": name}
         said = mesh.on("client").call("explain", question=asked)

@@ -42,11 +42,13 @@ from penstock.routing.model import (
     ServiceTable,
     StringMatch,
     TcpChain,
+    UpstreamTls,
 )
 from penstock.world import Settings
 
 GOLDEN = Path(__file__).parent / "golden" / "envoy"
 V1, V2, FAR = IPv4Address("10.244.0.11"), IPv4Address("10.244.0.12"), IPv6Address("fd00:244:1::13")
+NEAR = IPv6Address("fd00:244:1::14")
 WEB = "spiffe://penstock.local/ns/default/sa/web"
 
 MODELS = {
@@ -279,6 +281,24 @@ MODELS = {
             ProxyListener("tcp-mtls/3/300", ListenerKind.TCP_MTLS, 3, 15005, None, 300, WEB),
         ),
         clusters=(ProxyCluster("default/web:80/6", 6, (ProxyEndpoint(FAR, 8080, "v2", WEB),)),),
+    ),
+    "tls-in-tls": ProxyModel(
+        clusters=(
+            ProxyCluster(
+                "default/web:443/6",
+                6,
+                (ProxyEndpoint(FAR, 8443, "v2", WEB), ProxyEndpoint(NEAR, 8443, "v1")),
+                tls=UpstreamTls("web.example"),
+            ),
+            ProxyCluster(
+                "default/web:443/4/edge",
+                4,
+                (ProxyEndpoint(V1, 8443, "v2", WEB),),
+                source=IPv4Address("10.244.0.254"),
+                tls=UpstreamTls("web.example"),
+                stream=True,
+            ),
+        ),
     ),
 } | traffic_models.MODELS
 

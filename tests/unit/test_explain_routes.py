@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from test_explain_way import ALL, GUARD, SERVICES, ask
+from worlds import policy
 
 
 def route(rule: str, *, namespace: str = "default") -> str:
@@ -89,3 +90,38 @@ def test_the_policy_that_refuses_is_named(said: str, reason: str, code: int | No
     found = ask(text, "shop", "orders:80", "GET", "/x")
     assert (found.decisive.reason, found.decisive.code) == (reason, code)
     assert any(s.what == "policy" and "HTTPPolicy default/h" in s.text for s in found.steps)
+
+
+OWN_TLS = """
+apiVersion: gateway.networking.k8s.io/v1
+kind: HTTPRoute
+metadata: {name: f}
+spec:
+  parentRefs: [{group: "", kind: Service, name: far}]
+  rules: [{backendRefs: [{name: far, port: 80}]}]
+---
+apiVersion: gateway.networking.k8s.io/v1
+kind: BackendTLSPolicy
+metadata: {name: p}
+spec:
+  targetRefs: [{group: "", kind: Service, name: far}]
+  validation: {hostname: far.example, wellKnownCACertificates: System}
+---"""
+LOOKS = policy(
+    """
+  endpointSelector: {matchLabels: {app: far}}
+  ingress: [{toPorts: [{ports: [{port: "8080"}], rules: {http: [{path: /}]}}]}]
+""",
+    name="looks",
+)
+
+
+def test_a_backends_own_tls_goes_inside_mesh_tls() -> None:
+    found = ask(ALL + SERVICES + OWN_TLS, "shop", "far:80", "GET", "/")
+    assert found.verdict == "ALLOWED"
+    assert [s.text for s in found.steps if s.what in ("tls", "mesh")] == [
+        "the backend's own, for far.example (BackendTLSPolicy)",
+        "mesh TLS: both certificates are verified",
+    ]
+    unseen = ask(ALL + SERVICES + OWN_TLS + LOOKS, "shop", "far:80", "GET", "/")
+    assert (unseen.verdict, unseen.decisive.reason, unseen.decisive.code) == ("DENIED", "TLS_UNSEEN", 503)

@@ -377,3 +377,24 @@ def test_a_denial_of_no_message() -> None:
 def test_http_over_sctp() -> None:
     found = said("CiliumNetworkPolicy", ports("{port: 80, protocol: SCTP}", ", rules: {http: [{}]}"))
     only(found, "spec.ingress[0].toPorts[0].ports[0].protocol: rules.http needs TCP, not SCTP")
+
+
+@pytest.mark.parametrize(
+    ("body", "start"),
+    [
+        (
+            "endpointSelector: {}, ingressDeny: [{}]",
+            "spec.ingressDeny[0]: names nobody and no port: it closes",
+        ),
+        ("endpointSelector: {}, egressDeny: [{}]", "spec.egressDeny[0]: names nobody and no port: it closes"),
+        (
+            "endpointSelector: {}, ingress: [{toPorts: [{ports: [{port: '443'}], serverNames: []}]}]",
+            "spec.ingress[0].toPorts[0].serverNames: is empty: every server name is allowed",
+        ),
+    ],
+)
+def test_what_says_less_than_it_seems_to_is_told(body: str, start: str) -> None:
+    text = f"apiVersion: cilium.io/v2\nkind: CiliumNetworkPolicy\nmetadata: {{name: a}}\nspec: {{{body}}}\n"
+    result = load(text, "f.yaml")
+    assert result.documents and {p.severity for p in result.problems} == {"warning"}
+    only([f"{p.field}: {p.message}" for p in result.problems], start)

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from penstock.manifests import kinds
 from penstock.manifests.document import ObjectKey
 from penstock.manifests.fields import UNSUPPORTED_FIELDS, UNSUPPORTED_VALUES
+from penstock.manifests.kinds import EndpointSlice
 from penstock.manifests.loader import load
 from penstock.manifests.registry import API_VERSIONS, PASSED_OVER, SERVED, served_kind
 
@@ -284,3 +285,68 @@ def test_the_modules_stay_offline() -> None:
     for module in root.glob("*.py"):
         text = module.read_text()
         assert "import grpc" not in text and "pyroute2" not in text and "asyncio" not in text, module
+
+
+ENDPOINTS = """apiVersion: v1
+kind: Endpoints
+metadata: {name: far, namespace: shop}
+subsets:
+- addresses: [{ip: 192.0.2.1, nodeName: a}, {ip: "2001:db8::1"}]
+  notReadyAddresses: [{ip: 192.0.2.2}]
+  ports: [{name: http, port: 80}]
+- addresses: [{ip: 192.0.2.3}]
+  ports: [{port: 53, protocol: UDP}]
+"""
+
+
+def test_endpoints_are_mirrored_into_slices() -> None:
+    result = load(ENDPOINTS, "a.yaml")
+    whole, *slices = result.documents
+    assert not result.problems and str(whole.key) == "Endpoints shop/far"
+    found = []
+    for document in slices:
+        value = document.value
+        assert isinstance(value, EndpointSlice)
+        assert value.metadata.labels["kubernetes.io/service-name"] == "far"
+        ends = [(e.addresses[0], e.conditions.ready) for e in value.endpoints]
+        found.append((document.key.namespace, document.line, value.address_type, ends, value.ports[0].port))
+    assert found == [
+        ("shop", 5, "IPv4", [("192.0.2.1", True), ("192.0.2.2", False)], 80),
+        ("shop", 5, "IPv6", [("2001:db8::1", True)], 80),
+        ("shop", 8, "IPv4", [("192.0.2.3", True)], 53),
+    ]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        'labels: {endpointslice.kubernetes.io/skip-mirror: "true"}',
+        "annotations: {control-plane.alpha.kubernetes.io/leader: x}",
+    ],
+)
+def test_endpoints_that_are_not_to_be_mirrored(metadata: str) -> None:
+    text = ENDPOINTS.replace("namespace: shop", f"namespace: shop, {metadata}")
+    assert [d.key.kind for d in load(text, "a.yaml").documents] == ["Endpoints"]
+
+
+def test_wrong_endpoints() -> None:
+    assert said(ENDPOINTS.replace("192.0.2.3", "127.0.0.1"))[0].startswith(
+        "a.yaml:8: Endpoints shop/far: subsets[1].addresses[0].ip: "
+    )
+    assert said(ENDPOINTS.replace("notReadyAddresses", "notReadyAddress")) == [
+        "a.yaml:6: Endpoints shop/far: subsets[0].notReadyAddress: is not a field here; "
+        'did you mean "notReadyAddresses"?'
+    ]
+
+
+@pytest.mark.parametrize("null", ["null", "~", "Null"])
+def test_a_null_that_is_written_is_left_out(null: str) -> None:
+    """As an API server prunes it; without any value it is a line that was not finished."""
+    text = (
+        "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\nmetadata: {name: r}\n"
+        f"spec:\n  hostnames: {null}\n  parentRefs: [{{name: gw}}]\n"
+    )
+    for whole in (text, "apiVersion: v1\nkind: List\nitems:\n- " + text.replace("\n", "\n  ")):
+        result = load(whole, "a.yaml")
+        assert not result.problems and len(result.documents) == 1
+    assert load(text.replace(f" {null}", ""), "a.yaml").problems

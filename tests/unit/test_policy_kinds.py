@@ -9,6 +9,7 @@ from penstock.manifests.loader import load
 from penstock.manifests.review import review
 from penstock.plan import Direction, Verdict
 from penstock.policy.lookup import look_up
+from penstock.policy.policies import policies
 from penstock.status import Transitions, view
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
@@ -239,3 +240,23 @@ def test_rules_that_have_no_effect_and_selectors_that_find_nobody_are_told() -> 
     )
     (problem,) = review(load(text, "f.yaml").documents)
     assert problem.hint == 'did you mean "web"?'
+
+
+@pytest.mark.parametrize(
+    ("entry", "meant"),
+    [
+        ("X-A", ("x-a", None)),
+        ("X-A: b c", ("x-a", "b c")),
+        ("X-A:b", ("x-a", "b")),
+        (" X-A b c ", ("x-a", "b c")),
+        ("X-A: http://b", ("x-a", "http://b")),
+    ],
+)
+def test_a_header_means_what_its_check_reads(entry: str, meant: tuple[str, str | None]) -> None:
+    """Cilium splits at the first space: without a colon, too, what follows is the value."""
+    http = f"rules: {{http: [{{headers: ['{entry}']}}]}}"
+    ports = f"toPorts: [{{ports: [{{port: '80', protocol: TCP}}], {http}}}]"
+    world, _ = make(PEOPLE + policy(f"{{endpointSelector: {{}}, ingress: [{{{ports}}}]}}"))
+    ((spec,),) = (each.specs for each in policies(world).read.values())
+    assert spec.rules[0].http is not None
+    assert spec.rules[0].http[0].headers == (meant,)

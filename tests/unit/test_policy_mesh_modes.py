@@ -52,6 +52,8 @@ def mode(*documents: str) -> MeshMode:
         ((MESH, NAMESPACE), OFF),
         ((MESH, NAMESPACE, selected("PERMISSIVE")), PERMISSIVE),
         ((MESH, selected("UNSET")), STRICT),
+        ((authentication("a", "{mtls: {mode: STRICT}}"), NAMESPACE), STRICT),
+        ((MESH, authentication("other", "{mtls: {mode: DISABLE}}", "istio-system")), STRICT),
         ((MESH, NAMESPACE, selected("STRICT", app="other")), OFF),
         ((selected("", "80: {mode: STRICT}"),), PERMISSIVE),
         ((NAMESPACE, selected("", "80: {mode: STRICT}")), OFF),

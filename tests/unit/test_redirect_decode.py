@@ -113,9 +113,10 @@ def test_every_table_comes_back() -> None:
 @given(st.booleans(), st.integers(0, 0xFFFFFFFF), st.integers(1, 3))
 def test_a_connection_is_told_from_the_side_that_began(second: bool, epoch: int, verdict: int) -> None:
     key = layout.address_bytes(A) + layout.address_bytes(B) + b"\x1f\x90\x00\x50" + bytes([6, 0, 0, 0])
-    value = struct.pack("=QIIIBB2s", 99, epoch, 7, 0, int(second), verdict, (15001).to_bytes(2, "big"))
+    value = struct.pack("=QQIIIBB2s", 99, 5, epoch, 7, 0, int(second), verdict, (15001).to_bytes(2, "big"))
     assert (len(key), len(value)) == (SHAPES["conntrack"].key, SHAPES["conntrack"].value)
     found = decode.connection(key, value)
     ends = ((found.source, found.source_port), (found.destination, found.destination_port))
     assert ends == (((B, 80), (A, 8080)) if second else ((A, 8080), (B, 80)))
-    assert (found.verdict, found.epoch, found.proxy_port, found.seen) == (verdict, epoch, 15001, 99)
+    assert (found.verdict, found.epoch, found.proxy_port) == (verdict, epoch, 15001)
+    assert (found.seen, found.born) == (99, 5)

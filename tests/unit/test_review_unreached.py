@@ -1,11 +1,11 @@
-"""A BackendTLSPolicy towards a workload of another node: what mesh TLS cannot carry is told with its line."""
+"""A BackendTLSPolicy towards another node, where an L7 rule sees nothing: told with its line."""
 
 from __future__ import annotations
 
 import pytest
 from test_gateway_golden import gateway, route, rule
 from test_routing_gateways import NODES
-from worlds import workload
+from worlds import policy, workload
 
 from penstock.explain.unreached import review_unreached
 from penstock.manifests.store import Store
@@ -52,9 +52,15 @@ spec: {{mtls: {{mode: {text}}}}}
 """
 
 
+TO_FAR = "{endpointSelector: {matchLabels: {app: far}}, ingress: [{%s, toPorts: [%s]}]}"
+ONLY_A = '{ports: [{port: "8443", protocol: TCP}], rules: {http: [{path: /a}]}}'
+JUDGED = policy(TO_FAR % ("fromEndpoints: [{}]", ONLY_A))
+OF_GATEWAYS = policy(TO_FAR % ("fromEntities: [ingress]", ONLY_A))
+
+
 def said(text: str, nodes: str = NODES) -> list[str]:
     client = workload("client", "10.244.1.11", node="node-a")
-    far = workload("far", "10.244.2.11", node="node-b")
+    far = workload("far", "10.244.2.11", node="node-b").replace("---", "  netns: /run/netns/far\n---")
     result = Store().apply({"f.yaml": nodes + client + far + SERVICE + text})
     assert not [p for p in result.problems if p.severity == "error"]
     found = review_unreached(result.documents.values())
@@ -66,13 +72,14 @@ def said(text: str, nodes: str = NODES) -> list[str]:
 @pytest.mark.parametrize(
     ("text", "who"),
     [
-        (MESH, ["of the mesh"]),
-        (MESH + mode("STRICT"), ["of the mesh"]),
-        (MESH + mode("DISABLE"), []),
-        (EDGE, []),
-        (EDGE + mode("STRICT"), ["through Gateways"]),
-        (MESH + EDGE + mode("STRICT"), ["of the mesh", "through Gateways"]),
-        ("", []),
+        (MESH + mode("STRICT"), []),
+        (EDGE + mode("STRICT"), []),
+        (MESH + JUDGED, ["of the mesh"]),
+        (MESH + JUDGED + mode("DISABLE"), ["of the mesh"]),
+        (EDGE + JUDGED, []),
+        (EDGE + OF_GATEWAYS, ["through Gateways"]),
+        (MESH + EDGE + OF_GATEWAYS, ["of the mesh", "through Gateways"]),
+        (JUDGED, []),
     ],
 )
 def test_who_does_not_reach_it(text: str, who: list[str]) -> None:

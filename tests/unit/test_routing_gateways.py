@@ -108,6 +108,24 @@ def test_addresses_that_cannot_be_used(value: str, why: str) -> None:
     assert why in status.pending
 
 
+def test_a_route_of_which_some_rules_are_closed_says_so() -> None:
+    def conditions(*rules: str) -> dict[str, tuple[bool, str]]:
+        _, plan = make(NODES + BACKENDS + gateway() + route(", ".join(rules)))
+        parents: Any = plan.statuses[ObjectKey("HTTPRoute", "default", "r")].extra["parents"]
+        return {c.type: (c.status, c.message) for c in parents[0][1]}
+
+    asks = "{type: ExternalAuth, externalAuth: {protocol: HTTP, backendRef: {name: gone, port: 1}}}"
+    open_, closed = rule("matches: [{path: {value: /x}}]"), rule(f"filters: [{asks}]")
+    found = conditions(open_, closed)
+    assert not found["ResolvedRefs"][0]
+    assert found["PartiallyInvalid"] == (
+        True,
+        "nobody passes rules[1]: the service that they ask is not there",
+    )
+    assert "PartiallyInvalid" not in conditions(open_)
+    assert "PartiallyInvalid" not in conditions(closed)
+
+
 def l7(plan: Plan) -> set[ListenerKey]:
     return {key for key in plan.kernel.listeners if key.kind is ListenerKind.GATEWAY}
 
