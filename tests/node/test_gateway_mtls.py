@@ -75,6 +75,17 @@ def told(mesh: Mesh, node: str, path: str) -> dict[str, Any]:
     return until(f"the Envoy of {node}'s node tells of {path}", found)[-1]
 
 
+def test_where_nobody_reads_the_request_only_the_sender_tells_of_it(mesh: Mesh) -> None:
+    """Without an L7 rule at the receiver its Envoy carries TCP: there is no request to tell of.
+
+    This is the first test: a connection that such a rule once named is read to its end, also without it.
+    """
+    apply(mesh)
+    served(mesh, f"{SECRET}/tcp")
+    assert told(mesh, "client", f"{SECRET}/tcp")["upstream_peer_ids"] == [FAR]
+    assert not [r for r in mesh.on("far").observed(4096) if r.get("path") == f"{SECRET}/tcp"]
+
+
 def test_it_is_tls_on_every_leg_and_each_end_is_proven(mesh: Mesh) -> None:
     """The receiving Envoy reads the request for an L7 rule: both of them tell of it, with who was proven."""
     apply(mesh, ONLY_GATEWAYS)
@@ -87,14 +98,6 @@ def test_it_is_tls_on_every_leg_and_each_end_is_proven(mesh: Mesh) -> None:
     assert sent["upstream_peer_ids"] == [FAR]
     assert (received["peer_ids"], received["local_ids"]) == ([GATEWAY], [FAR])
     assert received["verdict"] == "SERVED"
-
-
-def test_where_nobody_reads_the_request_only_the_sender_tells_of_it(mesh: Mesh) -> None:
-    """Without an L7 rule at the receiver its Envoy carries TCP: there is no request to tell of."""
-    apply(mesh)
-    served(mesh, f"{SECRET}/tcp")
-    assert told(mesh, "client", f"{SECRET}/tcp")["upstream_peer_ids"] == [FAR]
-    assert not [r for r in mesh.on("far").observed(4096) if r.get("path") == f"{SECRET}/tcp"]
 
 
 @pytest.mark.parametrize("mine", [None, STRANGER], ids=["none", "a stranger's"])
