@@ -26,7 +26,7 @@ from penstock.policy.labels import INGRESS
 from penstock.policy.lookup import both_sides, find
 from penstock.policy.rights import Stances
 from penstock.policy.rules import TCP, Port, Rule
-from penstock.policy.server_names import MOST_JOINED
+from penstock.policy.server_names import together
 from penstock.routing.model import EdgeListener
 
 Table = Mapping[PolicyKey, PolicyEntry]
@@ -167,16 +167,17 @@ def _unjoined(facts: Facts) -> Iterator[Problem]:
     for subject, stance in facts.stances.egress.items():
         named = [r for r in stance.rules if r.peers is not None and r.peers.names and r.server_names]
         lists = list(dict.fromkeys(r.server_names for r in named))
-        if len(lists) <= MOST_JOINED:
+        most = together(len(lists))
+        if most >= len(lists):
             continue
-        rule = next(r for r in named if r.server_names == lists[MOST_JOINED])
+        rule = next(r for r in named if r.server_names == lists[-1])
         if rule.origin in told:
             continue
         told.add(rule.origin)
         who = facts.members.representatives()[subject].document.key
         message = (
-            f"is list {MOST_JOINED + 1} of {len(lists)} of server names for names of {who}: an address that"
-            " it learns under more than two of them may have the server names of two only"
+            f"is one of {len(lists)} lists of server names for names of {who}: an address that it learns"
+            f" under more than {most} of them may have the server names of {most} only"
         )
         hint = "write names that share addresses in one rule, with the server names of all of them"
         yield _problem(rule.policy, rule.origin, message, hint, "server-names")
