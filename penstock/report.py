@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from penstock import __version__, generated, status
 from penstock.errors import PenstockError, UsageError
-from penstock.explain.conflicts import review_conflicts
+from penstock.explain.conflicts import rule_problems
 from penstock.explain.unreached import review_unreached
+from penstock.facts import Facts
 from penstock.gateway_status import built_in
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
@@ -74,6 +75,8 @@ class Report:
         self._problems: tuple[Problem, ...] = ()
         self._reviewed: tuple[Problem, ...] | None = ()
         self._failure = "nothing was applied yet"
+        self.facts: Callable[[], Facts | None] = lambda: None
+        """The stages of what was compiled last."""
         self._transitions = Transitions()
         self.earlier = ""
         """What ran before policies were in force."""
@@ -113,7 +116,7 @@ class Report:
                 *review_attachments(documents),
                 *review_traffic(documents),
                 *review_unreached(documents),
-                *review_conflicts(documents),
+                *(rule_problems(facts) if (facts := self.facts()) is not None else ()),
             )
         return (*self._problems, *self._reviewed)
 

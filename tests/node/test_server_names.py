@@ -159,6 +159,7 @@ def test_a_name_is_no_way_past_a_rule_about_requests(mesh: Mesh) -> None:
     address = mesh["api"].address()
     assert tls(mesh["client"], address, HTTP, "one.example.com", timeout=REFUSED) == "silence"
     told(mesh, "node-a", "DROPPED", reason="RULES_CLASH")
+    assert "rules-clash" in [p["code"] for p in mesh.on("client").status()["problems"]]
     assert ask(mesh["other"], address, HTTP).status == 200
 
 
