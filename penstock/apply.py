@@ -21,6 +21,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from penstock.collection import uncollecting
 from penstock.dns.process import DnsProxy
 from penstock.envoy.admin import Admin
 from penstock.envoy.errors import EnvoyAdminError
@@ -139,7 +140,14 @@ class Applier:
         return Closed(changed, carried, tuple(errors), time.perf_counter() - started)
 
     async def apply(self, plan: Plan, closed: Closed) -> Applied:
-        """The other steps, after `close` for a Plan that differs at most in what `carried` asked for."""
+        """The other steps, after `close` for a Plan that differs at most in what `carried` asked for.
+
+        What compiling has left to the garbage collector is not collected while somebody waits for a change.
+        """
+        with uncollecting():
+            return await self._apply(plan, closed)
+
+    async def _apply(self, plan: Plan, closed: Closed) -> Applied:
         errors = list(closed.errors)
         took = {"kernel_closed": round(closed.seconds, 6)}
         started = time.perf_counter() - closed.seconds

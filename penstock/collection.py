@@ -7,7 +7,8 @@ them again and again meanwhile, for nothing: no cycles are made there. It costs 
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
 from typing import ParamSpec, TypeVar
 
@@ -18,20 +19,27 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 
+@contextmanager
+def uncollecting() -> Iterator[None]:
+    """No collections in here; what is due comes after it."""
+    was = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was:
+            if gc.get_count()[0] > _MANY:
+                # Hardly a cycle is among them, and to look for one takes as long as to compile again.
+                gc.freeze()
+            gc.enable()
+
+
 def uncollected(work: Callable[P, R]) -> Callable[P, R]:
     """`work` without collections in between."""
 
     @wraps(work)
     def done(*args: P.args, **kwargs: P.kwargs) -> R:
-        was = gc.isenabled()
-        gc.disable()
-        try:
+        with uncollecting():
             return work(*args, **kwargs)
-        finally:
-            if was:
-                if gc.get_count()[0] > _MANY:
-                    # Hardly a cycle is among them, and to look for one takes as long as to compile again.
-                    gc.freeze()
-                gc.enable()
 
     return done

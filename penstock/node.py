@@ -42,6 +42,7 @@ from penstock.redirect.tables import Tables
 from penstock.workload_api.answers import Held
 from penstock.workload_api.server import WorkloadAPI
 from penstock.world import Allocations, Settings
+from penstock.xds.limits import STRANGERS
 from penstock.xds.server import XdsServer
 from penstock.xds.tcp import TcpAccess
 
@@ -169,7 +170,7 @@ async def open_node(
         if isinstance(ca, CertificateAuthority) and options.xds
         else None
     )
-    clients = XdsServer(clients_socket(options.run_dir), tcp=tcp)
+    clients = XdsServer(clients_socket(options.run_dir), tcp=tcp, limits=STRANGERS)
     clients_socket(options.run_dir).unlink(missing_ok=True)
     envoy = EnvoyProcess(options.run_dir, node=options.node, concurrency=options.concurrency)
     issuer = Issuer(ca, lifetime=options.cert_lifetime, directory=options.state_dir / "svids")

@@ -6,18 +6,17 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from penstock import __version__, generated, status
 from penstock.errors import PenstockError, UsageError
-from penstock.explain.conflicts import rule_problems
-from penstock.explain.unreached import review_unreached
+from penstock.explain.findings import findings
 from penstock.facts import Facts
 from penstock.gateway_status import built_in
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
 from penstock.manifests.registry import served_kind
-from penstock.manifests.review import review
 from penstock.mtls.health import health
 from penstock.observe.floods import PERIOD, Floods
 from penstock.observe.flows import Directory, Flows
@@ -27,10 +26,6 @@ from penstock.plan import Plan
 from penstock.policy.labels import DNS, RESERVED
 from penstock.policy.membership import members
 from penstock.redirect.layout import rule_number
-from penstock.routing.review import review_routes
-from penstock.routing.review_attach import review_attachments
-from penstock.routing.review_edge import review_edge
-from penstock.routing.review_traffic import review_traffic
 from penstock.status import Transitions
 from penstock.world import World
 from penstock.xds.watch import SyncState
@@ -109,15 +104,7 @@ class Report:
         """What is wrong with each file by itself, and what only all of them show (looked for when asked)."""
         if self._reviewed is None:
             documents = self._world.documents.values()
-            self._reviewed = (
-                *review(documents),
-                *review_routes(documents),
-                *review_edge(documents),
-                *review_attachments(documents),
-                *review_traffic(documents),
-                *review_unreached(documents),
-                *(rule_problems(facts) if (facts := self.facts()) is not None else ()),
-            )
+            self._reviewed = findings(documents, datetime.now(UTC), self.facts())
         return (*self._problems, *self._reviewed)
 
     def _objects(self) -> list[dict[str, Any]]:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 _HZ = os.sysconf("SC_CLK_TCK")
 
@@ -57,6 +58,17 @@ def processes(pids: Iterable[int]) -> float:
             fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
             total += int(fields[11]) + int(fields[12])
     return total / _HZ
+
+
+def costed(measure: Callable[[], dict[str, Any]], seconds: float) -> dict[str, Any]:
+    """What `measure` finds in `seconds`, and as `per_cpu` its requests or Gbit by second of processor time.
+
+    On a machine that others share, a rate falls with what they take; this does not.
+    """
+    before = machine()
+    found = measure()
+    work = float(found["rps"] if "rps" in found else found["gbps"]) * seconds
+    return {**found, "per_cpu": round(work / machine().since(before).total, 3)}
 
 
 _WINDOWS = 5

@@ -4,7 +4,8 @@ The Services get their endpoints from EndpointSlices and are the backends of rou
 the proxy has a cluster for each. The whole folder is renamed into place before a daemon whose Envoy has
 nothing yet; what it took is what the daemon says of that change. Its own part is measured in this process:
 from parsed documents to the bytes of the last response, by the same code. Then one endpoint of one Service
-changes again and again: from the daemon's publishing to the acknowledgement of all, and from the file.
+changes again and again: from the daemon's publishing to the acknowledgement of all, and from the file. A
+process that only sleeps tells at which of these moments the machine itself stood still.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 
 from penstock.bench.errors import BenchError
 from penstock.bench.folders import gateway, load, steps_of
+from penstock.bench.idle import Idle, lateness
 from penstock.bench.memory import resident
 from penstock.bench.record import Bar, Result
 from penstock.bench.site import DaemonUnderTest, alone, daemon, scratch, site, workload
@@ -117,11 +119,15 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
         cold = max(running.applied()[before:], key=lambda each: each["done"])
         warm = (cold["compile"] + cold["proxy_ready"]) / 1000
         tell(f"all warm after {warm:.2f} s")
-        steps, whole = _change(running, changes)
+        with Idle() as idle:
+            steps, whole, spans = _change(running, changes)
         memory = {"daemon": resident(running.pid), "envoy": resident(running.envoy_pid())}
     acks = [round(each["proxy_ready"] - each["built"], 3) for each in steps]
     figures = {name: median([each[name] for each in own]) for name in own[0]}
     ack = summary(acks)
+    undisturbed = [acks[n] for n in idle.undisturbed(spans)]
+    if not undisturbed:
+        raise BenchError("the machine stood still during each change", hint="measure when it is quieter")
     return Result(
         bench="endpoints",
         method=f"{SERVICES} Services of {ENDPOINTS} endpoints each (EndpointSlices): from parsed documents "
@@ -131,6 +137,8 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
             "cold": {"own_s": figures["own"], "warm_s": round(warm, 3), "stages": figures, "daemon_ms": cold},
             "one endpoint": {
                 "ack_ms": ack,
+                "ack_undisturbed_ms": summary(undisturbed),
+                "held_up_ms": summary(lateness(idle.held_up) or [0.0]),
                 "file_to_ack_ms": summary(whole),
                 "daemon": steps_of(steps),
             },
@@ -142,11 +150,21 @@ def run(tell: Tell, *, quick: bool = False) -> Result:
             Bar("one endpoint to its acknowledgement, p99", ack["p99"], ACK_BAR, "ms"),
             Bar("memory of the daemon", memory["daemon"]["rss_mb"], RSS_BAR, "MB"),
         ),
-        raw={"own_s": own, "ack_ms": acks, "file_to_ack_ms": whole, "daemon_steps_ms": steps},
+        raw={
+            "own_s": own,
+            "ack_ms": acks,
+            "held_up": idle.held_up,
+            "spans": spans,
+            "file_to_ack_ms": whole,
+            "daemon_steps_ms": steps,
+        },
     )
 
 
-def _change(running: DaemonUnderTest, changes: int) -> tuple[list[dict[str, Any]], list[float]]:
+def _change(
+    running: DaemonUnderTest, changes: int
+) -> tuple[list[dict[str, Any]], list[float], list[tuple[float, float]]]:
+    """The daemon's steps of each change, ms from its file, and from when to when it was acknowledged."""
     whole = []
     before = len(running.applied())
     for number in range(changes):
@@ -157,7 +175,15 @@ def _change(running: DaemonUnderTest, changes: int) -> tuple[list[dict[str, Any]
         part.rename(running.config / "all" / "slice-7.yaml")
         running.settle()
         whole.append(round((time.monotonic() - started) * 1000, 3))
-    return running.applied()[before:], whole
+    steps, ends = running.applied()[before:], running.applied_at()[before:]
+    if len(steps) != changes:
+        raise BenchError(f"{len(steps)} changes were applied instead of {changes}")
+    # The log tells milliseconds.
+    spans = [
+        (at - (step["done"] - step["built"]) / 1000 - 0.001, at + 0.001)
+        for step, at in zip(steps, ends, strict=True)
+    ]
+    return steps, whole, spans
 
 
 def rows(data: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -166,6 +192,10 @@ def rows(data: dict[str, Any]) -> list[tuple[Any, ...]]:
         ("cold: own part", f"{cold['own_s']} s", ""),
         ("cold: all warm", f"{cold['warm_s']} s", ""),
         ("one endpoint: acknowledged", f"{one['ack_ms']['median']} ms", f"{one['ack_ms']['p99']} ms"),
+        (
+            f"one endpoint, while an idle process was not held up ({one['ack_undisturbed_ms']['samples']})",
+            *(f"{one['ack_undisturbed_ms'][k]} ms" for k in ("median", "p99")),
+        ),
         ("one endpoint: from the file", *(f"{one['file_to_ack_ms'][k]} ms" for k in ("median", "p99"))),
         *((f"memory: {who}", f"{figures['rss_mb']} MB", "") for who, figures in memory.items()),
     ]

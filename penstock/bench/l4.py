@@ -13,8 +13,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
+from penstock.bench.cpu import costed
 from penstock.bench.errors import BenchError
 from penstock.bench.record import Bar, Result
 from penstock.bench.serving import (
@@ -78,7 +80,8 @@ def run(
         for number, order in enumerate(turns(tuple(ARMS), rounds)):
             for name, measure in _loads(seconds, stream).items():
                 for arm in order:
-                    raw[arm].setdefault(name, []).append(measure(sites[arm]))
+                    sample = costed(partial(measure, sites[arm]), seconds)
+                    raw[arm].setdefault(name, []).append(sample)
             tell(f"{number + 1}/{rounds} rounds: " + _so_far(raw))
     return _result(raw, rounds, seconds, "l4-bridge" if bridged else "l4")
 
@@ -114,6 +117,13 @@ def _throughput(samples: list[dict[str, Any]]) -> list[float]:
     return [sample["rps"] if "rps" in sample else sample["gbps"] for sample in samples]
 
 
+def _by_processor(samples: list[dict[str, Any]]) -> list[float]:
+    return [sample["per_cpu"] for sample in samples]
+
+
+FIGURES = {"throughput": _throughput, "by processor time": _by_processor}
+
+
 def _so_far(raw: Mapping[str, Mapping[str, list[Any]]]) -> str:
     return ", ".join(
         f"{name} {paired(_throughput(raw['programs'][name]), _throughput(samples)):.3f} "
@@ -129,27 +139,27 @@ def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: fl
     ratios = {}
     for arm in ("programs", "self"):
         for name, base in raw["none"].items():
-            ratios[f"{name} throughput, {arm}"] = round(
-                paired(_throughput(raw[arm][name]), _throughput(base)), 4
-            )
+            for what, figure in FIGURES.items():
+                ratios[f"{name} {what}, {arm}"] = round(paired(figure(raw[arm][name]), figure(base)), 4)
         ratios[f"c1 p50, {arm}"] = round(
             paired(*([sample["p50_us"] for sample in raw[which]["c1"]] for which in (arm, "none"))), 4
         )
     bars = [
         Bar(
-            f"{name} throughput (self {ratios[f'{name} throughput, self']:.3f})",
-            ratios[f"{name} throughput, programs"],
+            f"{name} {what} (self {ratios[f'{name} {what}, self']:.3f})",
+            ratios[f"{name} {what}, programs"],
             BARS[bench],
             above=True,
-            noise=round(doubt(_throughput(raw["self"][name]), _throughput(raw["none"][name])), 4),
+            noise=round(doubt(figure(raw["self"][name]), figure(raw["none"][name])), 4),
         )
+        for what, figure in FIGURES.items()
         for name in raw["none"]
     ]
     return Result(
         bench=bench,
         method="1 KB answers over kept-alive connections (wrk, nginx) and one TCP stream (iperf3) between "
         "two workloads of one node: programs and L4 policy against no programs, in turns; medians, and "
-        "medians of the ratios of neighbours in time",
+        "medians of the ratios of neighbours in time; also for each second of the machine's processor time",
         settings={
             "rounds": rounds,
             "seconds": seconds,
@@ -169,7 +179,7 @@ def _result(raw: Mapping[str, Mapping[str, list[Any]]], rounds: int, seconds: fl
     )
 
 
-COLUMNS = ("ARM", "LOAD", "THROUGHPUT", "RATIO", "P50 us", "P99 us")
+COLUMNS = ("ARM", "LOAD", "THROUGHPUT", "RATIO", "BY CPU", "P50 us", "P99 us")
 
 
 def rows(data: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -180,7 +190,7 @@ def rows(data: dict[str, Any]) -> list[tuple[Any, ...]]:
             figures = data["arms"][arm][name]
             speed = f"{figures['rps']:.0f}/s" if "rps" in figures else f"{figures['gbps']:.2f} Gbit/s"
             share = data["ratios"].get(f"{name} throughput, {arm}", 1.0)
-            found.append(
-                (words, name, speed, f"{share:.3f}", figures.get("p50_us", ""), figures.get("p99_us", ""))
-            )
+            work = data["ratios"].get(f"{name} by processor time, {arm}", 1.0)
+            took = (figures.get("p50_us", ""), figures.get("p99_us", ""))
+            found.append((words, name, speed, f"{share:.3f}", f"{work:.3f}", *took))
     return found

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -236,12 +237,19 @@ class DaemonUnderTest:
 
     def applied(self) -> list[dict[str, Any]]:
         """What the daemon logged about each change that it applied, in milliseconds."""
+        return [{"compile": entry["compile_ms"], **entry["took_ms"]} for entry in self._applied()]
+
+    def applied_at(self) -> list[float]:
+        """When each was in force, in seconds since the epoch."""
+        return [datetime.fromisoformat(entry["time"]).timestamp() for entry in self._applied()]
+
+    def _applied(self) -> list[dict[str, Any]]:
         found = []
         for line in self.log.read_text().splitlines():
             with suppress(ValueError):
                 entry = json.loads(line)
                 if entry.get("message") == "applied":
-                    found.append({"compile": entry["compile_ms"], **entry["took_ms"]})
+                    found.append(entry)
         return found
 
     def stop(self) -> None:

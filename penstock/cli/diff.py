@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -67,28 +65,21 @@ def diff(
     return 2 if found["refused"] else 1 if found["changed"] else 0
 
 
-def _since(texts: Mapping[str, str]) -> dict[str, float]:
-    """When each file was written, which decides ties between routes."""
-    found = {}
-    for file in texts:
-        with suppress(OSError):
-            found[file] = os.stat(file).st_mtime
-    return found
-
-
 def _live(texts: Mapping[str, str], run_dir: Path) -> dict[str, Any]:
+    from penstock.cli.validate import since
     from penstock.control import ControlClient
 
     with ControlClient(run_dir) as client:
-        return dict(client.call("diff", texts=dict(texts), since=_since(texts)))
+        return dict(client.call("diff", texts=dict(texts), since=since(texts)))
 
 
 def _offline(old: Mapping[str, str], new: Mapping[str, str], node: str | None) -> dict[str, Any]:
+    from penstock.cli.validate import since
     from penstock.diff import differences, planned
     from penstock.explain import offline
     from penstock.manifests.store import Store
 
-    first, second = (Store().apply(texts, _since(texts)) for texts in (old, new))
+    first, second = (Store().apply(texts, since(texts)) for texts in (old, new))
     at = node or offline.node_of({**first.documents, **second.documents})
     before = planned(first.documents, at)
     return differences(before, planned(second.documents, at, before), second.problems)

@@ -32,7 +32,7 @@ def get(
 ) -> None:
     """Show objects of KIND (in any case, also plural or short), or the one called NAME, with their status.
 
-    Kinds: Workload, Node, Service, EndpointSlice, Namespace, CiliumNetworkPolicy (cnp),
+    Kinds: Workload, Node, Service, Endpoints, EndpointSlice, Namespace, CiliumNetworkPolicy (cnp),
     CiliumClusterwideNetworkPolicy (ccnp), NetworkPolicy (netpol), HTTPRoute, GRPCRoute, ReferenceGrant,
     PeerAuthentication.
     """

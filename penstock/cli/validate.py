@@ -6,21 +6,17 @@ import os
 import sys
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
 from typing import Any
 
 import click
 import msgspec
 
 from penstock.errors import InputError, PenstockError
-from penstock.explain.conflicts import review_conflicts
-from penstock.explain.unreached import review_unreached
+from penstock.explain.findings import findings
 from penstock.manifests.problem import Problem
-from penstock.manifests.review import review
 from penstock.manifests.store import Store
-from penstock.routing.review import review_routes
-from penstock.routing.review_attach import review_attachments
-from penstock.routing.review_edge import review_edge
-from penstock.routing.review_traffic import review_traffic
 from penstock.sources.reading import Absent, find, read
 
 STDIN = "(stdin)"
@@ -45,19 +41,10 @@ def validate(paths: tuple[str, ...], more: tuple[str, ...], output: str) -> None
     except PenstockError as e:
         click.echo(f"penstock: {e}" + (f"; {e.hint}" if e.hint else ""), err=True)
         sys.exit(e.exit_code)
-    result = Store().apply(texts)
+    result = Store().apply(texts, since(texts))
     documents = result.documents.values()
     problems = sorted(
-        [
-            *result.problems,
-            *review(documents),
-            *review_routes(documents),
-            *review_edge(documents),
-            *review_attachments(documents),
-            *review_traffic(documents),
-            *review_unreached(documents),
-            *review_conflicts(documents),
-        ],
+        [*result.problems, *findings(documents, datetime.now(UTC))],
         key=lambda problem: (problem.file, problem.line),
     )
     counts = Counter(problem.severity for problem in problems)
@@ -78,6 +65,15 @@ def validate(paths: tuple[str, ...], more: tuple[str, ...], output: str) -> None
             err=True,
         )
     sys.exit(2 if counts["error"] else 0)
+
+
+def since(texts: Mapping[str, str]) -> dict[str, float]:
+    """When each file was written, which decides ties between routes."""
+    found = {}
+    for file in texts:
+        with suppress(OSError):
+            found[file] = os.stat(file).st_mtime
+    return found
 
 
 def describe(problem: Problem) -> str:

@@ -11,11 +11,12 @@ import re
 from envoy.config.core.v3 import base_pb2
 from envoy.config.route.v3 import route_components_pb2 as components
 from envoy.extensions.filters.http.cors.v3 import cors_pb2
+from envoy.extensions.retry.host.previous_hosts.v3 import previous_hosts_pb2
 from envoy.type.matcher.v3 import regex_pb2, string_pb2
 from google.protobuf import wrappers_pb2
 
 from penstock.envoy import mirrors, rbac, traffic
-from penstock.envoy.protos import seconds
+from penstock.envoy.protos import pack, seconds
 from penstock.routing.actions import Actions, Cors, HeaderChanges, PathChange, Redirect, Retry
 from penstock.routing.model import StringMatch
 
@@ -32,6 +33,9 @@ _STATUS = {
 
 _RETRY_ON = "connect-failure,refused-stream,reset"
 """A backend that cannot be reached, and one that ends without an answer."""
+
+_MOST_CHOICES = 5
+"""Times that an endpoint is chosen anew for one that has failed this request; then it may be that one."""
 
 _MOST_BACKOFF = 10
 """Times the least wait: Envoy's own proportion."""
@@ -113,6 +117,9 @@ def _retry(retry: Retry | None, try_timeout: int | None) -> components.RetryPoli
         if retry.backoff is not None:
             policy.retry_back_off.base_interval.CopyFrom(seconds(retry.backoff / 1000))
             policy.retry_back_off.max_interval.CopyFrom(seconds(_MOST_BACKOFF * retry.backoff / 1000))
+        other = policy.retry_host_predicate.add(name="previous_hosts")
+        other.typed_config.CopyFrom(pack(previous_hosts_pb2.PreviousHostsPredicate()))
+        policy.host_selection_retry_max_attempts = _MOST_CHOICES
     return policy
 
 

@@ -34,12 +34,14 @@ Code = Literal[
     "duplicate",
     "reference",  # names or selects something that is not there
     "shadowed",  # a match that can never match (this and the next three: routing/review.py)
+    "never",  # a path or method that no request has (routing/review_never.py)
     "weights",
     "grant",
     "endpoints",
     "unattached",  # a route that no listener takes (this and the next: routing/review_attach.py)
     "listener",
     "certificate",  # not for the host name that it is shown for (routing/review_edge.py)
+    "expiry",  # a certificate that is no longer good, or soon (routing/review_expiry.py)
     "conflict",  # two policies for one target (this and the next: routing/review_traffic.py)
     "untouched",
     "mesh-tls",  # a BackendTLSPolicy beside an L7 rule on another node (explain/unreached.py)

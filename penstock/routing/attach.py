@@ -221,9 +221,12 @@ def _conflict(one: Entry, other: Entry) -> str:
         return ""
     if first != second:
         return "ProtocolConflict"
-    if one.hostname != other.hostname and first in ("HTTP", "TLS"):
+    mixed = one.protocol != other.protocol
+    # One that is for every name has those of the other, too, and would speak another protocol there.
+    overlapping = mixed and not (one.hostname and other.hostname)
+    if one.hostname != other.hostname and first in ("HTTP", "TLS") and not overlapping:
         return ""
-    return "HostnameConflict" if one.protocol == other.protocol else "ProtocolConflict"
+    return "ProtocolConflict" if mixed else "HostnameConflict"
 
 
 # --- routes ---------------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from penstock.manifests.route_kinds import GRPCMethodMatch, GRPCRouteMatch, HTTP
 from penstock.routing.model import RouteMatch, StringMatch
 
 GROUP = "gateway.networking.k8s.io"
+_GROUPS = {"HTTPPolicy": "penstock.dev"}
+"""Of kinds that name what is in other namespaces, and are not Gateway API's."""
 
 
 def _string(kind: str, value: str) -> StringMatch:
@@ -72,7 +74,7 @@ def permitted(
     """Whether `source` may name `kind` (of the core group) `name` of `namespace`, which has `grants`."""
     if namespace == source.namespace:
         return True
-    wanted = (GROUP, source.kind, source.namespace)
+    wanted = (_GROUPS.get(source.kind, GROUP), source.kind, source.namespace)
     return any(
         any((f.group, f.kind, f.namespace) == wanted for f in grant.spec.from_)
         and any((t.group, t.kind) == ("", kind) and t.name in (None, name) for t in grant.spec.to)

@@ -7,13 +7,11 @@ that no workload stands behind). Each is at the place in the route that would ha
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from penstock.manifests.document import Document
-from penstock.manifests.kinds import EndpointSlice, Service, Workload
+from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Finding, Path, Problem
 from penstock.manifests.review import problem
 from penstock.manifests.route_kinds import (
@@ -25,12 +23,14 @@ from penstock.manifests.route_kinds import (
     HTTPRouteRule,
     ReferenceGrant,
 )
-from penstock.routing.endpoints import SLICE_LABEL
+from penstock.routing import patterns
 from penstock.routing.matches import GROUP, grpc_match, http_match, permitted, precedence
 from penstock.routing.model import RouteMatch
+from penstock.routing.review_attach import attachments
+from penstock.routing.review_backends import Behind, behind
 
-_LITERAL = re.compile(r"[A-Za-z0-9/_-]*")
-"""The beginning of a regular expression that stands for itself, but for its last character (see _head)."""
+Attachments = Mapping[ObjectKey, Sequence[tuple[tuple[ObjectKey, int], str]]]
+"""Route → the listeners that it is attached to, each with a host name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ def review_routes(documents: Iterable[Document]) -> list[Problem]:
     routes = [d for d in everything if isinstance(d.value, HTTPRoute | GRPCRoute)]
     if not routes:
         return []
-    found = [problem(document, finding) for document, finding in _shadowed(routes)]
-    served = served_services(everything)
+    found = [problem(d, finding) for d, finding in _shadowed(routes, attachments(everything))]
+    served = behind(everything)
     grants: dict[str, list[ReferenceGrant]] = defaultdict(list)
     for document in everything:
         if isinstance(document.value, ReferenceGrant):
@@ -68,33 +68,9 @@ def _rules(document: Document) -> Sequence[HTTPRouteRule | GRPCRouteRule]:
 # --- backends -------------------------------------------------------------------------------------------
 
 
-def served_services(documents: Iterable[Document]) -> Mapping[tuple[str, str], bool]:
-    """Every Service, and whether anything stands behind it."""
-    workloads: dict[str, list[Mapping[str, str]]] = defaultdict(list)
-    sliced: set[tuple[str, str]] = set()
-    services: list[tuple[Document, Service]] = []
-    for document in documents:
-        value, namespace = document.value, document.key.namespace
-        if isinstance(value, Workload):
-            workloads[namespace].append(value.metadata.labels)
-        elif isinstance(value, EndpointSlice) and value.endpoints:
-            sliced.add((namespace, value.metadata.labels.get(SLICE_LABEL, "")))
-        elif isinstance(value, Service):
-            services.append((document, value))
-    found = {}
-    for document, service in services:
-        key = (document.key.namespace, document.key.name)
-        wanted = service.spec.selector
-        if wanted:
-            found[key] = any(wanted.items() <= labels.items() for labels in workloads[key[0]])
-        else:
-            found[key] = key in sliced
-    return found
-
-
 def _backends(
     document: Document,
-    served: Mapping[tuple[str, str], bool],
+    served: Behind,
     grants: Mapping[str, Sequence[ReferenceGrant]],
 ) -> Iterator[Finding]:
     dialled = _dialled(document)
@@ -113,9 +89,9 @@ def _backends(
                 message = f"no ReferenceGrant of namespace {namespace} permits it: its requests get 500"
                 hint = f"one in {namespace}, from {document.key.kind} of {document.key.namespace}, to Service"
                 yield Finding((*at, j, "namespace"), message, hint, code="grant")
-            elif ref.weight and served.get((namespace, ref.name)) is False:
+            elif ref.weight and (why := served.nobody(namespace, ref.name, ref.port)):
                 message = f"no endpoint stands behind Service {namespace}/{ref.name}: its requests get 503"
-                yield Finding((*at, j, "name"), message, code="endpoints")
+                yield Finding((*at, j, "name"), message, why, "endpoints")
 
 
 def _dialled(document: Document) -> frozenset[tuple[str, str]]:
@@ -139,34 +115,33 @@ def _places(document: Document) -> Iterator[_Place]:
             yield _Place(document, at, match, precedence(document, match, (i, j)))
 
 
-def _tables(routes: Iterable[Document]) -> Iterator[list[_Place]]:
-    """Matches that are tried one after the other: of one parent, for one host name, by the same clients."""
+def _tables(routes: Iterable[Document], places: Attachments) -> Iterator[list[_Place]]:
+    """Matches that are tried one after the other: of one listener and host name, or of one Service and by
+    the same clients."""
     tables: dict[tuple[object, ...], list[_Place]] = defaultdict(list)
     for document in routes:
         assert isinstance(document.value, HTTPRoute | GRPCRoute)
         own = document.key.namespace
-        places = list(_places(document))
+        matches = list(_places(document))
+        for listener, host in places.get(document.key, ()):
+            tables[(*listener, host)] += matches
         for parent in document.value.spec.parent_refs:
-            namespace = parent.namespace or own
-            clients = None if namespace == own else own
-            names: Sequence[str] = ("",)
-            if parent.kind != "Service":
-                clients, names = None, document.value.spec.hostnames or names
-            for host in names:
-                at = (parent.kind, namespace, parent.name, parent.port, parent.section_name)
-                tables[(*at, clients, host.lower())] += places
-    for places in tables.values():
-        yield sorted(places, key=lambda place: place.order)
+            if parent.kind == "Service":
+                namespace = parent.namespace or own
+                clients = None if namespace == own else own
+                tables[("Service", namespace, parent.name, parent.port, clients)] += matches
+    for found in tables.values():
+        yield sorted(found, key=lambda place: place.order)
 
 
-def _shadowed(routes: Iterable[Document]) -> Iterator[tuple[Document, Finding]]:
+def _shadowed(routes: Iterable[Document], places: Attachments) -> Iterator[tuple[Document, Finding]]:
     """Where a match stands, another one stands before it: at every parent and for every host name."""
     found: dict[tuple[str, Path], tuple[_Place, _Place]] = {}
     free: set[tuple[str, Path]] = set()
-    for places in _tables(routes):
-        for number, place in enumerate(places):
+    for table in _tables(routes, places):
+        for number, place in enumerate(table):
             mark = (str(place.document.key), place.path)
-            by = next((p for p in places[:number] if _covers(p.match, place.match)), None)
+            by = next((p for p in table[:number] if _covers(p.match, place.match)), None)
             if by is None:
                 free.add(mark)
             else:
@@ -188,16 +163,8 @@ def _covers(first: RouteMatch, second: RouteMatch) -> bool:
     if path.kind == "prefix":
         prefix = path.value.rstrip("/")
         if other.kind == "regex":
-            return not prefix or _head(other.value).startswith(f"{prefix}/")
+            return not prefix or patterns.within(other.value, prefix)
         return f"{other.value.rstrip('/')}/".startswith(f"{prefix}/")
+    if path.kind == other.kind == "regex":
+        return patterns.all_of(path.value, other.value)
     return (path.kind, path.value) == (other.kind, other.value)
-
-
-def _head(pattern: str) -> str:
-    """What every path that `pattern` matches begins with; '' where alternatives make that hard to say."""
-    if "|" in pattern:
-        return ""
-    literal = _LITERAL.match(pattern)
-    assert literal is not None
-    # A quantifier after the last character may make that one optional.
-    return literal.group() if literal.end() == len(pattern) else literal.group()[:-1]

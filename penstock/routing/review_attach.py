@@ -7,7 +7,7 @@ comes to be. Warnings all; docs/findings.md tells of each code.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from penstock.manifests.document import Document, ObjectKey
@@ -45,6 +45,38 @@ def review_attachments(documents: Iterable[Document]) -> list[Problem]:
     found += [problem(document, f) for document, f in _routes(edge)]
     found += [problem(document, f) for document, f in _policies(world)]
     return sorted(found, key=lambda p: (p.file, p.line))
+
+
+def attachments(
+    documents: Iterable[Document],
+) -> Mapping[ObjectKey, Sequence[tuple[tuple[ObjectKey, int], str]]]:
+    """The listeners that each HTTPRoute and GRPCRoute is attached to, with the host names that it has there.
+
+    A Gateway that is not among `documents` counts as one that takes all.
+    """
+    everything = {d.key: d for d in documents}
+    world = World("", everything)
+    edge = _Edge(world, Namespaces(world))
+    for _ in _listeners(edge):
+        pass
+    found: dict[ObjectKey, dict[tuple[tuple[ObjectKey, int], str], None]] = {}
+    for document in world.of_kinds(HTTPRoute, GRPCRoute):
+        route = document.value
+        assert isinstance(route, HTTPRoute | GRPCRoute)
+        mine = found.setdefault(document.key, {})
+        for parent in route.spec.parent_refs:
+            key = ObjectKey(parent.kind, parent.namespace or document.key.namespace, parent.name)
+            if key in edge.listeners:
+                taken, _ = attach(
+                    document, parent, route.spec.hostnames, edge.listeners[key], edge.namespaces
+                )
+                for each in taken:
+                    place = (each.entry.owner.key, each.entry.index)
+                    mine.update(dict.fromkeys((place, own.lower()) for _, own in each.hosts))
+            elif parent.kind != "Service":
+                section = ObjectKey(f"{parent.section_name}:{parent.port}", key.namespace, key.name)
+                mine.update({((section, 0), host.lower()): None for host in route.spec.hostnames or ("",)})
+    return {key: tuple(places) for key, places in found.items()}
 
 
 def _age(document: Document) -> tuple[object, ...]:

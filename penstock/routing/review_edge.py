@@ -34,14 +34,14 @@ from penstock.manifests.review import problem
 from penstock.manifests.route_kinds import GRPCRoute, GRPCRouteRule, HTTPRoute, HTTPRouteRule, ReferenceGrant
 from penstock.policy.ingress_classes import CLASS, DEFAULT, OLD_CLASS
 from penstock.routing.matches import permitted
-from penstock.routing.review import served_services
+from penstock.routing.review_backends import Behind, behind
 
 
 @dataclass(frozen=True, slots=True)
-class _All:
-    """What others may refer to."""
+class Known:
+    """What others may refer to, by namespace and name."""
 
-    served: Mapping[tuple[str, str], bool]
+    served: Behind
     ports: Mapping[tuple[str, str], Sequence[ServicePort]]
     grants: Mapping[str, Sequence[ReferenceGrant]]
     secrets: Mapping[tuple[str, str], Secret]
@@ -53,9 +53,7 @@ class _All:
         return permitted(source, namespace, name, self.grants.get(namespace, ()), kind)
 
 
-def review_edge(documents: Iterable[Document]) -> list[Problem]:
-    """Every warning about what stands at the edge, in the order of files and lines."""
-    everything = list(documents)
+def known_of(everything: Sequence[Document]) -> Known:
     grants: dict[str, list[ReferenceGrant]] = {}
     secrets, ports, maps, classes = {}, {}, set(), {CLASS: False}
     for document in everything:
@@ -70,13 +68,19 @@ def review_edge(documents: Iterable[Document]) -> list[Problem]:
             ports[place] = value.spec.ports
         elif isinstance(value, IngressClass):
             classes[document.key.name] = document.metadata.annotations.get(DEFAULT) == "true"
-    known = _All(served_services(everything), ports, grants, secrets, frozenset(maps), classes)
+    return Known(behind(everything), ports, grants, secrets, frozenset(maps), classes)
+
+
+def review_edge(documents: Iterable[Document]) -> list[Problem]:
+    """Every warning about what stands at the edge, in the order of files and lines."""
+    everything = list(documents)
+    known = known_of(everything)
     found = [problem(document, f) for document in everything for f in _findings(document, known)]
     found += [problem(document, f) for document, f in _twice(everything)]
     return sorted(found, key=lambda p: (p.file, p.line))
 
 
-def _findings(document: Document, known: _All) -> Iterator[Finding]:
+def _findings(document: Document, known: Known) -> Iterator[Finding]:
     value = document.value
     if isinstance(value, TLSRoute | TCPRoute | UDPRoute):
         yield from _stream(document, value, known)
@@ -88,7 +92,7 @@ def _findings(document: Document, known: _All) -> Iterator[Finding]:
                     ref = item.request_mirror.backend_ref
                     if (ref.group, ref.kind) == ("", "Service"):
                         at = ("spec", "rules", i, "filters", j, "requestMirror", "backendRef")
-                        yield from _backend(document, ref.name, ref.namespace, at, "no copy is sent", known)
+                        yield from backend(document, ref.name, ref.namespace, at, "no copy is sent", known)
     elif isinstance(value, Gateway | ListenerSet):
         if isinstance(value, Gateway) and value.spec.tls is not None:
             yield from _gateway_tls(document, value.spec.tls, known)
@@ -101,21 +105,27 @@ def _findings(document: Document, known: _All) -> Iterator[Finding]:
 # --- backends -------------------------------------------------------------------------------------------
 
 
-def _backend(
-    document: Document, name: str, namespace: str | None, path: Path, fate: str, known: _All
+def backend(
+    document: Document,
+    name: str,
+    namespace: str | None,
+    path: Path,
+    fate: str,
+    known: Known,
+    port: int | None = None,
 ) -> Iterator[Finding]:
     where = namespace or document.key.namespace
     if not known.allows(document.key, "Service", where, name):
         hint = f"one in {where}, from {document.key.kind} of {document.key.namespace}, to Service"
         message = f"no ReferenceGrant of namespace {where} permits it: {fate}"
         yield Finding((*path, "namespace"), message, hint, code="grant")
-    elif known.served.get((where, name)) is False:
+    elif why := known.served.nobody(where, name, port):
         message = f"no endpoint stands behind Service {where}/{name}: {fate}"
-        yield Finding((*path, "name"), message, code="endpoints")
+        yield Finding((*path, "name"), message, why, "endpoints")
 
 
-def _port(
-    place: tuple[str, str], port: int | str | None, path: Path, known: _All, protocol: str = "TCP"
+def port_of(
+    place: tuple[str, str], port: int | str | None, path: Path, known: Known, protocol: str = "TCP"
 ) -> Iterator[Finding]:
     """A warning if there is no such Service, or it has no such port (by number, or by name) of `protocol`."""
     if place not in known.ports:
@@ -128,7 +138,7 @@ def _port(
         yield Finding((*path, "port"), message, f"it has {has}", code="reference")
 
 
-def _stream(document: Document, route: TLSRoute | TCPRoute | UDPRoute, known: _All) -> Iterator[Finding]:
+def _stream(document: Document, route: TLSRoute | TCPRoute | UDPRoute, known: Known) -> Iterator[Finding]:
     protocol = "UDP" if isinstance(route, UDPRoute) else "TCP"
     fate = "its datagrams get lost" if isinstance(route, UDPRoute) else "its connections are closed"
     for i, rule in enumerate(route.spec.rules):
@@ -138,8 +148,8 @@ def _stream(document: Document, route: TLSRoute | TCPRoute | UDPRoute, known: _A
         for j, ref in enumerate(rule.backend_refs):
             if (ref.group, ref.kind) == ("", "Service") and ref.weight:
                 place = (ref.namespace or document.key.namespace, ref.name)
-                yield from _port(place, ref.port, (*at, j), known, protocol)
-                yield from _backend(document, ref.name, ref.namespace, (*at, j), fate, known)
+                yield from port_of(place, ref.port, (*at, j), known, protocol)
+                yield from backend(document, ref.name, ref.namespace, (*at, j), fate, known, ref.port)
 
 
 # --- certificates ---------------------------------------------------------------------------------------
@@ -175,7 +185,7 @@ def _covered(host: str, names: Iterable[str]) -> bool:
 
 
 def _certificate(
-    document: Document, host: str, refs: Sequence[tuple[str, str]], path: Path, known: _All
+    document: Document, host: str, refs: Sequence[tuple[str, str]], path: Path, known: Known
 ) -> Iterator[Finding]:
     """A warning if the Secrets (namespace, name) hold certificates, and none of them is for `host`."""
     found = [known.secrets[ref] for ref in refs if ref in known.secrets]
@@ -187,7 +197,7 @@ def _certificate(
     yield Finding(path, message, f"what there is, is for {shown}", code="certificate")
 
 
-def _gateway_tls(document: Document, tls: GatewayTLS, known: _All) -> Iterator[Finding]:
+def _gateway_tls(document: Document, tls: GatewayTLS, known: Known) -> Iterator[Finding]:
     """What the Gateway's own TLS names: the certificate for backends, the authorities for clients."""
     at: Path = ("spec", "tls")
     if tls.backend is not None and tls.backend.client_certificate_ref is not None:
@@ -205,7 +215,7 @@ def _gateway_tls(document: Document, tls: GatewayTLS, known: _All) -> Iterator[F
 
 
 def _held(
-    document: Document, ref: ObjectReference | CertificateReference, path: Path, fate: str, known: _All
+    document: Document, ref: ObjectReference | CertificateReference, path: Path, fate: str, known: Known
 ) -> Iterator[Finding]:
     namespace = ref.namespace or document.key.namespace
     there = known.maps if ref.kind == "ConfigMap" else known.secrets
@@ -220,7 +230,7 @@ def _held(
         yield Finding((*path, "name"), message, code="reference")
 
 
-def _listener(document: Document, listener: Listener, path: Path, known: _All) -> Iterator[Finding]:
+def _listener(document: Document, listener: Listener, path: Path, known: Known) -> Iterator[Finding]:
     refs: list[ObjectReference] = listener.tls.certificate_refs if listener.tls else []
     usable = []
     for i, ref in enumerate(refs):
@@ -242,7 +252,7 @@ def _listener(document: Document, listener: Listener, path: Path, known: _All) -
 # --- Ingress --------------------------------------------------------------------------------------------
 
 
-def _ingress(document: Document, ingress: Ingress, known: _All) -> Iterator[Finding]:
+def _ingress(document: Document, ingress: Ingress, known: Known) -> Iterator[Finding]:
     spec, namespace = ingress.spec, document.key.namespace
     named = spec.ingress_class_name or ingress.metadata.annotations.get(OLD_CLASS)
     if named is not None and named not in known.classes:
@@ -261,10 +271,10 @@ def _ingress(document: Document, ingress: Ingress, known: _All) -> Iterator[Find
                 backends.append((at, path.backend.service))
     for at, service in backends:
         name = service.name
-        yield from _port((namespace, name), service.port.name or service.port.number, at, known)
-        if known.served.get((namespace, name)) is False:
+        yield from port_of((namespace, name), service.port.name or service.port.number, at, known)
+        if why := known.served.nobody(namespace, name, service.port.name or service.port.number):
             message = f"no endpoint stands behind Service {namespace}/{name}: its requests get 503"
-            yield Finding((*at, "name"), message, code="endpoints")
+            yield Finding((*at, "name"), message, why, "endpoints")
     hosts = {rule.host.lower() for rule in spec.rules}
     for i, entry in enumerate(spec.tls):
         at = ("spec", "tls", i)

@@ -26,7 +26,7 @@ from types import TracebackType
 from asyncinotify import Event, Inotify, Mask, Watch
 
 from penstock.errors import InputError
-from penstock.sources.reading import Absent, Content, find, is_manifest, read
+from penstock.sources.reading import Absent, Content, find, is_manifest, read, untouched
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +112,7 @@ class FileSource:
             log.error("%s cannot be read (%s), its last content stays in force", self._directory, e.strerror)
             return {}
         self._lost = False
-        return self._take({*files, *self._known})
+        return self._take(file for file in {*files, *self._known} if not self._untouched(file))
 
     async def changes(self) -> AsyncIterator[Mapping[str, str | None]]:
         """Every later change as it happens, in the form of `scan`. Runs until it is cancelled."""
@@ -262,6 +262,10 @@ class FileSource:
                 if is_backup:
                     self._deadlines.setdefault(left[event.cookie], time.monotonic() + GRACE)
 
+    def _untouched(self, file: str) -> bool:
+        known = self._known.get(file)
+        return known is not None and file not in self._deadlines and untouched(file, known)
+
     def _take(self, files: Iterable[str]) -> Mapping[str, str | None]:
         """Reads `files`; returns those that count as changed and remembers them."""
         changes: dict[str, str | None] = {}
@@ -280,8 +284,8 @@ class FileSource:
                 continue
             self._deadlines.pop(file, None)
             if isinstance(content, Content):
+                self._known[file] = content
                 if content != known:
-                    self._known[file] = content
                     changes[file] = content.text
             elif known is not None:
                 del self._known[file]

@@ -12,7 +12,8 @@ import errno
 import fcntl
 import os
 import signal
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from enum import Enum, auto
 
 from penstock.manifests.tree import MAX_TEXT
@@ -29,12 +30,24 @@ class Absent(Enum):
     """Open for writing: its writer is not done."""
 
 
+Stamp = tuple[int, int, int, int, int]
+"""Device, inode, size, and when content and inode were changed last (ns)."""
+
+_TICK = 1_000_000_000
+"""ns: more than a step of any file system's clock, and than two machines' clocks should be apart."""
+
+
 @dataclass(frozen=True, slots=True)
 class Content:
-    """`modified` is in seconds since the epoch. Bytes that are not UTF-8 become lone surrogates."""
+    """`modified` is in seconds since the epoch. Bytes that are not UTF-8 become lone surrogates.
+
+    `stamp` is what the file system says of a file as long as it is not touched; None if it had been touched
+    so shortly before that the next time could look the same.
+    """
 
     text: str
     modified: float
+    stamp: Stamp | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,4 +125,18 @@ def read(path: str) -> Content | Absent:
             raw = file.read(4 * MAX_TEXT + 1)
         except OSError:
             return Absent.UNREADABLE
-    return Content(raw.decode("utf-8-sig", errors="surrogateescape"), about.st_mtime)
+    at_rest = about.st_ctime_ns < time.time_ns() - _TICK
+    stamp = _stamp(about) if at_rest else None
+    return Content(raw.decode("utf-8-sig", errors="surrogateescape"), about.st_mtime, stamp)
+
+
+def untouched(path: str, known: Content) -> bool:
+    """Whether nobody has touched a file since `known` was read."""
+    try:
+        return known.stamp is not None and _stamp(os.stat(path)) == known.stamp
+    except OSError:
+        return False
+
+
+def _stamp(about: os.stat_result) -> Stamp:
+    return about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, about.st_ctime_ns

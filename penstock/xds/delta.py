@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from penstock.xds import wire
+from penstock.xds.errors import ProtocolError
 from penstock.xds.said import Response
 from penstock.xds.session import Request, Session
 from penstock.xds.watch import Watch
@@ -23,6 +26,12 @@ class DeltaSession(Session):
             response.kept,
             ttl=self.understands_ttl,
         )
+
+    def _asked(self, request: Request, names: Set[str]) -> int:
+        if request.resource_locators_subscribe or request.resource_locators_unsubscribe:
+            raise ProtocolError("resource_locators_subscribe is not supported: ask by name")
+        told = (*request.resource_names_subscribe, *request.initial_resource_versions)
+        return len(names) + sum(name not in names for name in told)
 
     def _subscribe(self, watch: Watch, request: Request) -> None:
         if not watch.opened:

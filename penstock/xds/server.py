@@ -19,9 +19,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,11 +31,13 @@ from penstock.errors import HostError
 from penstock.xds import services as xds_services
 from penstock.xds.csds import client_status
 from penstock.xds.errors import ProtocolError
+from penstock.xds.limits import UNLIMITED, Limits
 from penstock.xds.order import Stage
 from penstock.xds.peers import turn_away
-from penstock.xds.said import Nacked, Response
+from penstock.xds.said import Nacked
 from penstock.xds.session import Session
 from penstock.xds.snapshot import Snapshot
+from penstock.xds.stream import Stream
 from penstock.xds.tcp import TcpAccess
 from penstock.xds.watch import Refusal, ResourceStatus
 
@@ -75,61 +75,6 @@ class ClientState:
 LAST_MESSAGE = 5.0
 """Seconds that a client who ends, or breaks the protocol, has to take the message that is on its way."""
 
-MOST_WAITING = 256
-"""Responses that may wait for a client before its further questions do."""
-
-
-class _Stream:
-    """A session and the responses on their way out."""
-
-    def __init__(self, session: Session, refusal: Callable[[], str] = str) -> None:
-        """`refusal` says why the client may not be here any more; "" if it may."""
-        self.session = session
-        self.refusal = refusal
-        self._responses: deque[Response] = deque()
-        self._ready = asyncio.Event()
-        self._taken = asyncio.Event()
-        self._ended = False
-
-    def end(self) -> None:
-        """Nothing more is sent but what is on its way: gRPC cannot end a call in the middle of a message."""
-        self._ended = True
-        self._responses.clear()
-        self._ready.set()
-
-    def push(self, responses: Iterable[Response]) -> None:
-        """Also with nothing to send this looks whether the client may still be here."""
-        self._responses.extend(responses)
-        self._ready.set()
-
-    async def write(self, context: Any) -> None:
-        """Send responses to the end, one at a time: a slow client holds its own stream back, nothing else."""
-        while True:
-            await self._ready.wait()
-            # Before anything is looked at: what happens while a response is being written wakes us once more.
-            self._ready.clear()
-            if self._ended:
-                return
-            if why := self.refusal():
-                # The end of the call ends its requests too.
-                with suppress(grpc.aio.AbortError):
-                    await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
-                return
-            while self._responses:
-                await context.write(self.session.encode(self._responses.popleft()))
-                self._taken.set()
-
-    @property
-    def waiting(self) -> int:
-        """Responses that the client has yet to take."""
-        return len(self._responses)
-
-    async def room(self) -> None:
-        """Until few enough responses wait to take another question."""
-        while self.waiting > MOST_WAITING:
-            self._taken.clear()
-            await self._taken.wait()
-
 
 class XdsServer:
     """Serves one snapshot to all who connect to `socket_path`, in every variant of the protocol.
@@ -138,7 +83,7 @@ class XdsServer:
     connect besides the owner; None leaves the file's group as it is. `users` are the user ids that may; None
     leaves it to the file's mode. `awaits` is the node id of the client whose acknowledgements count; None is
     all of them. `heartbeat` are the seconds between two renewals of resources with a time to live. `tcp` is
-    where it listens besides, with mutual TLS.
+    where it listens besides, with mutual TLS. `limits` are what each client may ask of us.
     """
 
     def __init__(
@@ -151,6 +96,7 @@ class XdsServer:
         awaits: str | None = None,
         heartbeat: float | None = None,
         tcp: TcpAccess | None = None,
+        limits: Limits = UNLIMITED,
     ) -> None:
         self._tcp = tcp
         self.port = 0
@@ -161,17 +107,18 @@ class XdsServer:
         self._users = users
         self._awaits = awaits
         self._heartbeat = heartbeat
+        self._limits = limits
         self._beating: asyncio.Task[None] | None = None
         self._offer: Callable[[], Snapshot] | None = None
         self._server: grpc.aio.Server | None = None
-        self.streams: set[_Stream] = set()
+        self.streams: set[Stream] = set()
         self._published: Snapshot | None = None
         self._progress = asyncio.Event()
 
     async def start(self) -> None:
         """Listen. Raises HostError when the socket cannot be made."""
-        # Envoy's messages have no size limit, and neither may a first answer with thousands of clusters.
-        options = [("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1)]
+        # A first answer may have thousands of clusters.
+        options = [("grpc.max_send_message_length", -1), *self._limits.options()]
         self._server = grpc.aio.server(options=options)
         handlers = (
             *xds_services.discovery(self._serve),
@@ -224,7 +171,7 @@ class XdsServer:
         """Make `snapshot` the wanted state of all clients, present and to come."""
         self._published, self._offer = snapshot, None
         for stream in self.streams:
-            stream.push(stream.session.publish(snapshot))
+            stream.hear(lambda session: session.publish(snapshot))
         self._note_progress()
 
     def offer(self, make: Callable[[], Snapshot]) -> None:
@@ -307,7 +254,7 @@ class XdsServer:
         while True:
             await asyncio.sleep(seconds)
             for stream in self.streams:
-                stream.push(stream.session.heartbeat())
+                stream.hear(Session.heartbeat)
 
     def _note_progress(self) -> None:
         """Wake all that wait; the next wait starts on a fresh event."""
@@ -322,7 +269,8 @@ class XdsServer:
         if why := refusal():
             log.warning("turned away %s: %s", context.peer(), why)
             await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
-        stream = _Stream(session(), refusal)
+        stream = Stream(session(), refusal)
+        stream.session.most_names = self._limits.names
         if self._offer is not None:
             self.publish(self._offer())
         if self._published is not None:
@@ -341,7 +289,7 @@ class XdsServer:
             self.streams.discard(stream)
             self._note_progress()
 
-    async def _read(self, stream: _Stream, requests: AsyncIterator[Any]) -> ProtocolError | None:
+    async def _read(self, stream: Stream, requests: AsyncIterator[Any]) -> ProtocolError | None:
         """Serve requests until the client ends the stream, or breaks the protocol."""
         async for request in requests:
             try:
@@ -354,7 +302,7 @@ class XdsServer:
             await stream.room()
         return None
 
-    def _receive(self, stream: _Stream, request: Any) -> None:
+    def _receive(self, stream: Stream, request: Any) -> None:
         session = stream.session
         stream.push(session.receive(request))
         for event in session.drain_events():

@@ -15,6 +15,7 @@ from envoy.service.discovery.v3 import discovery_pb2
 from envoy.service.status.v3 import csds_pb2
 
 from penstock.xds.delta import DeltaSession
+from penstock.xds.errors import ProtocolError
 from penstock.xds.session import Session
 from penstock.xds.snapshot import TypeUrl
 from penstock.xds.state import StateSession
@@ -80,18 +81,21 @@ def status(
     """Client status discovery; `tell` answers one ClientStatusRequest. `refusal_of` (context) gives what says
     why a client may not ask."""
 
-    async def judge(context: Any) -> None:
-        if why := refusal_of(context)():
-            await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
-
     async def fetch(request: Any, context: Any) -> Any:
-        await judge(context)
-        return tell(request)
+        return await answer(request, context, refusal_of(context))
 
     async def stream(requests: Any, context: Any) -> None:
-        await judge(context)
+        refusal = refusal_of(context)
         async for request in requests:
-            await context.write(tell(request))
+            await context.write(await answer(request, context, refusal))
+
+    async def answer(request: Any, context: Any, refusal: Callable[[], str]) -> Any:
+        if why := refusal():
+            await context.abort(grpc.StatusCode.UNAUTHENTICATED, why)
+        try:
+            return tell(request)
+        except ProtocolError as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
 
     shapes = {
         "request_deserializer": csds_pb2.ClientStatusRequest.FromString,

@@ -26,7 +26,7 @@ request changes what the client watches, which types travel whole, and the bytes
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Set
 from typing import Any, ClassVar, TypeAlias
 
 from penstock.xds.errors import ProtocolError
@@ -59,6 +59,8 @@ class Session:
         self.node: Any = None
         """The client's node, an envoy.config.core.v3.Node; it comes with the first request only."""
         self.nacks = 0
+        self.most_names = 0
+        """Names that the client may watch, and types; 0 is any number."""
         self._snapshot: Snapshot | None = None
         self._watches: dict[str, Watch] = {}
         self._nonce = 0
@@ -73,8 +75,11 @@ class Session:
         return self.node is not None and TTL_FEATURE in self.node.client_features
 
     def receive(self, request: Request) -> list[Response]:
-        """Take one request. Raises ProtocolError if its type is not the stream's, which must then end."""
-        watch = self._watch(self._kind(request.type_url))
+        """Take one request. Raises ProtocolError if its type is not the stream's, if it asks for more than it
+        may, or for what is not supported; the stream must then end."""
+        kind = self._kind(request.type_url)
+        self._look_at(request, kind)
+        watch = self._watch(kind)
         if self.node is None and request.HasField("node"):
             self.node = request.node
         responses = self._settle(watch, request)
@@ -84,6 +89,18 @@ class Session:
     def encode(self, response: Response) -> bytes:
         """The bytes of a response in this variant of the protocol."""
         raise NotImplementedError
+
+    def _asked(self, request: Request, names: Set[str]) -> int:
+        """How many names of its type are watched after a request, with `names` watched now. Raises
+        ProtocolError if it asks in another way than by names."""
+        raise NotImplementedError
+
+    def _look_at(self, request: Request, kind: str) -> None:
+        watch = self._watches.get(kind)
+        asked = self._asked(request, watch.names if watch is not None else frozenset())
+        others = sum(1 + len(other.names) for other in self._watches.values() if other is not watch)
+        if self.most_names and others + 1 + asked > self.most_names:
+            raise ProtocolError(f"a stream may ask for {self.most_names} names and types, not for more")
 
     def _subscribe(self, watch: Watch, request: Request) -> None:
         """Take what a request says about what the client watches."""

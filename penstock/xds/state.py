@@ -17,9 +17,11 @@ wanted any more: what the incremental face delays until routes have left it, thi
 
 from __future__ import annotations
 
+from collections.abc import Set
 from typing import ClassVar
 
 from penstock.xds import wire
+from penstock.xds.errors import ProtocolError
 from penstock.xds.said import Response
 from penstock.xds.session import Request, Session
 from penstock.xds.snapshot import TypeUrl, version_of
@@ -38,6 +40,11 @@ class StateSession(Session):
             response.kept,
             ttl=self.understands_ttl,
         )
+
+    def _asked(self, request: Request, names: Set[str]) -> int:
+        if request.resource_locators:
+            raise ProtocolError("resource_locators is not supported: ask by name")
+        return len(request.resource_names)
 
     def _subscribe(self, watch: Watch, request: Request) -> None:
         names = set(request.resource_names)

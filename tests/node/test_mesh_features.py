@@ -12,7 +12,7 @@ from collections import Counter
 from typing import Any
 
 import pytest
-from clients import Answer, Http, ask, until
+from clients import REFUSED, Answer, Http, ask, connect, extra_address, until
 from conftest import MeshFactory
 from objects import policy, route, select, service, to
 from rig import Mesh, workload
@@ -196,6 +196,16 @@ def test_a_client_may_be_the_backend_that_is_chosen(mesh: Mesh) -> None:
     for version in (4, 6):
         assert ask(mesh["v1"], mesh.vip("both", version), 80, "/").status == 403
         assert ask(mesh["v2"], mesh.vip("both", version), 80, "/").status == 200
+
+
+@pytest.mark.parametrize("itself", ["169.254.80.101", "fd50:656e:7374:6f63:6b::1"], ids=["v4", "v6"])
+def test_nobody_else_calls_from_where_a_workload_seems_to_call_itself(mesh: Mesh, itself: str) -> None:
+    mesh.apply(ALL, V1, V2)
+    target = mesh["v1"].address(6 if ":" in itself else 4)
+    before = mesh.on("v2").counter("SPOOFED_SOURCE")
+    with extra_address(mesh["v2"], itself), pytest.raises(OSError):
+        connect(mesh["v2"], target, 8080, source=itself, timeout=REFUSED)
+    assert mesh.on("v2").counter("SPOOFED_SOURCE") > before
 
 
 def test_MeshHTTPRouteRewritePath(mesh: Mesh) -> None:

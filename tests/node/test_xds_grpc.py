@@ -67,6 +67,12 @@ def penstock(mesh: Mesh, *words: str) -> Any:
     return json.loads(subprocess.run(command, capture_output=True, check=True).stdout)
 
 
+def of_program(mesh: Mesh) -> list[dict[str, str]]:
+    """What we know of the gRPC program's resources."""
+    (found,) = [c for c in penstock(mesh, "xds", "clients", "-o", "json") if c["node"] == "program"]
+    return list(found["resources"])
+
+
 class Calls:
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
@@ -111,6 +117,8 @@ def client(mesh: Mesh, target: str) -> Iterator[Calls]:
 def test_a_service_is_balanced_over_its_endpoints(mesh: Mesh, target: str) -> None:
     mesh.apply(*SERVICES)
     with client(mesh, target) as calls:
+        # Until it is connected to both, gRPC takes the one that it is connected to.
+        until("both answer", lambda: set(calls()) == {"v1", "v2"})
         seen = calls(count=20)
     assert set(seen) == {"v1", "v2"}
     assert abs(seen["v1"] - seen["v2"]) <= 2
@@ -121,8 +129,7 @@ def test_an_unknown_service_is_told_as_such(mesh: Mesh) -> None:
     mesh.apply(*SERVICES[1:])
     with client(mesh, "xds:///api.default.svc:50051") as calls:
         assert set(calls(count=1)) == {"DEADLINE_EXCEEDED"}
-        (program,) = [c for c in penstock(mesh, "xds", "clients", "-o", "json") if c["node"] == "program"]
-        assert {r["client"] for r in program["resources"]} == {"DOES_NOT_EXIST"}
+        assert {r["client"] for r in of_program(mesh)} == {"DOES_NOT_EXIST"}
         mesh.apply(*SERVICES)
         until("both answer", lambda: set(calls()) == {"v1", "v2"})
 
@@ -130,7 +137,7 @@ def test_an_unknown_service_is_told_as_such(mesh: Mesh) -> None:
 def test_changes_reach_an_open_channel_and_the_status_tells_what_it_took(mesh: Mesh) -> None:
     mesh.apply(*SERVICES)
     with client(mesh, "xds:///api.default.svc:50051") as calls:
-        assert set(calls()) == {"v1", "v2"}
+        until("both answer", lambda: set(calls()) == {"v1", "v2"})
         mesh.apply(service("api", GRPC, selector={"app": "v2"}), *SERVICES[1:])
         until("only v2 answers", lambda: set(calls()) == {"v2"})
         mesh.apply(
@@ -145,9 +152,8 @@ def test_changes_reach_an_open_channel_and_the_status_tells_what_it_took(mesh: M
         until("routed", lambda: set(calls("/pkg.Old/Get")) == {"v1"})
         assert set(calls("/pkg.Api/Get")) == {"v2"}
         assert set(calls("/pkg.Apis/Get", 1)) == {"UNAVAILABLE"}
-        (program,) = [c for c in penstock(mesh, "xds", "clients", "-o", "json") if c["node"] == "program"]
-        assert {r["state"] for r in program["resources"]} == {"SYNCED"}
-        kinds = {r["type"] for r in program["resources"]}
+        until("acknowledged", lambda: {r["state"] for r in of_program(mesh)} == {"SYNCED"})
+        kinds = {r["type"] for r in of_program(mesh)}
         assert kinds == {"Listener", "RouteConfiguration", "Cluster", "ClusterLoadAssignment"}
         mesh.apply(*SERVICES)
         until("as before", lambda: set(calls()) == {"v1", "v2"})
@@ -157,12 +163,11 @@ def test_what_we_tell_of_a_client_is_what_it_tells_itself(mesh: Mesh) -> None:
     """Our table of acknowledgements against gRPC's own client status (grpcio-csds), resource by resource."""
     mesh.apply(*SERVICES)
     with client(mesh, "xds:///api.default.svc:50051") as calls:
-        assert set(calls()) == {"v1", "v2"}
+        until("both answer", lambda: set(calls()) == {"v1", "v2"})
         for selector in ({"app": "v2"}, {"tier": "api"}):
             mesh.apply(service("api", GRPC, selector=selector), *SERVICES[1:])
-            (program,) = [c for c in penstock(mesh, "xds", "clients", "-o", "json") if c["node"] == "program"]
-            ours = {f"{r['type']} {r['name']}" for r in program["resources"]}
-            assert {r["state"] for r in program["resources"]} == {"SYNCED"}
+            until("acknowledged", lambda: {r["state"] for r in of_program(mesh)} == {"SYNCED"})
+            ours = {f"{r['type']} {r['name']}" for r in of_program(mesh)}
             assert calls.held().keys() == ours
             assert {state for _, state in calls.held().values()} == {ClientResourceStatus.ACKED}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -76,3 +77,16 @@ def test_it_needs_nothing_of_the_data_plane() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_older_file_is_first(tmp_path: Path) -> None:
+    """As for the daemon: at a tie the older route is tried before, whatever the names are."""
+    for name, since in (("a", 200), ("b", 100)):
+        file = tmp_path / f"{name}.yaml"
+        file.write_text(
+            "apiVersion: gateway.networking.k8s.io/v1\nkind: HTTPRoute\n"
+            f"metadata: {{name: {name}}}\nspec: {{parentRefs: [{{name: gw}}], rules: [{{}}]}}\n"
+        )
+        os.utime(file, (since, since))
+    shown = json.loads(run("-f", tmp_path, "-o", "json").stdout)
+    assert [p["name"] for p in shown["problems"] if p["code"] == "shadowed"] == ["a"]

@@ -109,14 +109,15 @@ def test_routes_that_no_listener_takes(listener: str, kind: str, reason: str) ->
     assert found.attached == 0
 
 
-def test_https_and_tls_without_names_do_not_stand_beside_each_other() -> None:
+@pytest.mark.parametrize("host", ["", "hostname: a.example, "], ids=["neither", "one"])
+def test_https_and_tls_do_not_stand_beside_each_other_without_names(host: str) -> None:
     ended = "tls: {certificateRefs: [{name: cert}]}"
     _, plan = make(
         CERTIFICATE
         + gateway(
             "{name: control, port: 443, protocol: TLS, tls: {mode: Passthrough}}",
             f"{{name: https, port: 8443, protocol: HTTPS, {ended}}}",
-            "{name: tls, port: 8443, protocol: TLS, tls: {mode: Passthrough}}",
+            f"{{name: tls, port: 8443, {host}protocol: TLS, tls: {{mode: Passthrough}}}}",
         )
     )
     listeners = plan.statuses[ObjectKey("Gateway", "default", "gw")].extra["listeners"]

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from penstock.errors import InputError
+from penstock.sources import files, reading
 from penstock.sources.files import GRACE, FileSource
-from penstock.sources.reading import Absent, read
+from penstock.sources.reading import Absent, Content, read
 
 QUEUE = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())
 Changes = Mapping[str, str | None]
@@ -145,6 +146,48 @@ def test_a_file_that_is_open_for_writing_is_busy(folder: Path) -> None:
     with open(path, "w"):
         assert read(str(path)) is Absent.BUSY
     assert not isinstance(read(str(path)), Absent)
+
+
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The files that are read from now on."""
+    found: list[str] = []
+
+    def noted(path: str) -> Content | Absent:
+        found.append(os.path.basename(path))
+        return read(path)
+
+    monkeypatch.setattr(files, "read", noted)
+    return found
+
+
+def test_a_scan_reads_no_file_that_nobody_touched(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "_TICK", -1)
+    path, other = watched.folder / "a.yaml", watched.folder / "b.yaml"
+    path.write_text("one")
+    other.write_text("other")
+    watched.scan()
+    seen = reads(monkeypatch)
+    assert (watched.scan(), seen) == ({}, [])
+    # As long as before, and as old by its own word.
+    about = os.stat(path)
+    while os.stat(path).st_ctime_ns == about.st_ctime_ns:
+        path.write_text("two")
+        os.utime(path, ns=(about.st_atime_ns, about.st_mtime_ns))
+    assert (watched.scan(), seen) == ({"a.yaml": "two"}, ["a.yaml"])
+    os.replace(other, path)
+    assert watched.scan() == {"a.yaml": "other", "b.yaml": None}
+    with open(path, "w"):
+        assert watched.scan() == {}
+    assert (watched.scan(), seen.count("a.yaml") > 2) == ({}, True)
+
+
+def test_what_was_touched_just_now_is_read_again(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next time may look the same to the file system."""
+    (watched.folder / "a.yaml").write_text("a")
+    watched.scan()
+    seen = reads(monkeypatch)
+    watched.scan()
+    assert seen == ["a.yaml"]
 
 
 async def test_an_empty_file_counts_after_a_while(watched: Watched) -> None:

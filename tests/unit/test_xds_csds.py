@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
 from envoy.admin.v3.config_dump_shared_pb2 import ClientResourceStatus
 from envoy.service.status.v3 import csds_pb2
 from google.protobuf import text_format
 from xds_dialogue import CDS, EDS, SDS, Dialogue, cds, res, snap
 
 from penstock.xds.csds import client_status
+from penstock.xds.errors import ProtocolError
 
 
 def ask(*dialogues: Dialogue, matchers: str = "", contents: bool = True) -> dict[str, dict[str, Any]]:
@@ -69,12 +71,35 @@ def test_streams_of_one_node_are_one_client_and_others_are_told_apart() -> None:
     told = ask(clusters, endpoints, other, silent)
     assert {node: set(found) for node, found in told.items()} == {"one": {"c", "e"}, "two": set()}
     assert set(ask(clusters, other, matchers='node_matchers { node_id { prefix: "t" } }')) == {"two"}
-    either = (
-        'node_matchers { node_id { exact: "one" } } node_matchers { node_id { safe_regex { regex: "t.." } } }'
-    )
+    either = 'node_matchers { node_id { exact: "one" } } node_matchers { node_id { contains: "wo" } }'
     assert set(ask(clusters, other, matchers=either)) == {"one", "two"}
     lost = 'node_matchers { node_metadatas { path { key: "zone" } value { string_match { exact: "z" } } } }'
     assert ask(clusters, other, matchers=lost) == {}
+
+
+@pytest.mark.parametrize(
+    "matcher",
+    [
+        'node_id { safe_regex { regex: "(a+)+$" } }',
+        'node_id { custom { name: "x" } }',
+        'node_metadatas { path { key: "zone" } value { double_match { exact: 1 } } }',
+    ],
+)
+def test_what_cannot_be_matched_is_refused_and_takes_no_time(matcher: str) -> None:
+    d = Dialogue(snap())
+    d.ask(CDS, node="a" * 64 + "b")
+    d.session.node.metadata["zone"] = "z"
+    with pytest.raises(ProtocolError, match=r"cannot be matched by (safe_regex|custom|double_match)"):
+        ask(d, matchers=f"node_matchers {{ {matcher} }}")
+
+
+def test_a_path_that_goes_on_behind_a_value_leads_nowhere() -> None:
+    d = Dialogue(snap())
+    d.ask(CDS, node="me")
+    d.session.node.metadata.update({"zone": "z", "rack": 3})
+    for key in ("zone", "rack"):
+        path = f'path {{ key: "{key}" }} path {{ key: "z" }} value {{ present_match: true }}'
+        assert ask(d, matchers=f"node_matchers {{ node_metadatas {{ {path} }} }}") == {}
 
 
 def test_keys_do_not_leave() -> None:

@@ -20,7 +20,8 @@ from penstock.errors import HostError
 from penstock.observe.als import RequestRecord, access_log_service
 from penstock.xds.delta import DeltaSession
 from penstock.xds.order import Rollout
-from penstock.xds.server import XdsServer, _Stream
+from penstock.xds.server import XdsServer
+from penstock.xds.stream import Stream
 from penstock.xds.watch import Refusal
 
 METHOD = "/envoy.service.discovery.v3.AggregatedDiscoveryService/DeltaAggregatedResources"
@@ -223,7 +224,7 @@ async def test_who_may_not_stay_goes_even_if_that_turns_out_while_an_answer_is_w
         async def abort(self, *_: Any) -> None:
             ended.set()
 
-    stream = _Stream(DeltaSession(), lambda: why)
+    stream = Stream(DeltaSession(), lambda: why)
     stream.session.publish(snap(*cds("a")))
     stream.push(stream.session.receive(discovery_pb2.DeltaDiscoveryRequest(type_url=CDS)))
     writer = asyncio.create_task(stream.write(Call()))

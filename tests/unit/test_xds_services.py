@@ -17,8 +17,9 @@ from envoy.service.discovery.v3 import discovery_pb2
 from envoy.service.status.v3 import csds_pb2
 from xds_dialogue import CDS, EDS, LDS, RDS, SDS, SRDS, cds, res, snap
 
-from penstock.xds.server import MOST_WAITING, XdsServer
+from penstock.xds.server import XdsServer
 from penstock.xds.snapshot import TypeUrl
+from penstock.xds.stream import MOST_WAITING
 
 SOON = 30.0
 CSDS = "/envoy.service.status.v3.ClientStatusDiscoveryService"

@@ -145,6 +145,27 @@ async def test_a_revoked_certificate_is_refused_and_its_open_stream_ends(
         assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
 
 
+async def test_who_is_revoked_is_told_no_more_of_the_others(
+    server: XdsServer, ca: CertificateAuthority, home: Path
+) -> None:
+    key, chain = pair(ca)
+    serial = x509.load_pem_x509_certificates(chain)[0].serial_number
+    async with channel(server.port, credentials(ca, (key, chain))) as over:
+        follow = over.stream_stream(
+            STATUS.replace("Fetch", "Stream"),
+            request_serializer=csds_pb2.ClientStatusRequest.SerializeToString,
+            response_deserializer=csds_pb2.ClientStatusResponse.FromString,
+        )()
+        await follow.write(csds_pb2.ClientStatusRequest())
+        await asyncio.wait_for(follow.read(), SOON)
+        revoke(home / "ca", f"{serial:x}", time.time())
+        ca.reload()
+        await follow.write(csds_pb2.ClientStatusRequest())
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await asyncio.wait_for(follow.read(), SOON)
+        assert caught.value.code() is grpc.StatusCode.UNAUTHENTICATED
+
+
 async def test_a_client_that_looks_for_another_server_is_not_deceived(
     server: XdsServer, ca: CertificateAuthority
 ) -> None:
