@@ -96,6 +96,7 @@ class Daemon:
         self._progress = Progress()
         self._timer: asyncio.TimerHandle | None = None
         self._waiter: asyncio.Task[None] | None = None
+        self._report.facts = lambda: self._planner.facts
         self._answers = Answers(
             options,
             node,

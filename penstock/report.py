@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from penstock import __version__, generated, status
 from penstock.errors import PenstockError, UsageError
 from penstock.explain.findings import findings
+from penstock.facts import Facts
 from penstock.gateway_status import built_in
 from penstock.manifests.document import Document, ObjectKey
 from penstock.manifests.problem import Problem
@@ -69,6 +70,8 @@ class Report:
         self._problems: tuple[Problem, ...] = ()
         self._reviewed: tuple[Problem, ...] | None = ()
         self._failure = "nothing was applied yet"
+        self.facts: Callable[[], Facts | None] = lambda: None
+        """The stages of what was compiled last."""
         self._transitions = Transitions()
         self.earlier = ""
         """What ran before policies were in force."""
@@ -101,7 +104,7 @@ class Report:
         """What is wrong with each file by itself, and what only all of them show (looked for when asked)."""
         if self._reviewed is None:
             documents = self._world.documents.values()
-            self._reviewed = findings(documents, datetime.now(UTC))
+            self._reviewed = findings(documents, datetime.now(UTC), self.facts())
         return (*self._problems, *self._reviewed)
 
     def _objects(self) -> list[dict[str, Any]]:

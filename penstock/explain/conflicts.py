@@ -20,13 +20,13 @@ from penstock.manifests.problem import Code, Problem, show_path
 from penstock.manifests.voided import voided
 from penstock.plan import Direction, PolicyEntry, PolicyKey, Verdict
 from penstock.policy.conflicts import Conflict
-from penstock.policy.entries import ANY, Stance, entries
+from penstock.policy.entries import ANY, entries
 from penstock.policy.identities import Member
 from penstock.policy.labels import INGRESS
 from penstock.policy.lookup import both_sides, find
 from penstock.policy.rights import Stances
 from penstock.policy.rules import TCP, Port, Rule
-from penstock.policy.server_names import MOST_JOINED
+from penstock.policy.server_names import together
 from penstock.routing.model import EdgeListener
 
 Table = Mapping[PolicyKey, PolicyEntry]
@@ -41,7 +41,8 @@ class _Side:
 
     member: Member
     table: Table
-    asking: tuple[PolicyKey, ...]
+    asking: Mapping[int, Sequence[PolicyKey]]
+    """By the peer that they are about."""
 
 
 def review_conflicts(documents: Iterable[Document]) -> list[Problem]:
@@ -53,7 +54,12 @@ def review_conflicts(documents: Iterable[Document]) -> list[Problem]:
         facts, _ = offline.compiled(offline.world(everything, offline.node_of(everything)))
     except AllocationError:
         return []
-    known = {(d.key, show_path(f.path[:-2])) for d, f in voided(everything.values())}
+    return rule_problems(facts)
+
+
+def rule_problems(facts: Facts) -> list[Problem]:
+    """The same of what is compiled already."""
+    known = {(d.key, show_path(f.path[:-2])) for d, f in voided(facts.world.documents.values())}
     found = [*conflicts(facts), *(p for place, p in _voided(facts) if place not in known), *_unjoined(facts)]
     return sorted(found, key=lambda p: (p.file, p.line, p.message))
 
@@ -66,9 +72,13 @@ def conflicts(facts: Facts) -> list[Problem]:
             continue
         for each in _left_out(stances):
             found.setdefault((each.left_out.origin, each.holds.origin), _told_left_out(each))
-        for out, into in _clashes(facts, stances):
+        if not _names_anywhere(stances):
+            continue
+        senders = list(_sides(facts, stances, Direction.EGRESS))
+        receivers = list(_sides(facts, stances, Direction.INGRESS))
+        for out, into in _clashes(senders, receivers):
             found.setdefault((out[1], into[1]), _told_clash(out, into))
-        for out, listener in _at_gateways(facts, stances):
+        for out, listener in _at_gateways(senders, facts.edge.listeners):
             found.setdefault((out[1], Origin(listener.name, listener.port)), _told_at_gateway(out, listener))
     return sorted(found.values(), key=lambda p: (p.file, p.line, p.message))
 
@@ -167,16 +177,17 @@ def _unjoined(facts: Facts) -> Iterator[Problem]:
     for subject, stance in facts.stances.egress.items():
         named = [r for r in stance.rules if r.peers is not None and r.peers.names and r.server_names]
         lists = list(dict.fromkeys(r.server_names for r in named))
-        if len(lists) <= MOST_JOINED:
+        most = together(len(lists))
+        if most >= len(lists):
             continue
-        rule = next(r for r in named if r.server_names == lists[MOST_JOINED])
+        rule = next(r for r in named if r.server_names == lists[-1])
         if rule.origin in told:
             continue
         told.add(rule.origin)
         who = facts.members.representatives()[subject].document.key
         message = (
-            f"is list {MOST_JOINED + 1} of {len(lists)} of server names for names of {who}: an address that"
-            " it learns under more than two of them may have the server names of two only"
+            f"is one of {len(lists)} lists of server names for names of {who}: an address that it learns"
+            f" under more than {most} of them may have the server names of {most} only"
         )
         hint = "write names that share addresses in one rule, with the server names of all of them"
         yield _problem(rule.policy, rule.origin, message, hint, "server-names")
@@ -185,10 +196,13 @@ def _unjoined(facts: Facts) -> Iterator[Problem]:
 # --- both sides ------------------------------------------------------------------------------------------
 
 
-def _clashes(facts: Facts, stances: Stances) -> Iterator[tuple[Place, Place]]:
+def _names_anywhere(stances: Stances) -> bool:
+    both = (*stances.ingress.values(), *stances.egress.values())
+    return any(rule.server_names is not None for stance in both for rule in stance.rules)
+
+
+def _clashes(senders: Sequence[_Side], receivers: Sequence[_Side]) -> Iterator[tuple[Place, Place]]:
     """The places of an egress and an ingress rule that let nothing pass together."""
-    senders = list(_sides(facts, stances.egress, Direction.EGRESS))
-    receivers = list(_sides(facts, stances.ingress, Direction.INGRESS))
     for sender in senders:
         for receiver in receivers:
             for port in _ports(sender, receiver):
@@ -199,12 +213,14 @@ def _clashes(facts: Facts, stances: Stances) -> Iterator[tuple[Place, Place]]:
                 yield from ((a, b) for a in out[1].origins[:1] for b in into[1].origins[:1])
 
 
-def _at_gateways(facts: Facts, stances: Stances) -> Iterator[tuple[Place, EdgeListener]]:
+def _at_gateways(
+    senders: Sequence[_Side], gateways: Iterable[EdgeListener]
+) -> Iterator[tuple[Place, EdgeListener]]:
     """The places of egress rules about server names that are about a Gateway's own port too."""
-    for sender in _sides(facts, stances.egress, Direction.EGRESS):
-        for listener in facts.edge.listeners:
+    for listener in gateways:
+        for sender in senders if listener.protocol == "TCP" else ():
             packet = (sender.member.subject, Direction.EGRESS, INGRESS, TCP, listener.port)
-            hit = find(sender.table, *packet) if listener.protocol == "TCP" else None
+            hit = find(sender.table, *packet)
             if hit is not None and hit[1].verdict is Verdict.NAMES:
                 yield from ((place, listener) for place in hit[1].origins[:1])
 
@@ -215,13 +231,19 @@ def _packet(
     return side.member.subject, direction, other.member.identity, TCP, port
 
 
-def _sides(facts: Facts, stances: Mapping[int, Stance], direction: Direction) -> Iterator[_Side]:
+def _sides(facts: Facts, stances: Stances, direction: Direction) -> Iterator[_Side]:
+    enforced = stances is facts.stances
     for subject, member in facts.members.representatives().items():
-        stance = stances[subject]
+        stance = stances.of(direction)[subject]
         if not any(r.server_names is not None or r.http is not None for r in stance.rules):
             continue
-        table = entries(stance, member, direction, facts.members, facts.by_identity)
-        asking = tuple(k for k, e in table.items() if e.verdict in _L7 and not e.dns and k.protocol == TCP)
+        table = facts.entries.get((subject, direction)) if enforced else None
+        if table is None:
+            table = entries(stance, member, direction, facts.members, facts.by_identity)
+        asking: dict[int, list[PolicyKey]] = {}
+        for key, entry in table.items():
+            if entry.verdict in _L7 and not entry.dns and key.protocol == TCP:
+                asking.setdefault(key.identity, []).append(key)
         if asking:
             yield _Side(member, table, asking)
 
@@ -229,16 +251,17 @@ def _sides(facts: Facts, stances: Mapping[int, Stance], direction: Direction) ->
 def _ports(sender: _Side, receiver: _Side) -> Iterator[int]:
     """A port of each pair of entries by which the two look into what they send each other."""
     seen = set()
-    for a in _about(sender.asking, receiver.member):
-        for b in _about(receiver.asking, sender.member):
+    for a in _about(sender, receiver):
+        for b in _about(receiver, sender):
             first = max(a.port, b.port)
             if first <= min(_last(a), _last(b)) and first not in seen:
                 seen.add(first)
                 yield first
 
 
-def _about(asking: Sequence[PolicyKey], peer: Member) -> Iterator[PolicyKey]:
-    return (key for key in asking if key.identity in (ANY, peer.identity))
+def _about(side: _Side, peer: _Side) -> Iterator[PolicyKey]:
+    yield from side.asking.get(ANY, ())
+    yield from side.asking.get(peer.member.identity, ())
 
 
 def _last(key: PolicyKey) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection
 from datetime import datetime
 
-from penstock.explain.conflicts import review_conflicts
+from penstock.explain.conflicts import review_conflicts, rule_problems
 from penstock.explain.unreached import review_unreached
+from penstock.facts import Facts
 from penstock.manifests.document import Document
 from penstock.manifests.problem import Problem
 from penstock.manifests.review import review
@@ -19,8 +20,13 @@ from penstock.routing.review_never import review_never
 from penstock.routing.review_traffic import review_traffic
 
 
-def findings(documents: Collection[Document], now: datetime) -> tuple[Problem, ...]:
-    """At the time `now` (with a zone), kind of finding by kind of finding."""
+def findings(
+    documents: Collection[Document], now: datetime, facts: Facts | None = None
+) -> tuple[Problem, ...]:
+    """At the time `now` (with a zone), kind of finding by kind of finding.
+
+    `facts` are of these documents, where they are compiled already: to do it again takes long.
+    """
     return (
         *review(documents),
         *review_routes(documents),
@@ -31,5 +37,5 @@ def findings(documents: Collection[Document], now: datetime) -> tuple[Problem, .
         *review_attachments(documents),
         *review_traffic(documents),
         *review_unreached(documents),
-        *review_conflicts(documents),
+        *(rule_problems(facts) if facts is not None else review_conflicts(documents)),
     )

@@ -17,11 +17,12 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from itertools import combinations
+from math import comb
 
 from penstock.dns.patterns import Names
 
-MOST_JOINED = 6
-"""Lists for names of one workload of which every combination is written down; of more only pairs."""
+MOST_COMBINATIONS = 256
+"""Of the lists for names of one workload; each is a listener. Pairs are written down whatever they are."""
 
 Unions = dict[tuple[int, int], int]
 """Two numbers, the smaller first → the number of the list that both make together."""
@@ -40,10 +41,21 @@ def union(*lists: Iterable[str]) -> Names:
     return tuple(sorted(frozenset().union(*lists)))
 
 
+def together(lists: int) -> int:
+    """How many of so many lists are joined with each other, whichever they are; all where that is few."""
+    most, found = 1, lists
+    while most < lists:
+        found += comb(lists, most + 1)
+        if found > MOST_COMBINATIONS and most > 1:
+            break
+        most += 1
+    return most
+
+
 def joined(lists: Iterable[Names]) -> frozenset[Names]:
     """All that these lists may come to mean together, themselves included."""
     each = sorted(frozenset(lists))
-    most = len(each) if len(each) <= MOST_JOINED else 2
+    most = together(len(each))
     return frozenset(union(*some) for size in range(1, most + 1) for some in combinations(each, size))
 
 

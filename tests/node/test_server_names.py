@@ -159,6 +159,7 @@ def test_a_name_is_no_way_past_a_rule_about_requests(mesh: Mesh) -> None:
     address = mesh["api"].address()
     assert tls(mesh["client"], address, HTTP, "one.example.com", timeout=REFUSED) == "silence"
     told(mesh, "node-a", "DROPPED", reason="RULES_CLASH")
+    assert "rules-clash" in [p["code"] for p in mesh.on("client").status()["problems"]]
     assert ask(mesh["other"], address, HTTP).status == 200
 
 
@@ -356,3 +357,21 @@ def test_in_audit_all_passes_and_is_told(mesh: Mesh) -> None:
         r["verdict"] == "AUDIT" and r.get("server_name") == "one.example.com"
         for r in mesh.on("api").observed(400)
     )
+
+
+def test_an_audit_ends_no_connection_until_it_is_enforced(mesh: Mesh) -> None:
+    def rule(*names: str) -> dict[str, Any]:
+        return into("api", {**EVERYBODY, "toPorts": [at(*names)]})
+
+    where = (mesh["client"], mesh["api"].address(), TLS)
+    mesh.apply()
+    with TlsClient(*where, "before.example.com") as before:
+        mesh.apply(audit(rule("one.example.com")))
+        with TlsClient(*where, "two.example.com") as two, TlsClient(*where, "three.example.com") as three:
+            assert goes_on(before) and goes_on(two) and goes_on(three)
+            mesh.apply(audit(rule("one.example.com", "two.example.com")))
+            assert goes_on(before) and goes_on(two) and goes_on(three)
+            mesh.apply(rule("one.example.com", "two.example.com"))
+            assert (goes_on(before), goes_on(two), goes_on(three)) == (False, True, False)
+            mesh.apply(audit(rule("one.example.com")))
+            assert goes_on(two)

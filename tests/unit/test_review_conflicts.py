@@ -14,6 +14,7 @@ from penstock.cli.validate import validate
 from penstock.diff import differences, planned
 from penstock.explain.conflicts import review_conflicts
 from penstock.manifests.store import Store
+from penstock.policy.server_names import together
 
 PEOPLE = NODES + workload("web", "10.244.1.11", node="node-a") + workload("api", "10.244.2.11", node="node-b")
 AT = "toPorts: [{ports: [{port: 443, protocol: TCP}], %s}]"
@@ -106,9 +107,10 @@ def test_lists_of_server_names_that_are_not_joined_in_every_way() -> None:
         listed = ", ".join(f"{{{each}}}" for each in at)
         return policy(f"{{endpointSelector: {{matchLabels: {{app: web}}}}, egress: [{listed}]}}", name="out")
 
-    assert said(names(6)) == []
-    ((code, name, _, message),) = said(names(8))
-    assert (code, name) == ("server-names", "out") and message.startswith("is list 7 of 8 of server names")
+    assert said(names(8)) == []
+    ((code, name, _, message),) = said(names(9))
+    assert (code, name) == ("server-names", "out") and message.startswith("is one of 9 lists of server names")
+    assert [together(n) for n in (0, 1, 2, 8, 9, 10, 11, 12, 40)] == [1, 1, 2, 8, 4, 3, 3, 2, 2]
 
 
 def test_commands_say_it(tmp_path) -> None:
