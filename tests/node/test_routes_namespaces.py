@@ -43,7 +43,9 @@ def marked(text: str, *refs: dict[str, Any]) -> dict[str, Any]:
 
 
 OWN = within("shop", service("own", {"port": 80, "targetPort": 8080}, selector={"app": "own"}))
-FOREIGN = {"name": "api", "namespace": "default", "port": 80}
+SECOND = service("second", {"port": 80, "targetPort": 8080}, selector={"app": "api"})
+FOREIGN = {"name": "second", "namespace": "default", "port": 80}
+"""Not the one that is dialled: that needs no grant."""
 GRANT = {
     "apiVersion": "gateway.networking.k8s.io/v1",
     "kind": "ReferenceGrant",
@@ -88,17 +90,17 @@ def test_the_next_request_on_an_open_connection_takes_the_routes_of_now(mesh: Me
 
 def test_a_grant_comes_and_goes(mesh: Mesh) -> None:
     asked = consumer(marked("x", FOREIGN))
-    mesh.apply(API, OWN, asked)
+    mesh.apply(API, SECOND, OWN, asked)
     assert seen(mesh, "shopper", "/x")[0] == 500
-    mesh.apply(API, OWN, asked, GRANT)
+    mesh.apply(API, SECOND, OWN, asked, GRANT)
     assert seen(mesh, "shopper", "/x")[0] == 200
-    mesh.apply(API, OWN, asked)
+    mesh.apply(API, SECOND, OWN, asked)
     assert seen(mesh, "shopper", "/x")[0] == 500
 
 
 def test_policy_holds_whoever_wrote_the_route(mesh: Mesh) -> None:
     """The receiver's policy names clients of its own namespace only."""
     closed = policy("in", select(app="api"), ingress=[{"fromEndpoints": [select(app="home")]}])
-    mesh.apply(API, OWN, closed, GRANT, consumer(marked("x", FOREIGN)))
+    mesh.apply(API, SECOND, OWN, closed, GRANT, consumer(marked("x", FOREIGN)))
     assert seen(mesh, "shopper", "/x")[0] == 403
     assert seen(mesh, "home", "/x")[0] == 200
