@@ -11,8 +11,6 @@ judges them, and L7 rules of its own cannot.
 
 from __future__ import annotations
 
-from typing import Any
-
 from envoy.config.core.v3 import base_pb2
 from envoy.config.listener.v3 import listener_components_pb2 as components
 from envoy.config.listener.v3 import listener_pb2
@@ -23,11 +21,10 @@ from envoy.extensions.filters.network.set_filter_state.v3 import set_filter_stat
 from envoy.extensions.filters.network.tcp_proxy.v3 import tcp_proxy_pb2
 from envoy.extensions.transport_sockets.internal_upstream.v3 import internal_upstream_pb2
 from envoy.type.metadata.v3 import metadata_pb2
-from google.protobuf import descriptor_pool, message_factory
-from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
 from google.protobuf.message import Message
 
 from penstock.envoy import accesslog, marks, names, states
+from penstock.envoy.declared import declare, field
 from penstock.envoy.protos import pack, seconds
 
 _PACKAGE = "envoy.extensions.filters.listener.set_filter_state.v3"
@@ -36,27 +33,12 @@ _REMOTE_STATE = "envoy.filters.listener.original_dst.remote_ip"
 """Filter state by which Envoy is told a cluster, and whose a connection in user space is (its own keys)."""
 
 
-def _declare() -> Any:
-    """Envoy 1.40's listener filter set_filter_state, which xds-protos does not carry."""
-    file = FileDescriptorProto(
-        name=f"penstock/{_PACKAGE}.proto",
-        package=_PACKAGE,
-        syntax="proto3",
-        dependency=[value_pb2.DESCRIPTOR.name],
-    )
-    file.message_type.add(name="Config").field.add(
-        name="on_accept",
-        number=1,
-        label=FieldDescriptorProto.LABEL_REPEATED,
-        type=FieldDescriptorProto.TYPE_MESSAGE,
-        type_name=f".{value_pb2.FilterStateValue.DESCRIPTOR.full_name}",
-    )
-    pool = descriptor_pool.Default()
-    pool.AddSerializedFile(file.SerializeToString())
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{_PACKAGE}.Config"))
-
-
-_OnAccept = _declare()
+_OnAccept = declare(
+    _PACKAGE,
+    {"Config": [field("on_accept", 1, value_pb2.FilterStateValue.DESCRIPTOR.full_name, repeated=True)]},
+    value_pb2.DESCRIPTOR,
+)["Config"]
+"""Of the listener filter set_filter_state."""
 
 
 def transport(own: base_pb2.TransportSocket) -> base_pb2.TransportSocket:
